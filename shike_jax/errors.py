@@ -1,0 +1,22 @@
+"""Errors that a user can mend, and how every command reports them."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Sequence
+
+
+class UserError(Exception):
+    """Bad input: one line that names the thing, its value and what is expected."""
+
+
+def run_main(main: Callable[[Sequence[str]], int | None], argv: Sequence[str] | None = None) -> None:
+    """Runs `main(argv without the program name)` and exits: 0 or its return value, 2 after a `UserError` in one line."""
+    try:
+        code = main(list(sys.argv[1:] if argv is None else argv))
+    except UserError as error:
+        print("error: " + " ".join(str(error).split()), file=sys.stderr)
+        code = 2
+    except BrokenPipeError:  # `... | head`
+        code = 0
+    sys.exit(code)
