@@ -46,7 +46,7 @@ def base() -> ConfigDict:
     config.name = "run"
     config.seed = 0  # of the weights, the order of examples and the augmentation
     config.dtype = "float32"  # of the computation; weights, BN statistics and losses stay float32 (float64: all of it)
-    config.init_from = ""  # warm start: a checkpoint or converted weights (path or bucket URL); fresh heads if C differs
+    config.init_from = ""  # warm start: a checkpoint or converted weights (path or URL); fresh heads if C differs
     config.log = "info"
 
     config.data = ConfigDict()
@@ -175,7 +175,7 @@ def parse_arguments(text: str | None, presets: Sequence[str] = (), **defaults: A
         name, equals, value = item.partition("=")
         if not equals:
             if item not in presets:
-                raise UserError(f"config argument {item!r}: unknown preset; expected one of {', '.join(presets) or '(none)'}")
+                raise UserError(f"config argument {item!r}: expected name=value or one of {', '.join(presets) or '-'}")
             values["preset"] = item
         elif name not in defaults:
             raise UserError(f"config argument {name!r} is unknown; expected one of {', '.join(sorted(defaults))}")
@@ -226,7 +226,7 @@ def validate(config: ConfigDict) -> None:
     require(config.train.keep_checkpoints >= 1, "train.keep_checkpoints", config.train.keep_checkpoints, "at least 1")
     require(len(config.run) >= 1, "run", tuple(config.run), "at least one stage")
     for name in config.run:
-        require(name in config.stages, "run", tuple(config.run), f"names from config.stages ({', '.join(config.stages)})")
+        require(name in config.stages, "run", tuple(config.run), f"names of config.stages: {', '.join(config.stages)}")
         _validate_stage(name, config.stages[name], choice, require)
 
 
@@ -242,7 +242,7 @@ def _validate_stage(name: str, one: ConfigDict, choice: Any, require: Any) -> No
     for field in ("lr", "weight_decay", "mixup", "momentum", "warmup_lr", "max_steps", "warmup_epochs"):
         require(one[field] >= 0, f"{prefix}.{field}", one[field], "a number of at least 0")
     require(0 <= one.exchange <= 1, f"{prefix}.exchange", one.exchange, "a share between 0 and 1")
-    require(one.exchange == 0 or one.sampler == "paired", f"{prefix}.sampler", one.sampler, "'paired' with exchange > 0")
+    require(not one.exchange or one.sampler == "paired", f"{prefix}.sampler", one.sampler, "'paired' with exchange > 0")
     require(not (one.mixup and one.sampler == "paired"), f"{prefix}.mixup", one.mixup, "0 with sampler 'paired'")
     weights = [one.loss[term] for term in ("ce", "nt", "mu", "balanced")]
     require(any(weights) and min(weights) >= 0, f"{prefix}.loss", one.loss.to_dict(), "weights >= 0, not all 0")

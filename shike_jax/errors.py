@@ -11,7 +11,7 @@ class UserError(Exception):
 
 
 def run_main(main: Callable[[Sequence[str]], int | None], argv: Sequence[str] | None = None) -> None:
-    """Runs `main(argv without the program name)` and exits: 0 or its return value, 2 after a `UserError` in one line."""
+    """Runs `main(argv without the program name)` and exits with its value, or 2 after a `UserError` in one line."""
     try:
         code = main(list(sys.argv[1:] if argv is None else argv))
     except UserError as error:

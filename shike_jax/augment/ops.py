@@ -1,0 +1,142 @@
+"""Photometric operations on one uint8 image [H, W, 3], equal to Pillow's (ImageOps, ImageEnhance) in every pixel.
+
+Each is a pure function of arrays, to be batched with `jax.vmap` or `jax.lax.map`. Pillow works partly in float32 and
+partly in double; here everything that can be is integer arithmetic, which needs no such care.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+Array = jax.Array
+
+
+def invert(image: Array) -> Array:
+    """255 - v. image uint8 [H, W, 3] -> the same shape and type."""
+    return 255 - image
+
+
+def posterize(image: Array, bits: Array) -> Array:
+    """Keeps the `bits` (0 to 8) highest bits of each channel. 0 gives black, where recent Pillow refuses it."""
+    return image & (0xFF << (8 - jnp.asarray(bits, jnp.int32))).astype(jnp.uint8)
+
+
+def solarize(image: Array, threshold: Array) -> Array:
+    """Inverts the values not below `threshold` (0 to 256, may be fractional)."""
+    return jnp.where(image < threshold, image, 255 - image)
+
+
+def solarize_add(image: Array, addend: Array) -> Array:
+    """Adds `addend` (0 to 255) to the values below 128 and saturates at 255."""
+    raised = jnp.minimum(image.astype(jnp.int32) + jnp.asarray(addend, jnp.int32), 255).astype(jnp.uint8)
+    return jnp.where(image < 128, raised, image)
+
+
+def brightness(image: Array, factor: Array) -> Array:
+    """Blends with black: factor 0 is black, 1 the image."""
+    return _blend(jnp.zeros_like(image), image, factor)
+
+
+def contrast(image: Array, factor: Array) -> Array:
+    """Blends with the mean grey level of the image, rounded half up: factor 0 is flat, 1 the image."""
+    grey = _grey(image)
+    mean = (2 * jnp.sum(grey) + grey.size) // (2 * grey.size)
+    return _blend(mean, image, factor)
+
+
+def color(image: Array, factor: Array) -> Array:
+    """Blends with the grey image: factor 0 is grey, 1 the image."""
+    return _blend(_grey(image)[..., None], image, factor)
+
+
+def sharpness(image: Array, factor: Array) -> Array:
+    """Blends with the image smoothed by [[1, 1, 1], [1, 5, 1], [1, 1, 1]] / 13; the outermost pixels stay as they are."""
+    height, width, _ = image.shape
+    wide = image.astype(jnp.int32)
+    rows = wide[:-2] + wide[1:-1] + wide[2:]
+    total = rows[:, :-2] + rows[:, 1:-1] + rows[:, 2:] + 4 * wide[1:-1, 1:-1]
+    smooth = jnp.pad((2 * total + 13) // 26, ((1, 1), (1, 1), (0, 0)))
+    ys, xs = jnp.arange(height)[:, None], jnp.arange(width)[None, :]
+    inside = (ys > 0) & (ys < height - 1) & (xs > 0) & (xs < width - 1)
+    return _blend(jnp.where(inside[..., None], smooth, wide), image, factor)
+
+
+def autocontrast(image: Array) -> Array:
+    """Stretches each channel so that its darkest value becomes 0 and its brightest 255 (no cut-off)."""
+    low = jnp.min(image, axis=(0, 1)).astype(jnp.int32)[:, None]
+    high = jnp.max(image, axis=(0, 1)).astype(jnp.int32)[:, None]
+    span = jnp.maximum(high - low, 1)
+    offset = jnp.clip(jnp.arange(256) - low, 0, span)
+    # Where 255 * offset / span is an integer, Pillow's double arithmetic sometimes ends just below it and truncates.
+    index = offset * _shared_divisor(span) // span
+    words = jnp.asarray(_autocontrast_shortfall())[low, span, index // 32]
+    table = 255 * offset // span - ((words >> (index % 32).astype(jnp.uint32)) & 1).astype(jnp.int32)
+    return _look_up(image, jnp.where(high > low, table, jnp.arange(256)))
+
+
+def equalize(image: Array) -> Array:
+    """Maps each channel by its own cumulative histogram, with Pillow's integer step and saturation."""
+    height, width, channels = image.shape
+    rows = jnp.arange(channels)
+    histogram = jnp.zeros((channels, 256), jnp.int32).at[rows, image.astype(jnp.int32)].add(1)
+    brightest = histogram[rows, jnp.max(image, axis=(0, 1)).astype(jnp.int32)][:, None]
+    step = (height * width - brightest) // 255
+    below = jnp.cumsum(histogram, axis=1) - histogram
+    table = jnp.minimum((step // 2 + below) // jnp.maximum(step, 1), 255)
+    return _look_up(image, jnp.where(step > 0, table, jnp.arange(256)))
+
+
+def _grey(image: Array) -> Array:
+    """Pillow's conversion to mode L: int32 [H, W] of 0.299 R + 0.587 G + 0.114 B in 16-bit fixed point."""
+    red, green, blue = (image[..., channel].astype(jnp.int32) for channel in range(3))
+    return (red * 19595 + green * 38470 + blue * 7471 + 0x8000) >> 16
+
+
+def _blend(degenerate: Array, image: Array, factor: Array) -> Array:
+    """degenerate + factor * (image - degenerate) in float32, saturated and truncated."""
+    base = degenerate.astype(jnp.float32)
+    # The bound is never reached: it stands between product and sum, so that no compiler contracts the two into one
+    # fused multiply-add, whose single rounding differs from Pillow's in the last grey level.
+    change = jnp.clip(jnp.asarray(factor, jnp.float32) * (image.astype(jnp.float32) - base), -1e6, 1e6)
+    return jnp.clip(base + change, 0, 255).astype(jnp.uint8)
+
+
+def _look_up(image: Array, table: Array) -> Array:
+    """table [C, 256] of each channel applied to image [H, W, C]."""
+    index = image.astype(jnp.int32) + 256 * jnp.arange(image.shape[-1])
+    return table.astype(jnp.uint8).reshape(-1).at[index].get(mode="promise_in_bounds")
+
+
+@functools.cache
+def _divisors() -> np.ndarray:
+    """Greatest common divisor of 255 and every span 0 .. 255, int32 [256]."""
+    return np.asarray([math.gcd(255, span) for span in range(256)], np.int32)
+
+
+def _shared_divisor(span: Array) -> Array:
+    """gcd(255, span): 255 * offset / span is an integer at offset = j * span / gcd, j = 0 .. gcd."""
+    return jnp.asarray(_divisors())[span]
+
+
+@functools.cache
+def _autocontrast_shortfall() -> np.ndarray:
+    """Bit j of uint32 [256 low, 256 span, 8]: Pillow's table is one less than j * 255 / gcd(255, span) there.
+
+    Pillow computes `int(v * scale + offset)` with `scale = 255 / span` and `offset = -low * scale` in double.
+    """
+    words = np.zeros((256, 256, 8), np.uint32)
+    for span in range(1, 256):
+        divisor = int(_divisors()[span])
+        lows = np.arange(256 - span, dtype=np.float64)[:, None]
+        steps = np.arange(divisor + 1)
+        scale = 255.0 / span
+        values = (lows + steps * (span // divisor)) * scale + -lows * scale
+        short = (values.astype(np.int64) < steps * (255 // divisor)) & (values >= 0)
+        for low, step in zip(*np.nonzero(short), strict=True):
+            words[low, span, step // 32] |= np.uint32(1 << (step % 32))
+    return words

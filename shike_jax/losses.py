@@ -1,0 +1,139 @@
+"""SHIKE's losses as pure functions of logits [M,B,C] (M experts) and labels [B]; every result is per example, [B].
+
+Two forms of the distillation terms exist. `paper` is the printed equations. `official` is the authors' code, which
+
+* divides both KL terms by the number of classes too (`kl_div` with the mean over all elements),
+* keeps the target entry in both softmaxes of the non-target term: logit 0 in the teacher's, -30 in the student's, and
+  looks for the hardest negative among all entries with the target's set to 0,
+* lets gradients flow through the teachers. The `paper` form treats teachers as constants, as distillation usually does.
+"""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+Array = jax.Array
+FORMS = ("official", "paper")
+STUDENT_TARGET_LOGIT = -30.0  # official form only
+
+
+def cross_entropy(logits: Array, labels: Array) -> Array:
+    """Cross-entropy summed over experts (the L_ce of eq. 10).
+
+    Args:
+      logits: float [M,B,C].
+      labels: int [B], classes 0..C-1.
+
+    Returns:
+      float [B], in nats.
+    """
+    _check(logits, labels)
+    return -jnp.sum(_at_target(jax.nn.log_softmax(logits), labels), 0)
+
+
+def soft_cross_entropy(logits: Array, targets: Array) -> Array:
+    """Cross-entropy with target distributions [B,C] (mixup), summed over experts; logits [M,B,C], result [B]."""
+    if logits.ndim != 3 or targets.shape != logits.shape[1:]:
+        raise ValueError(f"logits {logits.shape} must be [M,B,C] and targets {targets.shape} [B,C]")
+    return -jnp.sum(jax.nn.log_softmax(logits) * targets, (0, 2))
+
+
+def balanced_softmax(logits: Array, labels: Array, class_counts: Array) -> Array:
+    """Balanced softmax cross-entropy summed over experts (eq. 11): cross-entropy of z + log n.
+
+    Args:
+      logits: float [M,B,C].
+      labels: int [B].
+      class_counts: [C] training examples per class, all positive.
+
+    Returns:
+      float [B].
+    """
+    if class_counts.shape != logits.shape[-1:]:
+        raise ValueError(f"class_counts {class_counts.shape} must be [C] for logits {logits.shape} [M,B,C]")
+    return cross_entropy(logits + jnp.log(class_counts.astype(logits.dtype)), labels)
+
+
+def mutual_distillation(logits: Array, form: str = "official") -> Array:
+    """KL(p^j || p^k) summed over all ordered pairs of different experts (L_mu, eq. 4).
+
+    Args:
+      logits: float [M,B,C]; the result is 0 for M = 1.
+      form: `official` divides by C and differentiates through the teacher p^j; `paper` does neither.
+
+    Returns:
+      float [B].
+    """
+    _check_form(form)
+    log_p = jax.nn.log_softmax(logits)
+    if form == "official":
+        # sum_jk p_j (log p_j - log p_k) without a double loop; the terms j = k are 0.
+        pairs = jnp.exp(log_p) * (len(logits) * log_p - jnp.sum(log_p, 0))
+        return jnp.sum(pairs, (0, 2)) / logits.shape[-1]
+    teacher = lax.stop_gradient(log_p)
+    return jnp.sum(jnp.exp(teacher) * (len(logits) * teacher - jnp.sum(log_p, 0)), (0, 2))
+
+
+def grand_teacher(logits: Array, labels: Array, form: str = "paper") -> tuple[Array, Array]:
+    """The grand teacher's logits and the consensus hardest negative (eqs. 5-7).
+
+    Args:
+      logits: float [M,B,C].
+      labels: int [B].
+      form: how the target entry is treated when the hardest negative is sought: left out (`paper`) or a logit of 0.
+
+    Returns:
+      float [B,C]: the maximum over experts, but their mean at the hardest negative; the target entry means nothing.
+      int [B]: the hardest negative class.
+    """
+    _check(logits, labels)
+    _check_form(form)
+    target = jax.nn.one_hot(labels, logits.shape[-1], dtype=bool)
+    mean = jnp.mean(logits, 0)
+    hardest = jnp.argmax(jnp.where(target, 0.0 if form == "official" else -jnp.inf, mean), -1)
+    is_hardest = jax.nn.one_hot(hardest, logits.shape[-1], dtype=bool)
+    return jnp.where(is_hardest, mean, jnp.max(logits, 0)), hardest
+
+
+def non_target_distillation(logits: Array, labels: Array, form: str = "official") -> Array:
+    """KL(grand teacher || expert) over the non-target classes, summed over experts (L_nt, eqs. 8-9).
+
+    Args:
+      logits: float [M,B,C].
+      labels: int [B].
+      form: see the module's docstring.
+
+    Returns:
+      float [B].
+    """
+    teacher, _ = grand_teacher(logits, labels, form)
+    target = jax.nn.one_hot(labels, logits.shape[-1], dtype=bool)
+    if form == "official":
+        log_t = jax.nn.log_softmax(jnp.where(target, 0.0, teacher))
+        log_s = jax.nn.log_softmax(jnp.where(target, STUDENT_TARGET_LOGIT, logits))
+        return jnp.sum(jnp.exp(log_t) * (log_t - log_s), (0, 2)) / logits.shape[-1]
+    log_t = _log_softmax_without(lax.stop_gradient(teacher), target)
+    log_s = _log_softmax_without(logits, target)
+    return jnp.sum(jnp.where(target, 0.0, jnp.exp(log_t)) * (log_t - log_s), (0, 2))
+
+
+def _log_softmax_without(logits: Array, excluded: Array) -> Array:
+    """log softmax over the entries that are not excluded; 0 (not -inf, which breaks gradients) where they are."""
+    return jnp.where(excluded, 0.0, logits - jax.nn.logsumexp(logits, -1, keepdims=True, where=~excluded))
+
+
+def _at_target(values: Array, labels: Array) -> Array:
+    """values [M,B,C] at each label: [M,B]."""
+    return jnp.take_along_axis(values, labels[None, :, None], -1)[..., 0]
+
+
+def _check(logits: Array, labels: Array) -> None:
+    if logits.ndim != 3 or labels.shape != logits.shape[1:2]:
+        raise ValueError(f"logits {logits.shape} must be [M,B,C] and labels {labels.shape} must be [B]")
+
+
+def _check_form(form: str) -> None:
+    if form not in FORMS:
+        raise ValueError(f"form={form!r}: expected one of {', '.join(FORMS)}")

@@ -1,0 +1,158 @@
+"""SHIKE's network: shared stages, one last stage per expert, aligned Hadamard fusion, two sets of classifiers."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from shike_jax.models.layers import BatchNorm, Conv, CosineClassifier, LinearClassifier, param_dtype
+from shike_jax.models.resnet import Backbone, Mode, Stage, Trunk
+
+Array = jax.Array
+HEAD_SETS = ("representation", "classifier")
+
+
+class Align(nn.Module):
+    """Brings intermediate features to the deep shape by stride-2 3x3 convolutions, channels doubling (sec. 3.2).
+
+    ReLU follows every convolution but the last of a chain of several; a chain of one keeps its ReLU (authors' code).
+    `last_relu` adds the missing one.
+    """
+
+    halvings: int
+    last_relu: bool
+
+    @nn.compact
+    def __call__(self, x: Array, mode: Mode) -> Array:
+        """[B,H,W,C] to [B,H/2^n,W/2^n,C*2^n]."""
+        for i in range(self.halvings):
+            x = Conv(2 * x.shape[-1], 3, 2, 1, mode.dtype, name=f"conv{i}")(x)
+            x = BatchNorm(mode.axis_name, name=f"bn{i}")(x, train=mode.train, mask=mode.mask)
+            if i < self.halvings - 1 or self.halvings == 1 or self.last_relu:
+                x = nn.relu(x)
+        return x
+
+
+class Expert(nn.Module):
+    """One expert's own last stage and, with fusion, the alignment of the shared stage `depth` (eq. 3)."""
+
+    spec: Backbone
+    depth: int
+    fusion: bool
+    last_relu: bool
+
+    @nn.compact
+    def __call__(self, shared: list[Array], mode: Mode) -> dict[str, Array]:
+        """Returns `deep`, `aligned` (with fusion) and `fused`, each [B,H,W,C], C = channels of the last stage."""
+        last = len(self.spec.blocks)
+        deep = Stage(self.spec, last, name=f"stage{last}")(shared[-1], mode)
+        if not self.fusion:
+            return {"deep": deep, "fused": deep}
+        aligned = Align(last - self.depth, self.last_relu, name="align")(shared[self.depth - 1], mode)
+        return {"deep": deep, "aligned": aligned, "fused": aligned * deep}
+
+
+class HeadSet(nn.Module):
+    """One classifier per expert: pooled features [M,B,F] to logits [M,B,C] in float32 (float64)."""
+
+    experts: int
+    classes: int
+    kind: str
+    scale: float
+
+    @nn.compact
+    def __call__(self, pooled: Array) -> Array:
+        """Returns logits."""
+        make = (lambda name: CosineClassifier(self.classes, self.scale, name=name)) if self.kind == "cosine" else (
+            lambda name: LinearClassifier(self.classes, name=name))
+        return jnp.stack([make(f"expert{m}")(pooled[m]) for m in range(self.experts)])
+
+
+class Heads(nn.Module):
+    """The two sets of classifiers: one for representation learning, one re-trained afterwards (sec. 3.4)."""
+
+    experts: int
+    classes: int
+    kind: str
+    scale: float
+
+    def setup(self) -> None:
+        """Both sets always exist, so that every checkpoint has the same shape."""
+        self.representation = HeadSet(self.experts, self.classes, self.kind, self.scale)
+        self.classifier = HeadSet(self.experts, self.classes, self.kind, self.scale)
+
+    def __call__(self, pooled: Array, heads: str) -> Array:
+        """Pooled features [M,B,F] to logits [M,B,C] of one set (`heads`)."""
+        return getattr(self, heads)(pooled)
+
+
+class ExpertNetwork(nn.Module):
+    """M experts over a shared trunk. M = 1 without fusion is a plain ResNet.
+
+    Attributes:
+      spec: the backbone; its last stage is copied per expert.
+      depths: for each expert, the shared stage (1-based) whose features it fuses.
+      fusion: depth-wise knowledge fusion on or off.
+      classes: C.
+      head, head_scale: `cosine` with its scale, or `linear`.
+      last_relu: ReLU behind the last alignment convolution too.
+      dtype: compute dtype.
+      axis_name: pmapped axis over which BN statistics are summed; None for a single device or per-device statistics.
+    """
+
+    spec: Backbone
+    depths: tuple[int, ...]
+    fusion: bool
+    classes: int
+    head: str = "cosine"
+    head_scale: float = 30.0
+    last_relu: bool = False
+    dtype: Any = jnp.float32
+    axis_name: str | None = None
+
+    def setup(self) -> None:
+        """Names the parts as checkpoints do: trunk, expert0, ..., heads."""
+        self.trunk = Trunk(self.spec)
+        experts = [
+            Expert(self.spec, depth, self.fusion, self.last_relu, name=f"expert{m}")
+            for m, depth in enumerate(self.depths)
+        ]
+        self.experts = experts
+        self.heads = Heads(len(self.depths), self.classes, self.head, self.head_scale)
+
+    def features(
+        self, images: Array, *, train_trunk: bool = False, train_experts: bool = False, mask: Array | None = None
+    ) -> dict[str, Any]:
+        """Images [B,H,W,3], normalised, to named features.
+
+        Args:
+          images: float [B,H,W,3].
+          train_trunk, train_experts: BN of the shared stages / of the experts uses and updates batch statistics.
+          mask: float [B], 1 for real examples; None when all are.
+
+        Returns:
+          `shared`: list of [B,H,W,C] behind each shared stage; `deep`, `aligned` (with fusion), `fused`: lists over
+          experts of [B,h,w,F].
+        """
+        mode = Mode(train_trunk, mask, self.axis_name, self.dtype)
+        shared = self.trunk(images.astype(self.dtype), mode)
+        mode = Mode(train_experts, mask, self.axis_name, self.dtype)
+        parts = [expert(shared, mode) for expert in self.experts]
+        return {"shared": shared, **{key: [part[key] for part in parts] for key in parts[0]}}
+
+    def classify(self, fused: list[Array], heads: str = "representation") -> Array:
+        """Fused maps (list over experts of [B,h,w,F]) to logits [M,B,C] in float32 (float64)."""
+        kind = param_dtype(self.dtype)
+        return self.heads(jnp.stack([jnp.mean(f.astype(kind), (1, 2)) for f in fused]), heads)
+
+    def __call__(self, images: Array, heads: str = "representation", **mode: Any) -> Array:
+        """Images to logits [M,B,C]; keyword arguments as for `features`."""
+        return self.classify(self.features(images, **mode)["fused"], heads)
+
+    def init_all(self, images: Array) -> Array:
+        """Touches every parameter, of both head sets: what initialisation runs."""
+        fused = self.features(images, train_trunk=True, train_experts=True)["fused"]
+        return jnp.stack([self.classify(fused, heads) for heads in HEAD_SETS])

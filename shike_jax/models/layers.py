@@ -1,0 +1,152 @@
+"""Layers whose behaviour must match PyTorch's: convolution, batch normalisation under a mask, cosine classifier."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+Array = jax.Array
+
+# He et al., fan-in, gain sqrt(2): the authors' `kaiming_normal_`. Not truncated, unlike Flax's default.
+he_normal = nn.initializers.variance_scaling(2.0, "fan_in", "normal")
+
+
+class Conv(nn.Module):
+    """k x k convolution without bias and with PyTorch's symmetric padding k // 2 ('SAME' pads strided ones unevenly).
+
+    Input [B,H,W,C], output [B,ceil(H/stride),ceil(W/stride),features] in `dtype`; the kernel (HWIO) is a float32
+    (float64 when computing in float64) parameter.
+    """
+
+    features: int
+    size: int = 3
+    stride: int = 1
+    groups: int = 1
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        """Applies the convolution."""
+        shape = (self.size, self.size, x.shape[-1] // self.groups, self.features)
+        kernel = self.param("kernel", he_normal, shape, param_dtype(self.dtype))
+        pad = self.size // 2
+        return lax.conv_general_dilated(
+            x.astype(self.dtype),
+            kernel.astype(self.dtype),
+            (self.stride, self.stride),
+            ((pad, pad), (pad, pad)),
+            dimension_numbers=("NHWC", "HWIO", "NHWC"),
+            feature_group_count=self.groups,
+        )
+
+
+class BatchNorm(nn.Module):
+    """Batch normalisation with PyTorch's arithmetic, over the real examples of the global batch.
+
+    Training mode normalises with the biased variance and moves the running variance towards the unbiased one
+    (n / (n - 1)), momentum 0.1 in PyTorch's sense. Examples whose mask is 0 (padding of the last partial batch) take
+    no part. With `axis_name` the sums run over all devices, so that N devices with B / N examples equal one with B.
+    Statistics and the normalisation are computed in float32 (float64), the result is returned in the input's dtype.
+    """
+
+    axis_name: str | None = None
+    momentum: float = 0.1
+    epsilon: float = 1e-5
+
+    @nn.compact
+    def __call__(self, x: Array, *, train: bool, mask: Array | None = None) -> Array:
+        """Normalises x [B,H,W,C]; mask float [B] (1 = real example) or None when every example is real."""
+        channels, kind = x.shape[-1], param_dtype(x.dtype)
+        scale = self.param("scale", nn.initializers.ones, (channels,), kind)
+        bias = self.param("bias", nn.initializers.zeros, (channels,), kind)
+        running_mean = self.variable("batch_stats", "mean", jnp.zeros, (channels,), kind)
+        running_var = self.variable("batch_stats", "var", jnp.ones, (channels,), kind)
+        if train:
+            mean, var, count = self._moments(x.astype(kind), mask)
+            if not self.is_initializing() and self.is_mutable_collection("batch_stats"):
+                unbiased = var * (count / jnp.maximum(count - 1, 1))
+                running_mean.value += self.momentum * (mean - running_mean.value)
+                running_var.value += self.momentum * (unbiased - running_var.value)
+        else:
+            mean, var = running_mean.value, running_var.value
+        factor = scale * lax.rsqrt(var + self.epsilon)
+        return (x.astype(kind) * factor + (bias - mean * factor)).astype(x.dtype)
+
+    def _moments(self, x: Array, mask: Array | None) -> tuple[Array, Array, Array]:
+        """Mean and biased variance [C] over batch, height and width, and the number of values behind them."""
+        area = x.shape[1] * x.shape[2]
+        if mask is None:
+            count = jnp.asarray(x.shape[0] * area, x.dtype)
+            weighted = x
+        else:
+            count = jnp.sum(mask.astype(x.dtype)) * area
+            weighted = x * mask.astype(x.dtype)[:, None, None, None]
+        # One pass over the data: both sums fuse into one reduction. Sums are not centred:
+        # float32 is enough because activations are of order one (the golden gradients hold the bound).
+        sums = jnp.sum(weighted, (0, 1, 2)), jnp.sum(weighted * x, (0, 1, 2)), count
+        if self.axis_name is not None and not self.is_initializing():
+            sums = lax.psum(sums, self.axis_name)
+        total, squares, count = sums
+        # A device whose examples are all padding has no sum of its own (per-device statistics): avoid 0 / 0.
+        safe = jnp.maximum(count, 1)
+        mean = total / safe
+        return mean, jnp.maximum(squares / safe - mean * mean, 0), count
+
+
+class CosineClassifier(nn.Module):
+    """Normalised linear layer: `scale` times the cosine between the feature and each class weight (authors' code).
+
+    Input [B,F], output logits [B,classes] in float32 (float64). Kernel [F,classes], uniform(-1,1) and then normalised.
+    """
+
+    classes: int
+    scale: float = 30.0
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        """Returns logits."""
+        kind = param_dtype(x.dtype)
+        kernel = self.param("kernel", _unit_columns, (x.shape[-1], self.classes), kind)
+        cosine = jnp.dot(_normalise(x.astype(kind), 1), _normalise(kernel, 0), precision=lax.Precision.HIGHEST)
+        return self.scale * cosine
+
+
+class LinearClassifier(nn.Module):
+    """Affine layer with PyTorch's default initialisation (eq. 2). Input [B,F], output logits [B,classes] in float32."""
+
+    classes: int
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        """Returns logits."""
+        kind, features = param_dtype(x.dtype), x.shape[-1]
+        bound = features**-0.5
+        kernel = self.param("kernel", _uniform(bound), (features, self.classes), kind)
+        bias = self.param("bias", _uniform(bound), (self.classes,), kind)
+        return jnp.dot(x.astype(kind), kernel, precision=lax.Precision.HIGHEST) + bias
+
+
+def param_dtype(dtype: Any) -> Any:
+    """The dtype of parameters, statistics and losses for a compute dtype: float64 for float64, else float32."""
+    return jnp.float64 if jnp.dtype(dtype) == jnp.float64 else jnp.float32
+
+
+def _normalise(x: Array, axis: int) -> Array:
+    """L2-normalises along `axis`; the smallest norm is 1e-12, as in PyTorch's `normalize`, and 0 has gradient 0."""
+    square = jnp.sum(x * x, axis, keepdims=True)
+    return x * lax.rsqrt(jnp.maximum(square, 1e-24))
+
+
+def _uniform(bound: float) -> Any:
+    def init(key: Array, shape: tuple[int, ...], dtype: Any) -> Array:
+        return jax.random.uniform(key, shape, dtype, -bound, bound)
+
+    return init
+
+
+def _unit_columns(key: Array, shape: tuple[int, int], dtype: Any) -> Array:
+    return _normalise(_uniform(1.0)(key, shape, dtype), 0)
