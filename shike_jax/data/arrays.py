@@ -1,0 +1,82 @@
+"""Exported splits: one compressed .npz with images, labels and the split's identity, read without TensorFlow."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import tempfile
+import zipfile
+
+import numpy as np
+from ml_collections import ConfigDict
+
+from shike_jax.data.splits import Part, Split
+from shike_jax.data.types import Source
+from shike_jax.errors import UserError
+
+FORMAT = 1
+
+
+def save(source: Source, path: str, exist_ok: bool = False) -> None:
+    """Writes a small-image source to `path`, all or nothing.
+
+    Raises:
+      UserError: large images, or the file exists already.
+    """
+    if source.images is None:
+        raise UserError(f"{source.split.name}: only small-image splits (CIFAR, digits) can be exported as arrays")
+    if os.path.exists(path) and not exist_ok:
+        raise UserError(f"output {path} exists already; remove it or choose another name")
+    split = source.split
+    meta = {
+        "format": FORMAT,
+        "name": split.name,
+        "rule": split.rule,
+        "seed": split.seed,
+        "class_names": split.class_names,
+        "parts": list(split.parts),
+        "hash": split.hash,
+    }
+    content = {"meta": np.array(json.dumps(meta))}
+    for name, part in split.parts.items():
+        members = part.members if part.members.dtype.kind in "iu" else part.members.astype(str)
+        content |= {f"{name}_members": members, f"{name}_labels": part.labels, f"{name}_images": source.images[name]}
+    folder = os.path.dirname(os.path.abspath(path))
+    try:
+        os.makedirs(folder, exist_ok=True)
+        handle, temporary = tempfile.mkstemp(dir=folder, suffix=".tmp")
+    except OSError as error:
+        raise UserError(f"output {path}: {error.strerror}") from None
+    try:
+        with os.fdopen(handle, "wb") as file:
+            np.savez_compressed(file, **content)
+        os.chmod(temporary, 0o644)
+        os.replace(temporary, path)
+    except BaseException:
+        os.unlink(temporary)
+        raise
+
+
+def load(data: ConfigDict) -> Source:
+    """Reads the file `config.data.root` that `save` wrote; split hash and images come back exactly.
+
+    Raises:
+      UserError: missing file, or one that is not an exported split or is damaged.
+    """
+    path = data.root
+    if not path:
+        raise UserError("config.data.root is empty; expected the file written by `python -m shike_jax.data.export`")
+    try:
+        with open(path, "rb") as file, np.load(io.BytesIO(file.read()), allow_pickle=False) as content:
+            meta = json.loads(str(content["meta"]))
+            parts = {p: Part(content[f"{p}_members"], content[f"{p}_labels"]) for p in meta["parts"]}
+            images = {p: content[f"{p}_images"] for p in meta["parts"]}
+    except OSError as error:
+        raise UserError(f"config.data.root={path}: {error.strerror}") from None
+    except (KeyError, ValueError, zipfile.BadZipFile, EOFError) as error:
+        raise UserError(f"config.data.root={path}: not an exported split, or damaged ({error})") from None
+    split = Split(meta["name"], meta["rule"], meta["seed"], tuple(meta["class_names"]), parts, data.divisions)
+    if split.hash != meta["hash"]:
+        raise UserError(f"config.data.root={path}: damaged, its contents do not match their hash; export it again")
+    return Source(split, images)

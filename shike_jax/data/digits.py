@@ -1,0 +1,53 @@
+"""scikit-learn's handwritten digits (1,797 real 8x8 images inside the package), long-tailed, balanced test set."""
+
+from __future__ import annotations
+
+import numpy as np
+from ml_collections import ConfigDict
+
+from shike_jax.data.splits import Part, Split, longtail_counts, longtail_subset
+from shike_jax.data.types import Source
+from shike_jax.errors import UserError
+
+SIDE, LEVELS = 8, 16  # pixels; grey values run from 0 to 16
+
+
+def load(data: ConfigDict) -> Source:
+    """Loads the digits: the last `test_per_class` of each class in file order test, the rest train, long-tailed.
+
+    Raises:
+      UserError: image size not a multiple of 8, or a test set that leaves nothing to train on.
+    """
+    from sklearn.datasets import load_digits
+
+    if data.image_size % SIDE:
+        raise UserError(f"config.data.image_size={data.image_size}: the digits need a multiple of {SIDE}, such as 16")
+    grey, labels = load_digits(return_X_y=True)
+    labels = labels.astype(np.int32)
+    smallest = int(np.bincount(labels).min())
+    if not 1 <= data.test_per_class < smallest:
+        raise UserError(f"config.data.test_per_class={data.test_per_class}: expected 1 to {smallest - 1}")
+    num_classes = int(labels.max()) + 1
+    test = np.sort(np.concatenate([np.flatnonzero(labels == c)[-data.test_per_class :] for c in range(num_classes)]))
+    rest = np.setdiff1d(np.arange(len(labels)), test)
+    rule = f"digits, last {data.test_per_class} of each class test"
+    if data.profile == "natural":
+        train, rule = rest, f"{rule}, natural counts"
+    else:
+        counts = longtail_counts(smallest - data.test_per_class, num_classes, data.imbalance_factor, data.profile)
+        train = rest[longtail_subset(labels[rest], counts, data.subset, data.subset_seed)]
+        rule = f"{rule}, {data.profile} imbalance {data.imbalance_factor:g}, {data.subset}"
+
+    small = np.round(grey.reshape(-1, SIDE, SIDE) * (255 / LEVELS)).astype(np.uint8)
+    times = data.image_size // SIDE
+    images = np.repeat(small.repeat(times, 1).repeat(times, 2)[..., None], 3, axis=-1)
+    members = {"train": train.astype(np.int64), "test": test.astype(np.int64)}
+    split = Split(
+        name=f"digits_lt_if{data.imbalance_factor:g}",
+        rule=rule,
+        seed=data.subset_seed,
+        class_names=tuple(map(str, range(num_classes))),
+        parts={part: Part(index, labels[index]) for part, index in members.items()},
+        division_rule=data.divisions,
+    )
+    return Source(split, {part: images[index] for part, index in members.items()})

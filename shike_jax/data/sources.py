@@ -1,0 +1,32 @@
+"""Data sources by name: `load(config.data)` gives the split and its images."""
+
+from __future__ import annotations
+
+from ml_collections import ConfigDict
+
+from shike_jax.data import arrays, digits, tfds_source
+from shike_jax.data.types import Report, Source
+from shike_jax.errors import UserError
+
+__all__ = ["Report", "Source", "load"]
+
+_LOADERS = {
+    "arrays": arrays.load,
+    "digits": digits.load,
+    "tfds": tfds_source.load,
+}
+
+
+def load(data: ConfigDict) -> Source:
+    """Loads the source that `config.data` names.
+
+    Raises:
+      UserError: anything a user can mend: missing folders, broken lists, an impossible imbalance factor.
+    """
+    if data.source not in _LOADERS:
+        raise UserError(f"config.data.source={data.source!r}: expected one of {', '.join(_LOADERS)}")
+    source = _LOADERS[data.source](data)
+    if data.test_part not in source.split.parts:
+        parts = ", ".join(source.split.parts)
+        raise UserError(f"config.data.test_part={data.test_part!r}: {source.split.name} has {parts}")
+    return source

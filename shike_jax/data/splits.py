@@ -1,0 +1,175 @@
+"""Splits: which images train and which are counted, with class counts, divisions and a hash. NumPy only.
+
+`Split` is the single owner of the class counts: losses, samplers and metrics receive them from here.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import math
+from dataclasses import dataclass
+
+import numpy as np
+
+from shike_jax.errors import UserError
+
+MANY_ABOVE, FEW_BELOW = 100, 20  # training images of a class: many > 100, medium 20..100, few < 20
+H2T_RANGES = {"many": (0, 36), "medium": (36, 71), "few": (71, 100)}  # H2T's head, medium and tail classes
+
+
+@dataclass(frozen=True, eq=False)
+class Part:
+    """One part of a split, in the source's own order.
+
+    Attributes:
+      members: [N] int64 ids, or [N] relative paths (str, dtype object).
+      labels: [N] int32 class indices.
+    """
+
+    members: np.ndarray
+    labels: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+
+@dataclass(frozen=True, eq=False)
+class Split:
+    """A long-tailed split: parts `train`, `test` and maybe `val`, and the rule that made them.
+
+    Raises:
+      UserError: labels out of range, a class without a training image, H2T's divisions with other than 100 classes.
+    """
+
+    name: str
+    rule: str
+    seed: int
+    class_names: tuple[str, ...]
+    parts: dict[str, Part]
+    division_rule: str = "shots"
+
+    def __post_init__(self) -> None:
+        for name, part in self.parts.items():
+            if len(part.members) != len(part.labels):
+                sizes = f"{len(part.members)} images but {len(part.labels)} labels"
+                raise UserError(f"split {self.name}, part {name}: {sizes}")
+            if len(part) and not (part.labels.min() >= 0 and part.labels.max() < self.num_classes):
+                raise UserError(
+                    f"split {self.name}, part {name}: labels {part.labels.min()}..{part.labels.max()}, "
+                    f"expected 0..{self.num_classes - 1}"
+                )
+        empty = np.flatnonzero(self.class_counts == 0)
+        if len(empty):
+            names = ", ".join(f"{c} ({self.class_names[c]})" for c in empty[:3]) + ("..." if len(empty) > 3 else "")
+            raise UserError(f"split {self.name}: {len(empty)} classes have no training image: {names}")
+        if self.division_rule == "h2t" and self.num_classes != 100:
+            raise UserError(f"data.divisions='h2t' is defined for 100 classes; {self.name} has {self.num_classes}")
+
+    @property
+    def num_classes(self) -> int:
+        """Number of classes C."""
+        return len(self.class_names)
+
+    @functools.cached_property
+    def class_counts(self) -> np.ndarray:
+        """Training images of each class: int64 [C]."""
+        return np.bincount(self.parts["train"].labels, minlength=self.num_classes).astype(np.int64)
+
+    @functools.cached_property
+    def divisions(self) -> dict[str, np.ndarray]:
+        """Class indices of `many`, `medium` and `few`, by training images or by H2T's fixed ranges."""
+        if self.division_rule == "h2t":
+            return {name: np.arange(*bounds) for name, bounds in H2T_RANGES.items()}
+        many, few = self.class_counts > MANY_ABOVE, self.class_counts < FEW_BELOW
+        return {name: np.flatnonzero(mask) for name, mask in (("many", many), ("medium", ~many & ~few), ("few", few))}
+
+    @functools.cached_property
+    def hash(self) -> str:
+        """SHA-256 (hex) of rule, seed, class names, members and labels: equal exactly when the split is the same."""
+        digest = hashlib.sha256()
+        for text in (self.rule, str(self.seed), *self.class_names):
+            digest.update(text.encode() + b"\0")
+        for name in sorted(self.parts):
+            part = self.parts[name]
+            digest.update(f"part {name} {len(part)}\0".encode())
+            if part.members.dtype.kind in "iu":
+                digest.update(part.members.astype("<i8").tobytes())
+            else:
+                digest.update("\0".join(map(str, part.members)).encode())
+            digest.update(part.labels.astype("<i4").tobytes())
+        return digest.hexdigest()
+
+
+def longtail_counts(largest: int, num_classes: int, imbalance_factor: float, profile: str) -> np.ndarray:
+    """Returns how many training images each class keeps: int64 [C], non-increasing.
+
+    Args:
+      largest: images of class 0.
+      imbalance_factor: largest count over smallest.
+      profile: `exponential`, floor(largest * (1/IF)^(c/(C-1))) (the authors' rule), or `step`, where the first half of
+        the classes keep `largest` and the rest `largest / IF`.
+
+    Raises:
+      UserError: a class would keep nothing.
+    """
+    if profile == "step":
+        exponents = [float(c >= num_classes // 2) for c in range(num_classes)]
+    elif profile == "exponential":
+        exponents = [c / max(num_classes - 1, 1) for c in range(num_classes)]
+    else:
+        raise ValueError(f"unknown profile {profile!r}")
+    # The small term undoes rounding: 49 * (1/49) is 0.99... in floating point, and must stay 1.
+    counts = np.array([math.floor(largest * (1.0 / imbalance_factor) ** e + 1e-9) for e in exponents], np.int64)
+    if counts[-1] < 1:
+        raise UserError(
+            f"data.imbalance_factor={imbalance_factor:g}: the rarest class would keep no image; "
+            f"expected at most {largest} (images of the largest class)"
+        )
+    return counts
+
+
+def feasible_longtail_counts(available: np.ndarray, imbalance_factor: float, profile: str) -> np.ndarray:
+    """Returns counts int64 [C] of the requested profile for classes of unequal size, the largest that all can meet.
+
+    Classes are ranked by their available images (ties by class index), so frequent classes stay frequent.
+    """
+    order = np.argsort(-available, kind="stable")
+    largest = int(available.max())
+    while True:
+        curve = longtail_counts(largest, len(available), imbalance_factor, profile)
+        if np.all(curve <= available[order]):
+            break
+        largest -= 1
+    counts = np.empty_like(curve)
+    counts[order] = curve
+    return counts
+
+
+def longtail_subset(labels: np.ndarray, counts: np.ndarray, subset: str, seed: int) -> np.ndarray:
+    """Returns the positions kept, ascending: int64 [sum(counts)].
+
+    Args:
+      labels: [N] class of each image, in the data set's own order.
+      counts: [C] images to keep of each class.
+      subset: `first` keeps the first ones in that order (SHIKE); `random` a seeded choice, independent per class;
+        `h2t` shuffles class after class with one NumPy generator of seed 0 and keeps the first ones (H2T, LDAM-DRW).
+      seed: of `random` only.
+
+    Raises:
+      UserError: a class holds fewer images than it should keep.
+    """
+    h2t = np.random.RandomState(0)
+    kept = []
+    for c, count in enumerate(counts):
+        positions = np.flatnonzero(labels == c)
+        if len(positions) < count:
+            raise UserError(f"class {c} has {len(positions)} images; the requested profile needs {count}")
+        if subset == "random":
+            positions = np.random.default_rng([seed, c]).permutation(positions)
+        elif subset == "h2t":
+            h2t.shuffle(positions)
+        elif subset != "first":
+            raise ValueError(f"unknown subset {subset!r}")
+        kept.append(positions[:count])
+    return np.sort(np.concatenate(kept)).astype(np.int64)

@@ -1,0 +1,92 @@
+"""CIFAR-10 and CIFAR-100 through tensorflow-datasets, long-tailed by the authors' rule. Never downloads by itself."""
+
+from __future__ import annotations
+
+import os
+import re
+from typing import Any
+
+import numpy as np
+from ml_collections import ConfigDict
+
+from shike_jax.data.splits import Part, Split, longtail_counts, longtail_subset
+from shike_jax.data.tensorflow import import_tensorflow, import_tfds
+from shike_jax.data.types import Source
+from shike_jax.errors import UserError
+
+SMALL = ("cifar10", "cifar100")
+CIFAR_SIDE = 32
+
+
+def load(data: ConfigDict) -> Source:
+    """Loads the data set `config.data.name` of tensorflow-datasets.
+
+    Raises:
+      UserError: an unsupported name, or data that is not there yet (with the command that prepares it).
+    """
+    if data.name in SMALL:
+        return _load_cifar(data)
+    raise UserError(f"config.data.name={data.name!r}: expected one of {', '.join(SMALL)}")
+
+
+def find_builder(data: ConfigDict, build_options: str = "") -> Any:
+    """Returns the read-only builder of `config.data.name` from the newest version on disk."""
+    tf, tfds = import_tensorflow(), import_tfds()
+    folder = data.data_dir or os.environ.get("TFDS_DATA_DIR") or os.path.expanduser("~/tensorflow_datasets")
+    found = tf.io.gfile.glob(os.path.join(folder, data.name, "*", "dataset_info.json"))
+    if not found:
+        raise UserError(
+            f"no prepared {data.name} in {folder} (from --config.data.data_dir, else $TFDS_DATA_DIR, else "
+            f"~/tensorflow_datasets); prepare it once with: tfds build {data.name}{build_options} --data_dir={folder}"
+        )
+    newest = max(found, key=lambda path: [int(n) for n in re.findall(r"\d+", os.path.basename(os.path.dirname(path)))])
+    return tfds.builder_from_directory(os.path.dirname(newest))
+
+
+def _load_cifar(data: ConfigDict) -> Source:
+    if data.image_size != CIFAR_SIDE:
+        raise UserError(f"config.data.image_size={data.image_size}: {data.name} has {CIFAR_SIDE} px images")
+    builder = find_builder(data)
+    class_names = tuple(builder.info.features["label"].names)
+    ids, labels, encoded = {}, {}, {}
+    for part in ("train", "test"):
+        ids[part], labels[part], encoded[part] = _read_encoded(builder, part)
+    rule = f"{data.name} by id"
+    if data.profile == "natural":
+        keep, rule = np.arange(len(labels["train"])), f"{rule}, natural counts"
+    else:
+        largest = int(np.bincount(labels["train"]).min())
+        counts = longtail_counts(largest, len(class_names), data.imbalance_factor, data.profile)
+        keep = longtail_subset(labels["train"], counts, data.subset, data.subset_seed)
+        rule = f"{rule}, {data.profile} imbalance {data.imbalance_factor:g}, {data.subset}"
+    kept = {"train": keep, "test": np.arange(len(labels["test"]))}
+    split = Split(
+        name=f"{data.name}_lt_if{data.imbalance_factor:g}",
+        rule=rule,
+        seed=data.subset_seed,
+        class_names=class_names,
+        parts={part: Part(ids[part][index], labels[part][index]) for part, index in kept.items()},
+        division_rule=data.divisions,
+    )
+    return Source(split, {part: _decode(encoded[part][index]) for part, index in kept.items()})
+
+
+def _read_encoded(builder: Any, part: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Returns ids int64 [N], labels int32 [N] and encoded images [N] of one part, in the order of its ids."""
+    tfds = import_tfds()
+    content = builder.as_dataset(part, decoders={"image": tfds.decode.SkipDecoding()}, batch_size=1000)
+    batches = list(tfds.as_numpy(content))
+    ids, labels, encoded = (np.concatenate([b[key] for b in batches]) for key in ("id", "label", "image"))
+    numbers = np.array([int(name.rsplit(b"_", 1)[1]) for name in ids], np.int64)  # train_00012 -> 12
+    order = np.argsort(numbers, kind="stable")
+    return numbers[order], labels[order].astype(np.int32), encoded[order]
+
+
+def _decode(encoded: np.ndarray) -> np.ndarray:
+    """Decodes PNG bytes [N] to uint8 [N, 32, 32, 3]; only the images that are kept come here."""
+    tf = import_tensorflow()
+    images = tf.data.Dataset.from_tensor_slices(encoded).map(
+        lambda png: tf.ensure_shape(tf.io.decode_png(png, channels=3), (CIFAR_SIDE, CIFAR_SIDE, 3)),
+        num_parallel_calls=tf.data.AUTOTUNE,
+    )
+    return np.concatenate(list(images.batch(1000).as_numpy_iterator()))
