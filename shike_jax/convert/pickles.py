@@ -1,8 +1,8 @@
 """PyTorch's pickled checkpoints, read without PyTorch and without obeying the pickle.
 
 A pickle is a program: it names functions and has them called. Here each admitted name stands for an inert object of
-this file or a built-in container, every other name is an error, and no stand-in lets the pickle alter it: `__setstate__`
-alone decides what may be set.
+this file or a built-in container, every other name is an error, and no stand-in lets the pickle alter it:
+`__setstate__` alone decides what may be set.
 """
 
 from __future__ import annotations

@@ -31,7 +31,7 @@ def _read_npz(path: Path) -> dict[str, np.ndarray]:
 
 
 def _state_dicts(tree: object) -> Iterator[Mapping]:
-    """The dicts that hold the network's tensors together: under a customary key, split over several, or all of `tree`."""
+    """The dicts that hold the network's tensors together: under a usual key, split over several, or all of `tree`."""
     if not isinstance(tree, dict):
         return
     for key in _STATE_KEYS:

@@ -49,7 +49,7 @@ def _entry(name: str, entry: object) -> tuple[np.dtype, list[int], int, int]:
     if dtype is None or not _is_sizes(shape) or not _is_sizes(span) or len(span) != 2:
         raise UserError(f"the header's entry of {name} is not understood: {json.dumps(entry)[:100]}")
     if span[1] - span[0] != math.prod(shape) * dtype.itemsize:
-        raise UserError(f"the header gives {name} {span[1] - span[0]} bytes, which shape {shape} of {dtype} does not fill")
+        raise UserError(f"the header gives {name} {span[1] - span[0]} bytes, not those of shape {shape} in {dtype}")
     return dtype, shape, span[0], span[1]
 
 
