@@ -55,7 +55,7 @@ def color(image: Array, factor: Array) -> Array:
 
 
 def sharpness(image: Array, factor: Array) -> Array:
-    """Blends with the image smoothed by [[1, 1, 1], [1, 5, 1], [1, 1, 1]] / 13; the outermost pixels stay as they are."""
+    """Blends with the image smoothed by [[1, 1, 1], [1, 5, 1], [1, 1, 1]] / 13, the outermost pixels left alone."""
     height, width, _ = image.shape
     wide = image.astype(jnp.int32)
     rows = wide[:-2] + wide[1:-1] + wide[2:]
@@ -73,9 +73,9 @@ def autocontrast(image: Array) -> Array:
     span = jnp.maximum(high - low, 1)
     offset = jnp.clip(jnp.arange(256) - low, 0, span)
     # Where 255 * offset / span is an integer, Pillow's double arithmetic sometimes ends just below it and truncates.
-    index = offset * _shared_divisor(span) // span
-    words = jnp.asarray(_autocontrast_shortfall())[low, span, index // 32]
-    table = 255 * offset // span - ((words >> (index % 32).astype(jnp.uint32)) & 1).astype(jnp.int32)
+    multiple = jnp.asarray(_divisors())[span] * offset
+    short = (jnp.asarray(_autocontrast_shortfall())[low, span] >> (multiple // span).astype(jnp.uint32)) & 1
+    table = 255 * offset // span - jnp.where(multiple % span == 0, short.astype(jnp.int32), 0)
     return _look_up(image, jnp.where(high > low, table, jnp.arange(256)))
 
 
@@ -114,29 +114,23 @@ def _look_up(image: Array, table: Array) -> Array:
 
 @functools.cache
 def _divisors() -> np.ndarray:
-    """Greatest common divisor of 255 and every span 0 .. 255, int32 [256]."""
+    """gcd(255, span) of the spans 0 .. 255, int32 [256]: 255 * offset / span is an integer at offset = j span / gcd."""
     return np.asarray([math.gcd(255, span) for span in range(256)], np.int32)
-
-
-def _shared_divisor(span: Array) -> Array:
-    """gcd(255, span): 255 * offset / span is an integer at offset = j * span / gcd, j = 0 .. gcd."""
-    return jnp.asarray(_divisors())[span]
 
 
 @functools.cache
 def _autocontrast_shortfall() -> np.ndarray:
-    """Bit j of uint32 [256 low, 256 span, 8]: Pillow's table is one less than j * 255 / gcd(255, span) there.
+    """uint32 [256 low, 256 span]: bit j tells that Pillow's table is one too small at offset j * span / gcd(255, span).
 
     Pillow computes `int(v * scale + offset)` with `scale = 255 / span` and `offset = -low * scale` in double.
+    No entry falls short at j > 31.
     """
-    words = np.zeros((256, 256, 8), np.uint32)
+    words = np.zeros((256, 256), np.uint32)
     for span in range(1, 256):
         divisor = int(_divisors()[span])
-        lows = np.arange(256 - span, dtype=np.float64)[:, None]
-        steps = np.arange(divisor + 1)
+        low = np.arange(256 - span)[:, None]
+        j = np.arange(min(divisor, 31) + 1)
         scale = 255.0 / span
-        values = (lows + steps * (span // divisor)) * scale + -lows * scale
-        short = (values.astype(np.int64) < steps * (255 // divisor)) & (values >= 0)
-        for low, step in zip(*np.nonzero(short), strict=True):
-            words[low, span, step // 32] |= np.uint32(1 << (step % 32))
+        values = ((low + j * (span // divisor)) * scale + -low * scale).astype(np.int64)
+        words[: 256 - span, span] = np.sum((values < j * (255 // divisor)) << j, axis=1)
     return words

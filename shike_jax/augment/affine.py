@@ -1,0 +1,110 @@
+"""Geometric operations on one uint8 image [H, W, C]: affine maps with a fill colour, as Pillow resamples them.
+
+A matrix (a, b, c, d, e, f) takes the output point (x, y) to the input point (a x + b y + c, d x + e y + f), both
+measured from the image's corner: pixel (0, 0) has its centre at (0.5, 0.5). Where the input point lies outside the
+image, the pixel takes the fill colour.
+"""
+
+from __future__ import annotations
+
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+Array = jax.Array
+
+
+def shear_x_matrix(factor: Array) -> Array:
+    """x moves by `factor` per row: float32 [6]."""
+    return jnp.asarray([1, factor, 0, 0, 1, 0], jnp.float32)
+
+
+def shear_y_matrix(factor: Array) -> Array:
+    """y moves by `factor` per column: float32 [6]."""
+    return jnp.asarray([1, 0, 0, factor, 1, 0], jnp.float32)
+
+
+def translation_matrix(x: Array, y: Array) -> Array:
+    """The content moves by -x, -y pixels: float32 [6]."""
+    return jnp.asarray([1, 0, x, 0, 1, y], jnp.float32)
+
+
+def rotation_matrix(degrees: Array, height: int, width: int) -> Array:
+    """Counter-clockwise about the centre: float32 [6]."""
+    cos, sin = jnp.cos(jnp.deg2rad(degrees)), jnp.sin(jnp.deg2rad(degrees))
+    x, y = width / 2, height / 2
+    return jnp.asarray([cos, -sin, x - x * cos + y * sin, sin, cos, y - x * sin - y * cos], jnp.float32)
+
+
+def fixed_translation(x: float, y: float) -> np.ndarray:
+    """Translation to whole pixels in 16.16 fixed point, int32 [6]: pixel i shows input pixel floor(i + 0.5 + shift)."""
+    return np.asarray([1, 0, math.floor(x + 0.5), 0, 1, math.floor(y + 0.5)], np.int32) << 16
+
+
+def fixed_rotation(degrees: float, height: int, width: int) -> np.ndarray:
+    """Rotation in 16.16 fixed point, int32 [6], in Pillow's order of roundings; the map starts at a pixel's centre."""
+    cos, sin = (round(f(-math.radians(degrees % 360.0)), 15) for f in (math.cos, math.sin))
+    x, y = width / 2, height / 2
+    c = cos * -x + sin * -y + x
+    f = -sin * -x + cos * -y + y
+    matrix = [cos, sin, c + cos * 0.5 + sin * 0.5, -sin, cos, f - sin * 0.5 + cos * 0.5]
+    return np.floor(np.asarray(matrix) * 65536.0 + 0.5).astype(np.int32)
+
+
+def affine_nearest(image: Array, fixed: Array, fill: Array) -> Array:
+    """Nearest-neighbour resampling, exact.
+
+    Args:
+      image: uint8 [H, W, C].
+      fixed: int32 [6], a 16.16 matrix of `fixed_translation` or `fixed_rotation`.
+      fill: uint8 [C].
+    """
+    height, width, _ = image.shape
+    y, x = jnp.arange(height, dtype=jnp.int32)[:, None], jnp.arange(width, dtype=jnp.int32)[None, :]
+    source_x = (fixed[0] * x + fixed[1] * y + fixed[2]) >> 16
+    source_y = (fixed[3] * x + fixed[4] * y + fixed[5]) >> 16
+    inside = (source_x >= 0) & (source_x < width) & (source_y >= 0) & (source_y < height)
+    return jnp.where(inside[..., None], _pick(image, source_y, source_x), fill)
+
+
+def affine_interpolated(image: Array, matrix: Array, cubic: Array, fill: Array) -> Array:
+    """Bicubic (a = -1, as in Pillow's transforms) or bilinear resampling, edge pixels repeated, truncated to uint8.
+
+    Args:
+      image: uint8 [H, W, C].
+      matrix: float32 [6].
+      cubic: bool [], bicubic if true, else bilinear.
+      fill: uint8 [C].
+    """
+    height, width, _ = image.shape
+    y, x = jnp.arange(height)[:, None] + 0.5, jnp.arange(width)[None, :] + 0.5
+    source_x = matrix[0] * x + matrix[1] * y + matrix[2]
+    source_y = matrix[3] * x + matrix[4] * y + matrix[5]
+    inside = (source_x >= 0) & (source_x < width) & (source_y >= 0) & (source_y < height)
+    left, top = jnp.floor(source_x - 0.5), jnp.floor(source_y - 0.5)
+    along_x, along_y = (source_x - 0.5 - left)[..., None], (source_y - 0.5 - top)[..., None]
+    left, top = left.astype(jnp.int32), top.astype(jnp.int32)
+
+    def row(offset: int) -> Array:
+        taps = [_pick(image, top + offset, left + tap).astype(jnp.float32) for tap in (-1, 0, 1, 2)]
+        return _between(*taps, along_x, cubic)
+
+    value = _between(row(-1), row(0), row(1), row(2), along_y, cubic)
+    return jnp.where(inside[..., None], jnp.clip(value, 0, 255).astype(jnp.uint8), fill)
+
+
+def _between(before: Array, start: Array, end: Array, after: Array, fraction: Array, cubic: Array) -> Array:
+    """The value `fraction` of the way from `start` to `end`, written in differences so that a flat area stays exact."""
+    linear = jnp.where(cubic, end - before, end - start)
+    square = jnp.where(cubic, 2 * (before - start) + end - after, 0)
+    cube = jnp.where(cubic, start - before + after - end, 0)
+    return start + fraction * (linear + fraction * (square + fraction * cube))
+
+
+def _pick(image: Array, y: Array, x: Array) -> Array:
+    """image[y, x] for index arrays [H, W], clamped to the edges: uint8 [H, W, C]."""
+    height, width, channels = image.shape
+    index = jnp.clip(y, 0, height - 1) * width + jnp.clip(x, 0, width - 1)
+    return image.reshape(-1, channels).at[index].get(mode="promise_in_bounds")

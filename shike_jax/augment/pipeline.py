@@ -1,0 +1,214 @@
+"""The whole augmentation of a batch: pad-crop, flip, policy, Cutout, normalisation; and mixup.
+
+Every random number comes from the example's own key: the result for an image depends neither on the rest of the batch
+nor on the device that computes it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from shike_jax.augment import policies
+from shike_jax.errors import UserError
+
+Array = jax.Array
+
+CROPS = ("pad", "none")
+POLICIES = ("none", "autoaugment_cifar", "randaugment")
+RANDAUGMENT_ARGS = ("layers", "magnitude", "magnitude_std", "prob")
+
+# Vectorised branches at once on an accelerator: bounds the memory of large images (83 of 224 x 224, 4096 of 32 x 32).
+_PIXELS_AT_ONCE = 1 << 22
+
+
+class _Plan(NamedTuple):
+    """What is drawn for one example."""
+
+    corner: Array  # int32 [2]: row and column of the crop in the padded image
+    flip: Array  # bool
+    choice: policies.Choice | None
+    hole: Array  # int32 [2]: row and column of the centre of Cutout
+
+
+def make_train_augment(
+    *,
+    crop: str,
+    pad: int,
+    flip: bool,
+    policy: str,
+    policy_args: Mapping[str, float],
+    cutout: int,
+    mean: Sequence[float],
+    std: Sequence[float],
+    dtype: Any,
+) -> Callable[..., Array]:
+    """Builds the training augmentation: pad-crop, flip, policy, Cutout, normalise, in this order.
+
+    Args:
+      crop: "pad" (pad with zeros, then cut the original size at a uniform position) or "none".
+      pad: pixels added on each side by "pad".
+      flip: whether to mirror left and right with probability 1/2.
+      policy: "none", "autoaugment_cifar" or "randaugment".
+      policy_args: for "randaugment": layers, magnitude (0 to 10), magnitude_std, prob. Empty otherwise.
+      cutout: side of the square set to black (before normalisation) about a uniform centre, cut at the edges; 0 is off.
+      mean, std: per channel, on the scale 0 .. 1.
+      dtype: of the result.
+
+    Returns:
+      fn(images, keys, *, mask=None): images uint8 [B, H, W, C] and one PRNG key per example [B] (typed or raw) ->
+      `dtype` [B, H, W, C]. With a `mask` [B], the examples where it is 0 (padding) come back as zeros.
+      C is 3, or as many as `mean` has where the policy is "none".
+
+    Raises:
+      UserError: an unknown or impossible setting.
+    """
+    _check(crop, pad, policy, policy_args, cutout, mean, std)
+    normalise = _normaliser(mean, std, dtype)
+    border = pad if crop == "pad" else 0
+
+    def augment(images: Array, keys: Array, *, mask: Array | None = None) -> Array:
+        _, height, width, channels = images.shape
+        rules = _policy(policy, policy_args, height, width, channels, mean)
+
+        def plan(key: Array) -> _Plan:
+            at, mirror, chosen, hole = jax.random.split(key, 4)
+            return _Plan(
+                corner=jax.random.randint(at, (2,), 0, 2 * border + 1),
+                flip=jax.random.bernoulli(mirror) if flip else jnp.asarray(False),
+                choice=rules.draw(chosen) if rules else None,
+                hole=jax.random.randint(hole, (2,), 0, jnp.asarray([height, width])),
+            )
+
+        def pixels(image: Array, drawn: _Plan) -> Array:
+            image = _crop_and_flip(image, drawn.corner - border, drawn.flip)
+            return rules.apply(image, drawn.choice) if rules else image
+
+        plans = jax.vmap(plan)(keys)
+        if rules or border or flip:
+            images = _for_each(pixels, images, plans)
+        if cutout:
+            images = jnp.where(_holes(plans.hole, cutout, height, width), 0, images)
+        out = normalise(images)
+        return out if mask is None else jnp.where(mask.reshape(-1, 1, 1, 1) > 0, out, 0)
+
+    return augment
+
+
+def make_eval_transform(*, mean: Sequence[float], std: Sequence[float], dtype: Any) -> Callable[[Array], Array]:
+    """Builds fn(images uint8 [B, H, W, C]) -> (images / 255 - mean) / std in `dtype`, mean and std on 0 .. 1."""
+    _check_colours(mean, std)
+    return _normaliser(mean, std, dtype)
+
+
+def mixup(key: Array, images: Array, partner_images: Array, alpha: float) -> tuple[Array, Array]:
+    """Mixes each image with its partner by one lam ~ Beta(alpha, alpha) for the whole batch (Zhang et al. 2018).
+
+    Args:
+      key: PRNG key; the same on all devices, so that all share lam.
+      images, partner_images: float [B, H, W, C]; the partner is usually the same batch in another order.
+      alpha: not negative; 0 switches mixing off (lam = 1).
+
+    Returns:
+      (lam * images + (1 - lam) * partner_images, lam float32 []). The loss mixes the two labels with the same lam.
+    """
+    lam = jax.random.beta(key, alpha, alpha, dtype=jnp.float32) if alpha > 0 else jnp.float32(1)
+    weight = lam.astype(images.dtype)
+    return weight * images + (1 - weight) * partner_images, lam
+
+
+def _for_each(function: Callable[[Array, _Plan], Array], images: Array, plans: _Plan) -> Array:
+    """function(image, plan) for each example: one after the other on a CPU, where only the chosen operation is then
+    computed (an order of magnitude less work); all at once, in chunks of bounded memory, elsewhere."""
+    count, height, width, _ = images.shape
+    chunk = max(1, _PIXELS_AT_ONCE // (height * width))
+
+    def serial(images: Array, plans: _Plan) -> Array:
+        return jax.lax.map(lambda pair: function(*pair), (images, plans))
+
+    def parallel(images: Array, plans: _Plan) -> Array:
+        if count <= chunk:
+            return jax.vmap(function)(images, plans)
+        return jax.lax.map(lambda pair: function(*pair), (images, plans), batch_size=chunk)
+
+    return jax.lax.platform_dependent(images, plans, cpu=serial, default=parallel)
+
+
+def _crop_and_flip(image: Array, offset: Array, flip: Array) -> Array:
+    """image uint8 [H, W, C] seen from `offset` (row, column), zeros outside, then mirrored left and right."""
+    height, width, channels = image.shape
+    rows = jnp.arange(height) + offset[0]
+    columns = jnp.where(flip, width - 1 - jnp.arange(width), jnp.arange(width)) + offset[1]
+    inside = ((rows >= 0) & (rows < height))[:, None] & ((columns >= 0) & (columns < width))[None, :]
+    index = jnp.clip(rows, 0, height - 1)[:, None] * width + jnp.clip(columns, 0, width - 1)[None, :]
+    seen = image.reshape(-1, channels).at[index].get(mode="promise_in_bounds")
+    return jnp.where(inside[..., None], seen, 0)
+
+
+def _holes(centres: Array, length: int, height: int, width: int) -> Array:
+    """True inside the square of side 2 * (length // 2) about each centre: int32 [B, 2] -> bool [B, H, W, 1]."""
+    half = length // 2
+
+    def span(centre: Array, size: int) -> Array:
+        return (jnp.arange(size) >= centre[:, None] - half) & (jnp.arange(size) < centre[:, None] + half)
+
+    return (span(centres[:, 0], height)[:, :, None] & span(centres[:, 1], width)[:, None, :])[..., None]
+
+
+def _normaliser(mean: Sequence[float], std: Sequence[float], dtype: Any) -> Callable[[Array], Array]:
+    centre, scale = np.asarray(mean, np.float32), np.asarray(std, np.float32)
+
+    def normalise(images: Array) -> Array:
+        if images.shape[-1] != len(centre):
+            raise ValueError(f"images of {images.shape[-1]} channels, mean and std of {len(centre)}")
+        return ((images.astype(jnp.float32) / 255 - centre) / scale).astype(dtype)
+
+    return normalise
+
+
+def _policy(
+    policy: str, args: Mapping[str, float], height: int, width: int, channels: int, mean: Sequence[float]
+) -> policies.Policy | None:
+    if policy == "none":
+        return None
+    if channels != 3:
+        raise UserError(f"policy {policy!r} needs images of 3 channels, not {channels}")
+    if policy == "autoaugment_cifar":
+        return policies.autoaugment_cifar(height, width)
+    return policies.randaugment(height, width, np.round(255 * np.asarray(mean)), **args)
+
+
+def _check(
+    crop: str,
+    pad: int,
+    policy: str,
+    policy_args: Mapping[str, float],
+    cutout: int,
+    mean: Sequence[float],
+    std: Sequence[float],
+) -> None:
+    _check_colours(mean, std)
+    if crop not in CROPS:
+        raise UserError(f"augmentation crop {crop!r}: expected one of {', '.join(CROPS)}")
+    if policy not in POLICIES:
+        raise UserError(f"augmentation policy {policy!r}: expected one of {', '.join(POLICIES)}")
+    if pad < 0 or cutout < 0:
+        raise UserError(f"augmentation pad {pad} and cutout {cutout}: expected sizes of 0 or more pixels")
+    allowed = RANDAUGMENT_ARGS if policy == "randaugment" else ()
+    if unknown := sorted(set(policy_args) - set(allowed)):
+        raise UserError(f"arguments {', '.join(unknown)} of policy {policy!r}: expected {', '.join(allowed) or 'none'}")
+    if not 0 <= policy_args.get("magnitude", 0) <= policies.MAX_LEVEL:
+        raise UserError(f"RandAugment magnitude {policy_args['magnitude']}: expected 0 to {policies.MAX_LEVEL:.0f}")
+    if not 0 <= policy_args.get("prob", 0) <= 1:
+        raise UserError(f"RandAugment prob {policy_args['prob']}: expected a probability between 0 and 1")
+    if policy_args.get("layers", 1) < 0 or policy_args.get("magnitude_std", 0) < 0:
+        raise UserError(f"RandAugment layers and magnitude_std must not be negative, got {dict(policy_args)}")
+
+
+def _check_colours(mean: Sequence[float], std: Sequence[float]) -> None:
+    if len(mean) != len(std) or min(std) <= 0 or not all(0 <= value <= 1 for value in mean):
+        raise UserError(f"mean {tuple(mean)} and std {tuple(std)}: expected equal lengths, mean in 0..1, std above 0")
