@@ -1,0 +1,112 @@
+"""`python -m shike_jax.convert`: PyTorch weights to a checkpoint, and back with `--reverse`."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+
+from shike_jax.checkpoints import load_weights, save_weights
+from shike_jax.convert.names import MODELS, family_of, model_settings, to_state_dict, to_variables
+from shike_jax.convert.reader import read_state_dict, write_state_dict
+from shike_jax.errors import UserError, run_main
+from shike_jax.models import HEAD_SETS
+
+_EPILOG = """\
+examples:
+  python -m shike_jax.convert --model=resnet152 --source=resnet152.pth --target=weights/resnet152
+  python -m shike_jax.convert --model=shike_resnet32_cifar --source=best.pth.tar --target=weights/shike
+  python -m shike_jax.convert --model=resnet152 --source=weights/resnet152 --target=resnet152.safetensors --reverse
+
+A converted checkpoint serves `--config.init_from` of training, evaluation and prediction. PyTorch is not needed, and
+pickled files cannot run code: anything but tensors, containers and numbers in them is refused.
+"""
+
+
+def _parse(argv: Sequence[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m shike_jax.convert",
+        description="Converts PyTorch weights to a checkpoint of this package, or back with --reverse.",
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--model", required=True, help=f"the network: {', '.join(MODELS)}")
+    parser.add_argument("--source", required=True, type=Path, help=".npz, .safetensors, .pth, .pth.tar or .pt file")
+    parser.add_argument("--target", required=True, type=Path, help="folder to write; must be absent or empty")
+    parser.add_argument("--num_classes", type=int, help="number of classes to insist on (default: the source's)")
+    parser.add_argument("--reverse", action="store_true", help="from a folder to a new .npz or .safetensors file")
+    parser.add_argument("--head", help=f"with --reverse and torchvision names: {' or '.join(HEAD_SETS)} classifiers")
+    return parser.parse_args(argv)
+
+
+def convert(model: str, source: Path, target: Path, num_classes: int | None = None) -> int:
+    """Writes the PyTorch file `source` as a checkpoint into the folder `target`, wholly or not at all.
+
+    Returns:
+      The number of tensors read.
+
+    Raises:
+      UserError: a target with content, an unreadable source, or tensors that are not those of `model`.
+    """
+    family = family_of(model)
+    target = target.absolute()
+    if target.exists() and (not target.is_dir() or any(target.iterdir())):
+        raise UserError(f"--target={target}: exists and is not an empty folder")
+    state = read_state_dict(source)
+    try:
+        variables, num_classes = to_variables(model, state, num_classes)
+    except UserError as error:
+        raise UserError(f"{source}: {error}") from error
+    meta = {
+        "model": model_settings(model),
+        "num_classes": num_classes,
+        "source": source.name,
+        "image_size": family.image_size,
+        "mean": list(family.mean),
+        "std": list(family.std),
+        "class_names": None,
+    }
+    partial = target.with_name(f".{target.name}.{os.getpid()}.partial")
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        save_weights(partial, variables, meta)
+        partial.rename(target)  # replaces an empty folder
+    except OSError as error:
+        raise UserError(f"--target={target}: {error}") from error
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    return len(state)
+
+
+def reverse(model: str, source: Path, target: Path, head: str | None = None) -> int:
+    """Writes the checkpoint `source` as a PyTorch state dict to the file `target`; returns the number of tensors.
+
+    Raises:
+      UserError: an unreadable checkpoint or one of another network, a target that exists, `head` is needed or unknown.
+    """
+    family_of(model)
+    if head is not None and head not in HEAD_SETS:
+        raise UserError(f"--head={head}: expected {' or '.join(HEAD_SETS)}")
+    variables, _ = load_weights(source)
+    try:
+        state = to_state_dict(model, variables, head)
+    except UserError as error:
+        raise UserError(f"{source}: {error}") from error
+    write_state_dict(target, state)
+    return len(state)
+
+
+def main(argv: Sequence[str]) -> None:
+    """Runs the command."""
+    args = _parse(argv)
+    if args.reverse:
+        count = reverse(args.model, args.source, args.target, args.head)
+    else:
+        count = convert(args.model, args.source, args.target, args.num_classes)
+    print(f"{args.model}: {count} tensors from {args.source} written to {args.target}")
+
+
+if __name__ == "__main__":
+    run_main(main)

@@ -1,0 +1,198 @@
+"""PyTorch's tensor names and layouts, and ours: one table of rules per family, both directions."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax.traverse_util import flatten_dict, unflatten_dict
+
+from shike_jax import config
+from shike_jax.errors import UserError
+from shike_jax.models import build_model
+
+Rules = tuple[tuple[str, str], ...]
+
+_COMMON: Rules = (
+    (r"^(params|batch_stats)/", ""),
+    (r"^trunk/", ""),
+    (r"stage(\d+)/block(\d+)/", r"layer\1.\2."),
+    (r"/(kernel|scale)$", ".weight"),
+    (r"/bias$", ".bias"),
+    (r"/(mean|var)$", r".running_\1"),
+)
+_TORCHVISION: Rules = (
+    (r"expert0/stage", "stage"),
+    (r"shortcut_conv", "downsample.0"),
+    (r"shortcut_bn", "downsample.1"),
+    (r"heads/\w+/expert0", "fc"),  # the one classifier fills both sets
+)
+_AUTHORS: Rules = (
+    (r"expert(\d+)/stage3/block(\d+)/", r"layer3s.\1.\2."),
+    (r"expert(\d+)/align/conv(\d+)", r"shallow_exps.\1.convs.StridedConv\2.conv.0"),
+    (r"expert(\d+)/align/bn(\d+)", r"shallow_exps.\1.convs.StridedConv\2.conv.1"),
+    (r"shortcut_conv", "shortcut.0"),
+    (r"shortcut_bn", "shortcut.1"),
+    (r"heads/representation/expert(\d+)", r"classifiers.\1"),
+    (r"heads/classifier/expert(\d+)", r"rt_classifiers.\1"),
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Family:
+    """PyTorch networks that share names and layouts.
+
+    Attributes:
+      rules: regular expressions, applied in order to our path, that give PyTorch's name (the common ones follow).
+      classifier: the matrix whose shape tells the number of classes.
+      classes_axis: its axis of classes; 1 is our own layout [F,C], 0 is transposed on the way.
+      image_size, mean, std: what the networks were trained on (side in pixels; RGB values in 0..1).
+    """
+
+    rules: Rules
+    classifier: str
+    classes_axis: int
+    image_size: int
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+
+_AUTHORS_CIFAR = Family(_AUTHORS, "classifiers.0.weight", 1, 32, config.CIFAR_MEAN, config.CIFAR_STD)
+_IMAGENET = Family(_TORCHVISION, "fc.weight", 0, 224, config.IMAGENET_MEAN, config.IMAGENET_STD)
+_PLAIN = {"depths": (1,), "fusion": False, "head": "linear"}
+
+# name: its family and what differs from the default `config.model`
+MODELS: dict[str, tuple[Family, dict[str, Any]]] = {
+    "shike_resnet32_cifar": (_AUTHORS_CIFAR, {}),
+    **{name: (_IMAGENET, {"backbone": name, **_PLAIN}) for name in ("resnet50", "resnext50_32x4d", "resnet152")},
+}
+
+
+def family_of(name: str) -> Family:
+    """The family of a model name; `UserError` for an unknown one."""
+    if name not in MODELS:
+        raise UserError(f"--model={name}: expected one of {', '.join(MODELS)}")
+    return MODELS[name][0]
+
+
+def model_settings(name: str) -> dict[str, Any]:
+    """The fields of `config.model`, as a plain dict, that build the network called `name`."""
+    family_of(name)
+    return {**config.base().model.to_dict(), **MODELS[name][1]}
+
+
+@functools.lru_cache(maxsize=8)
+def _template(name: str, num_classes: int) -> dict[str, tuple[int, ...]]:
+    """Our path -> shape, found by tracing the network's initialisation (nothing is computed)."""
+    network = build_model(model_settings(name), num_classes)
+    images = jnp.zeros((1, 32, 32, 3))  # parameters do not depend on the image size
+    tree = jax.eval_shape(lambda key: network.init(key, images, method="init_all"), jax.random.key(0))
+    return {path: leaf.shape for path, leaf in flatten_dict(tree, sep="/").items()}
+
+
+def torch_name(family: Family, path: str) -> str:
+    """PyTorch's name of our path, such as `params/trunk/stage1/block0/conv1/kernel` -> `layer1.0.conv1.weight`."""
+    for pattern, replacement in family.rules + _COMMON:
+        path = re.sub(pattern, replacement, path)
+    return path
+
+
+def _axes(family: Family, rank: int) -> tuple[int, ...]:
+    """The transposition from PyTorch's layout to ours: OIHW to HWIO, and matrices as the family has them."""
+    if rank == 4:
+        return (2, 3, 1, 0)
+    return (1, 0) if rank == 2 and family.classes_axis == 0 else tuple(range(rank))
+
+
+def _torch_shape(family: Family, shape: tuple[int, ...]) -> tuple[int, ...]:
+    axes = _axes(family, len(shape))
+    return tuple(shape[axes.index(axis)] for axis in range(len(shape)))
+
+
+def _listed(items: list[str], most: int = 4) -> str:
+    return ", ".join(items[:most]) + (f" and {len(items) - most} more" if len(items) > most else "")
+
+
+def _check(name: str, found: Mapping[str, Any], expected: Mapping[str, tuple[int, ...]]) -> None:
+    """`UserError` that names the first missing, unexpected and misshapen arrays."""
+    missing = [key for key in expected if key not in found]
+    extra = [key for key in found if key not in expected]
+    wrong = [
+        f"{key} {tuple(found[key].shape)} instead of {shape}"
+        for key, shape in expected.items()
+        if key in found and tuple(found[key].shape) != shape
+    ]
+    problems = {"missing": missing, "not expected": extra, "wrong shape": wrong}
+    if any(problems.values()):
+        text = "; ".join(f"{problem}: {_listed(items)}" for problem, items in problems.items() if items)
+        raise UserError(f"these are not the tensors of {name}: {text}")
+
+
+def to_variables(
+    name: str, state: Mapping[str, np.ndarray], num_classes: int | None = None
+) -> tuple[dict[str, Any], int]:
+    """A PyTorch state dict as variables {`params`, `batch_stats`} of float32 arrays.
+
+    Args:
+      name: one of `MODELS`.
+      state: name -> array in PyTorch's layouts, of any float dtype (float64 is rounded).
+      num_classes: C; None takes it from the classifier's shape.
+
+    Returns:
+      The variables, and C. A single classifier (torchvision) fills both sets of heads.
+
+    Raises:
+      UserError: unknown model; missing, unexpected, misshapen tensors; tensors that are not of a float dtype.
+    """
+    family = family_of(name)
+    if num_classes is None:
+        matrix = state.get(family.classifier)
+        if matrix is None or matrix.ndim != 2:
+            raise UserError(f"these are not the tensors of {name}: missing: the matrix {family.classifier}")
+        num_classes = matrix.shape[family.classes_axis]
+    template = _template(name, num_classes)
+    _check(name, state, {torch_name(family, path): _torch_shape(family, shape) for path, shape in template.items()})
+    for key, array in state.items():
+        if not jnp.issubdtype(array.dtype, jnp.floating):
+            raise UserError(f"{key} has dtype {array.dtype}, expected a float dtype")
+    flat = {}
+    for path, shape in template.items():
+        array = state[torch_name(family, path)].astype(np.float32)
+        flat[path] = np.ascontiguousarray(array.transpose(_axes(family, len(shape))))
+    return unflatten_dict(flat, sep="/"), num_classes
+
+
+def to_state_dict(name: str, variables: Mapping[str, Any], head: str | None = None) -> dict[str, np.ndarray]:
+    """The inverse of `to_variables`, bit for bit.
+
+    Args:
+      name: one of `MODELS`.
+      variables: {`params`, `batch_stats`}, as trained or converted.
+      head: the set of classifiers to write where PyTorch's network has only one; needed if the two differ.
+
+    Raises:
+      UserError: unknown model, variables of another network, or a choice of `head` is needed.
+    """
+    family = family_of(name)
+    flat = {path: np.asarray(leaf) for path, leaf in flatten_dict(variables, sep="/").items()}
+    kernel = flat.get("params/heads/classifier/expert0/kernel")
+    if kernel is None:
+        raise UserError(f"the checkpoint is not one of {name}: it has no heads/classifier/expert0/kernel")
+    template = _template(name, kernel.shape[-1])
+    _check(name, flat, template)
+    state: dict[str, np.ndarray] = {}
+    chosen_first = sorted(template, key=lambda path: head is not None and f"/heads/{head}/" not in path)
+    for path in chosen_first:
+        key, array = torch_name(family, path), flat[path]
+        array = np.ascontiguousarray(array.transpose(np.argsort(_axes(family, array.ndim))))
+        if key not in state:
+            state[key] = array
+        elif head is None and array.tobytes() != state[key].tobytes():
+            raise UserError(f"the two sets of classifiers differ and {name} has one: choose it by --head")
+    return state
