@@ -115,8 +115,18 @@ def mixup(key: Array, images: Array, partner_images: Array, alpha: float) -> tup
 
     Returns:
       (lam * images + (1 - lam) * partner_images, lam float32 []). The loss mixes the two labels with the same lam.
+
+    Raises:
+      UserError: a negative alpha.
     """
-    lam = jax.random.beta(key, alpha, alpha, dtype=jnp.float32) if alpha > 0 else jnp.float32(1)
+    if alpha < 0:
+        raise UserError(f"mixup alpha {alpha}: expected 0 (off) or more")
+    if alpha == 0:
+        lam = jnp.float32(1)
+    elif alpha == 1:  # uniform: spares the rejection loop of the general case, which stalls an accelerator
+        lam = jax.random.uniform(key, dtype=jnp.float32)
+    else:
+        lam = jax.random.beta(key, alpha, alpha, dtype=jnp.float32)
     weight = lam.astype(images.dtype)
     return weight * images + (1 - weight) * partner_images, lam
 

@@ -197,7 +197,7 @@ def _truncated(scale: float) -> Callable[[Array, Array], Array]:
 
 
 def _enhancement(level: Array, sign: Array) -> Array:
-    return (18 * level + MAX_LEVEL) / (10 * MAX_LEVEL)
+    return level / MAX_LEVEL * 1.8 + 0.1
 
 
 # name, kind, and the argument as a function of (level 0 .. 10, sign): degrees, bits, threshold, addend, factor or
