@@ -27,6 +27,7 @@ CHOICES = {
     "data.subset": ("first", "random", "h2t"),
     "data.divisions": ("shots", "h2t"),
     "data.bad_image": ("skip", "stop"),
+    "data.bad_line": ("skip", "stop"),
     "augment.crop": ("pad", "random_resized", "none"),
     "augment.policy": ("none", "autoaugment_cifar", "randaugment"),
     "model.head": ("cosine", "linear"),
@@ -68,7 +69,8 @@ def base() -> ConfigDict:
     config.data.resize = 0  # file pipeline, evaluation: short side before the centre crop; 0: image_size * 8 / 7
     config.data.mean, config.data.std = CIFAR_MEAN, CIFAR_STD
     config.data.bad_image = "skip"  # unreadable images: skip (count, report) or stop
-    config.data.bad_image_limit = 0.01  # share of unreadable images beyond which even `skip` stops
+    config.data.bad_line = "stop"  # bad lines of list files, missing files included: skip (count, report) or stop
+    config.data.bad_image_limit = 0.01  # share of unreadable images, or bad lines, beyond which even `skip` stops
 
     config.augment = ConfigDict()
     config.augment.crop = "pad"

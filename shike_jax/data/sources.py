@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from ml_collections import ConfigDict
 
-from shike_jax.data import arrays, digits, tfds_source
+from shike_jax.data import arrays, digits, folder, lists, tfds_source
 from shike_jax.data.types import Report, Source
 from shike_jax.errors import UserError
 
@@ -13,6 +13,8 @@ __all__ = ["Report", "Source", "load"]
 _LOADERS = {
     "arrays": arrays.load,
     "digits": digits.load,
+    "folder": folder.load,
+    "lists": lists.load,
     "tfds": tfds_source.load,
 }
 

@@ -1,16 +1,18 @@
-"""CIFAR-10 and CIFAR-100 through tensorflow-datasets, long-tailed by the authors' rule. Never downloads by itself."""
+"""tensorflow-datasets as a source; CIFAR-10 and CIFAR-100 here, long-tailed by the authors' rule.
+
+Nothing is ever downloaded silently.
+"""
 
 from __future__ import annotations
 
-import os
-import re
 from typing import Any
 
 import numpy as np
 from ml_collections import ConfigDict
 
+from shike_jax.data import tfds_large
 from shike_jax.data.splits import Part, Split, longtail_counts, longtail_subset
-from shike_jax.data.tensorflow import import_tensorflow, import_tfds
+from shike_jax.data.tensorflow_data import find_builder, import_tensorflow, import_tfds
 from shike_jax.data.types import Source
 from shike_jax.errors import UserError
 
@@ -26,27 +28,15 @@ def load(data: ConfigDict) -> Source:
     """
     if data.name in SMALL:
         return _load_cifar(data)
-    raise UserError(f"config.data.name={data.name!r}: expected one of {', '.join(SMALL)}")
-
-
-def find_builder(data: ConfigDict, build_options: str = "") -> Any:
-    """Returns the read-only builder of `config.data.name` from the newest version on disk."""
-    tf, tfds = import_tensorflow(), import_tfds()
-    folder = data.data_dir or os.environ.get("TFDS_DATA_DIR") or os.path.expanduser("~/tensorflow_datasets")
-    found = tf.io.gfile.glob(os.path.join(folder, data.name, "*", "dataset_info.json"))
-    if not found:
-        raise UserError(
-            f"no prepared {data.name} in {folder} (from --config.data.data_dir, else $TFDS_DATA_DIR, else "
-            f"~/tensorflow_datasets); prepare it once with: tfds build {data.name}{build_options} --data_dir={folder}"
-        )
-    newest = max(found, key=lambda path: [int(n) for n in re.findall(r"\d+", os.path.basename(os.path.dirname(path)))])
-    return tfds.builder_from_directory(os.path.dirname(newest))
+    if data.name in tfds_large.NAMES:
+        return tfds_large.load(data)
+    raise UserError(f"config.data.name={data.name!r}: expected one of {', '.join((*SMALL, *tfds_large.NAMES))}")
 
 
 def _load_cifar(data: ConfigDict) -> Source:
     if data.image_size != CIFAR_SIDE:
         raise UserError(f"config.data.image_size={data.image_size}: {data.name} has {CIFAR_SIDE} px images")
-    builder = find_builder(data)
+    builder = find_builder(data.name, data.data_dir)
     class_names = tuple(builder.info.features["label"].names)
     ids, labels, encoded = {}, {}, {}
     for part in ("train", "test"):

@@ -1,0 +1,98 @@
+"""How batches reach the devices: by index into a split that lives there, or as images decoded on the host.
+
+Both feeds have `data` (what every call gets, replicated), `calls(...)` (inputs for each compiled call) and `fetch`
+(traced inside the compiled step: one step's inputs to a batch), so training and evaluation do not know which it is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any, Protocol
+
+import jax
+import numpy as np
+
+from shike_jax import parallel
+from shike_jax.data.sampling import Plan
+from shike_jax.data.types import Source
+
+Batch = dict[str, Any]
+
+
+class Feed(Protocol):
+    """Batches of one part of a split."""
+
+    data: Any
+    steps_together: bool  # whether a call may hold several steps
+
+    def calls(self, plan: Plan, first: int, together: int, seed: int) -> Iterator[tuple[int, Any]]:
+        """Yields (steps in the call, inputs [local devices, steps, b, ...]) from step `first` of the plan on."""
+
+    def fetch(self, data: Any, item: Any) -> Batch:
+        """Turns one step's inputs on one device into a batch."""
+
+
+class DeviceFeed:
+    """Small images: the whole uint8 part lies on every device; inputs are positions in it.
+
+    Attributes:
+      data: {`image` uint8 [N,H,W,3], `label` int32 [N]}, replicated.
+    """
+
+    steps_together = True
+
+    def __init__(self, images: np.ndarray, labels: np.ndarray) -> None:
+        """Sends images uint8 [N,H,W,3] and labels int32 [N] to all devices."""
+        self.data = parallel.replicate({"image": images, "label": labels.astype(np.int32)})
+
+    def calls(self, plan: Plan, first: int, together: int, seed: int) -> Iterator[tuple[int, Any]]:
+        """See `Feed`; `seed` is not needed, the device augments by step."""
+        steps = len(plan["mask"])
+        for start in range(first, steps, together):
+            part = {name: values[start : start + together] for name, values in plan.items()}
+            shares = parallel.split_batch({name: values.swapaxes(0, 1) for name, values in part.items()})
+            yield len(part["mask"]), {name: values.swapaxes(1, 2) for name, values in shares.items()}
+
+    def fetch(self, data: Any, item: Any) -> Batch:
+        """Gathers images and labels."""
+        batch = {"mask": item["mask"]}
+        for suffix in ("", "2"):
+            if "index" + suffix in item:
+                batch["image" + suffix] = data["image"][item["index" + suffix]]
+                batch["label" + suffix] = data["label"][item["index" + suffix]]
+        return batch
+
+
+class HostFeed:
+    """Large images: decoded, cropped and flipped on the host; inputs are the batches themselves, one step a call.
+
+    `make_pipeline(plan from the first step on, this process's columns, seed)` iterates over host batches.
+    """
+
+    steps_together = False
+
+    def __init__(self, make_pipeline: Callable[[Plan, int, int], Iterator[Batch]]) -> None:
+        """Args: make_pipeline: (this process's share of the plan, first step, seed) to an iterator of batches."""
+        self.data = parallel.replicate({"none": np.zeros(1, np.float32)})
+        self._make_pipeline = make_pipeline
+
+    def calls(self, plan: Plan, first: int, together: int, seed: int) -> Iterator[tuple[int, Any]]:
+        """See `Feed`; one step a call."""
+        local = {name: np.stack([_share(row) for row in values]) for name, values in plan.items()}
+        for batch in self._make_pipeline(local, first, seed):
+            shares = parallel.split_batch(batch, per_process=True)
+            yield 1, jax.tree.map(lambda x: x[:, None], shares)
+
+    def fetch(self, data: Any, item: Any) -> Batch:
+        """The inputs are the batch."""
+        return item
+
+
+def _share(row: np.ndarray) -> np.ndarray:
+    """This process's columns of one step of a plan: those its devices would get."""
+    return parallel.split_batch({"x": row})["x"].reshape(-1)
+
+
+def device_feeds(source: Source) -> dict[str, DeviceFeed]:
+    """One feed per part of a source of small images."""
+    return {name: DeviceFeed(source.images[name], part.labels) for name, part in source.split.parts.items()}

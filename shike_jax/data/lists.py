@@ -1,0 +1,237 @@
+"""Published list files, one `path label` a line (plain or gzip), with an image folder beside them."""
+
+from __future__ import annotations
+
+import collections
+import gzip
+import os
+import posixpath
+from dataclasses import dataclass
+
+import numpy as np
+from ml_collections import ConfigDict
+
+from shike_jax.data.files import missing_files, reader
+from shike_jax.data.splits import Part, Split, feasible_longtail_counts, longtail_subset
+from shike_jax.data.types import Report, Source
+from shike_jax.errors import UserError
+
+
+@dataclass(frozen=True, eq=False)
+class ListFile:
+    """A parsed list: relative paths [N] (object), labels int32 [N], and the line number of each, int64 [N]."""
+
+    path: str
+    members: np.ndarray
+    labels: np.ndarray
+    lines: np.ndarray
+
+    def keep(self, mask: np.ndarray) -> ListFile:
+        """Returns the list with only the entries where `mask` [N] is true."""
+        return ListFile(self.path, self.members[mask], self.labels[mask], self.lines[mask])
+
+
+class LinePolicy:
+    """What happens to a bad line: `stop` raises at the first one, `skip` counts and reports up to a limit.
+
+    Attributes:
+      report: receives `list:line` -> reason of each skipped line.
+    """
+
+    def __init__(self, policy: str, limit: float, report: Report):
+        self._stop, self._limit, self.report = policy == "stop", limit, report
+
+    def bad(self, path: str, line: int, reason: str) -> None:
+        """Raises UserError under `stop`; otherwise notes the line."""
+        if self._stop:
+            raise UserError(f"{path}:{line}: {reason} (to leave such lines out: --config.data.bad_line=skip)")
+        self.report.skipped[f"{path}:{line}"] = reason
+
+    def check_limit(self, path: str, bad: int, total: int) -> None:
+        """Raises UserError when more than the allowed share of a list is bad."""
+        if bad > self._limit * total:
+            raise UserError(
+                f"{path}: {bad} of {total} lines are bad, more than config.data.bad_image_limit={self._limit:g} "
+                f"allows; the first: {next(iter(self.report.skipped.items()))}"
+            )
+
+
+def parse_list(path: str, policy: LinePolicy | None = None) -> ListFile:
+    """Parses a list file; 437,513 lines take about a second.
+
+    Raises:
+      UserError: no such file, or (policy `stop`, the default) a line without a label, a label that is no integer of at
+        least 0, an absolute path or one that leaves the folder (`..`), a path listed twice.
+    """
+    policy = policy or LinePolicy("stop", 0.0, Report())
+    text = _read_text(path)
+    first_line: dict[str, int] = {}
+    labels: list[int] = []
+    bad = 0
+    for number, line in enumerate(text.splitlines(), 1):
+        fields = line.rsplit(None, 1)
+        if not fields:
+            continue
+        member, label = fields if len(fields) == 2 else (fields[0], "")
+        if "./" in member or "//" in member:
+            member = posixpath.normpath(member)
+        reason = _line_fault(member, label, first_line)
+        if reason:
+            policy.bad(path, number, reason)
+            bad += 1
+            continue
+        first_line[member] = number
+        labels.append(int(label))
+    if not labels:
+        raise UserError(f"{path}: no usable line; expected `relative/path label` on each")
+    policy.check_limit(path, bad, bad + len(labels))
+    members = np.array(list(first_line), dtype=object)
+    return ListFile(path, members, np.array(labels, np.int32), np.array(list(first_line.values()), np.int64))
+
+
+def _read_text(path: str) -> str:
+    try:
+        with open(path, "rb") as file:
+            content = file.read()
+        return (gzip.decompress(content) if content[:2] == b"\x1f\x8b" else content).decode()
+    except OSError as error:
+        raise UserError(f"list file {path}: {error.strerror or error}") from None
+    except (EOFError, UnicodeDecodeError) as error:
+        raise UserError(f"list file {path}: not text, or damaged ({error})") from None
+
+
+def _line_fault(member: str, label: str, seen: dict[str, int]) -> str:
+    if not label:
+        return f"{member!r} has no label; expected `relative/path label`"
+    if not (label.isascii() and label.isdecimal() and len(label) < 10):
+        return f"label {label!r} of {member!r}; expected an integer of at least 0"
+    if member[0] in "/\\" or member[1:2] == ":":
+        return f"{member!r} is an absolute path; expected one relative to config.data.root"
+    if ".." in member and ".." in member.replace("\\", "/").split("/"):
+        return f"{member!r} leaves config.data.root; `..` is not allowed"
+    if member in seen:
+        return f"{member!r} is listed already in line {seen[member]}"
+    return ""
+
+
+def check_labels(train: ListFile, others: list[ListFile]) -> int:
+    """Returns the number of classes C of the training list.
+
+    Raises:
+      UserError: a label without a training image below the largest (a gap), or a label of another list outside 0..C-1.
+    """
+    present = np.unique(train.labels)
+    num_classes = int(present[-1]) + 1
+    if len(present) != num_classes:
+        gap = int(np.flatnonzero(present != np.arange(len(present)))[0])
+        raise UserError(
+            f"{train.path}: {num_classes - len(present)} labels below the largest have no image, the first is {gap}; "
+            f"expected every label from 0 on (label {num_classes - 1} is in line {train.lines[train.labels.argmax()]})"
+        )
+    for one in others:
+        if one.labels.max() >= num_classes:
+            worst = int(one.labels.argmax())
+            raise UserError(
+                f"{one.path}:{one.lines[worst]}: label {one.labels[worst]} of {one.members[worst]!r}; "
+                f"the training list {train.path} has 0..{num_classes - 1}"
+            )
+    return num_classes
+
+
+def class_folders(lists: list[ListFile], num_classes: int) -> tuple[str, ...]:
+    """Returns class names from the images' folders, or `0`, `1`, ... where the folders do not name classes.
+
+    Folders name classes when, but for at most 1 % of the lines, each folder name has one label and each label one name.
+
+    Raises:
+      UserError: they do, and a line disagrees with the label of its folder.
+    """
+    pairs: collections.Counter[tuple[str, int]] = collections.Counter()
+    folders = [[posixpath.basename(posixpath.dirname(member)) for member in one.members] for one in lists]
+    for one, names in zip(lists, folders, strict=True):
+        pairs.update(zip(names, one.labels.tolist(), strict=True))
+    label_of: dict[str, int] = {}
+    name_of: dict[int, str] = {}
+    for (name, label), _ in pairs.most_common():
+        if name not in label_of and label not in name_of:
+            label_of[name], name_of[label] = label, name
+    agreeing = sum(count for (name, label), count in pairs.items() if label_of.get(name) == label)
+    total = sum(pairs.values())
+    if len(name_of) < num_classes or agreeing < 0.99 * total:
+        return tuple(map(str, range(num_classes)))
+    if agreeing < total:
+        for one, names in zip(lists, folders, strict=True):
+            for i, (name, label) in enumerate(zip(names, one.labels.tolist(), strict=True)):
+                if label_of.get(name) != label:
+                    raise UserError(
+                        f"{one.path}:{one.lines[i]}: {one.members[i]!r} has label {label}, but the other images of "
+                        f"folder {name!r} have label {label_of.get(name)}: list and folder disagree"
+                    )
+    return tuple(name_of[c] for c in range(num_classes))
+
+
+def load(data: ConfigDict) -> Source:
+    """Loads the lists `config.data.{train,val,test}_list`; images lie under `config.data.root`.
+
+    An empty root gives the split alone, for counting.
+
+    Raises:
+      UserError: a bad list (see `parse_list`, `check_labels`, `class_folders`), listed files that are missing, an image
+        listed for training and for evaluation.
+    """
+    report = Report()
+    parsed = load_lists(data, report)
+    policy = LinePolicy(data.bad_line, data.bad_image_limit, report)
+    if data.root:
+        parsed = {part: _drop_missing(one, data.root, policy) for part, one in parsed.items()}
+    else:
+        report.notes.append("config.data.root is empty: counts only, no image can be read")
+    name = data.name or os.path.basename(data.train_list).split(".")[0]
+    split = split_of_lists(parsed, data, name)
+    members = {part: split.parts[part].members for part in split.parts}
+    return Source(split, read=reader(data.root, members) if data.root else None, report=report)
+
+
+def load_lists(data: ConfigDict, report: Report) -> dict[str, ListFile]:
+    """Parses the lists that `config.data` names: `train` and whichever of `val` and `test` there are."""
+    if not data.train_list:
+        raise UserError("config.data.train_list is empty; expected a list file `path label`")
+    policy = LinePolicy(data.bad_line, data.bad_image_limit, report)
+    paths = {"train": data.train_list, "val": data.val_list, "test": data.test_list}
+    return {part: parse_list(path, policy) for part, path in paths.items() if path}
+
+
+def split_of_lists(parsed: dict[str, ListFile], data: ConfigDict, name: str) -> Split:
+    """Checks the lists against each other and returns their split, long-tailed if `config.data.profile` asks so."""
+    train, others = parsed["train"], [one for part, one in parsed.items() if part != "train"]
+    num_classes = check_labels(train, others)
+    names = class_folders(list(parsed.values()), num_classes)
+    training = set(train.members)
+    for one in others:
+        both = [member for member in one.members if member in training]
+        if both:
+            raise UserError(f"{one.path}: {len(both)} images are in {train.path} too, the first is {both[0]!r}")
+    rule = f"lists of {name}"
+    kept = np.arange(len(train.labels))
+    if data.profile != "natural":
+        available = np.bincount(train.labels, minlength=num_classes)
+        counts = feasible_longtail_counts(available, data.imbalance_factor, data.profile)
+        kept = longtail_subset(train.labels, counts, data.subset, data.subset_seed)
+        rule = f"{rule}, {data.profile} imbalance {data.imbalance_factor:g}, {data.subset}"
+    parts = {part: Part(one.members, one.labels) for part, one in parsed.items()}
+    parts["train"] = Part(train.members[kept], train.labels[kept])
+    return Split(name, rule, data.subset_seed, names, parts, data.divisions)
+
+
+def _drop_missing(one: ListFile, root: str, policy: LinePolicy) -> ListFile:
+    missing = missing_files(root, one.members)
+    if not len(missing):
+        return one
+    if len(missing) == len(one.members):
+        raise UserError(f"{one.path}: none of its {len(missing)} images is under {root}, such as {one.members[0]!r}")
+    for i in missing:
+        policy.bad(one.path, int(one.lines[i]), f"{one.members[i]!r} is not under {root} ({len(missing)} are missing)")
+    policy.check_limit(one.path, len(missing), len(one.members))
+    mask = np.ones(len(one.members), bool)
+    mask[missing] = False
+    return one.keep(mask)

@@ -1,0 +1,65 @@
+"""TensorFlow and its data sets, imported late, kept off the accelerators (TensorFlow would claim their memory)."""
+
+from __future__ import annotations
+
+import os
+import re
+from types import ModuleType
+from typing import Any
+
+from shike_jax.errors import UserError
+
+_ADVICE = "install requirements.txt, or read a split exported by `python -m shike_jax.data.export`"
+
+
+def import_tensorflow() -> ModuleType:
+    """Returns the module `tensorflow` with its accelerators hidden.
+
+    Raises:
+      UserError: TensorFlow is not installed.
+    """
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    try:
+        import tensorflow as tf
+    except ImportError:
+        raise UserError(f"this data source needs TensorFlow, which is not installed: {_ADVICE}") from None
+    for kind in ("GPU", "TPU"):
+        tf.config.set_visible_devices([], kind)
+    return tf
+
+
+def import_tfds() -> ModuleType:
+    """Returns the module `tensorflow_datasets`, after `import_tensorflow`.
+
+    Raises:
+      UserError: it is not installed.
+    """
+    import_tensorflow()
+    try:
+        import tensorflow_datasets as tfds
+    except ImportError:
+        raise UserError(f"data.source='tfds' needs tensorflow-datasets, which is not installed: {_ADVICE}") from None
+    tfds.disable_progress_bar()
+    return tfds
+
+
+def find_builder(name: str, data_dir: str = "", build_options: str = "") -> Any:
+    """Returns the read-only tfds builder of data set `name` from the newest version on disk.
+
+    Args:
+      data_dir: tfds folder; empty: $TFDS_DATA_DIR, else ~/tensorflow_datasets.
+      build_options: what else the `tfds build` command needs that a missing data set is answered with.
+
+    Raises:
+      UserError: the data set is not there.
+    """
+    tf, tfds = import_tensorflow(), import_tfds()
+    folder = os.path.expanduser(data_dir or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets")
+    found = tf.io.gfile.glob(os.path.join(folder, name, "*", "dataset_info.json"))
+    if not found:
+        raise UserError(
+            f"no prepared {name} in {folder} (from --config.data.data_dir, else $TFDS_DATA_DIR, else "
+            f"~/tensorflow_datasets); prepare it once with: tfds build {name}{build_options} --data_dir={folder}"
+        )
+    newest = max(found, key=lambda path: [int(n) for n in re.findall(r"\d+", os.path.basename(os.path.dirname(path)))])
+    return tfds.builder_from_directory(os.path.dirname(newest))

@@ -1,0 +1,117 @@
+"""ImageNet-LT, iNaturalist 2018 and Places-LT through tensorflow-datasets, with random access and no decoding.
+
+The labels of all examples are read once and kept in a small cache file; images are fetched one by one by position.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import os
+import posixpath
+import tempfile
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from ml_collections import ConfigDict
+
+from shike_jax.data.lists import load_lists, split_of_lists
+from shike_jax.data.splits import Part, Split, feasible_longtail_counts, longtail_subset
+from shike_jax.data.tensorflow_data import find_builder, import_tfds
+from shike_jax.data.types import Report, Source
+from shike_jax.errors import UserError
+
+PARTS = {  # part here -> split of tfds; the test images of iNaturalist have no labels
+    "imagenet_lt": {"train": "train", "val": "validation", "test": "test"},
+    "i_naturalist2018": {"train": "train", "val": "validation"},
+    "places365_small": {"train": "train", "val": "validation"},
+}
+NAMES = tuple(PARTS)
+
+
+def load(data: ConfigDict) -> Source:
+    """Loads the data set `config.data.name`; Places-LT picks the files of `config.data.{train,val,test}_list`.
+
+    Raises:
+      UserError: the data set is not there, is stored without random access, or lacks files of a list.
+    """
+    builder = find_builder(data.name, data.data_dir, " --file_format=array_record")
+    if builder.info.file_format.value != "array_record":
+        raise UserError(
+            f"{builder.data_path} is stored as {builder.info.file_format.value}, which has no random access; prepare "
+            f"it with: tfds build {data.name} --file_format=array_record --data_dir={data.data_dir or '$TFDS_DATA_DIR'}"
+        )
+    decoders = {"image": import_tfds().decode.SkipDecoding()}
+    records = {part: builder.as_data_source(split, decoders=decoders) for part, split in PARTS[data.name].items()}
+    if data.name == "places365_small":
+        return _load_places(data, builder, records)
+    return _load_natural(data, builder, records)
+
+
+def _load_natural(data: ConfigDict, builder: Any, records: dict[str, Any]) -> Source:
+    class_names = tuple(builder.info.features["label"].names)
+    labels = {part: _column(builder, split, "label").astype(np.int32) for part, split in PARTS[data.name].items()}
+    kept = {part: np.arange(len(one)) for part, one in labels.items()}
+    rule = f"{data.name}, natural counts"
+    if data.profile != "natural":
+        available = np.bincount(labels["train"], minlength=len(class_names))
+        counts = feasible_longtail_counts(available, data.imbalance_factor, data.profile)
+        kept["train"] = longtail_subset(labels["train"], counts, data.subset, data.subset_seed)
+        rule = f"{data.name}, {data.profile} imbalance {data.imbalance_factor:g}, {data.subset}"
+    parts = {part: Part(index, labels[part][index]) for part, index in kept.items()}
+    split = Split(data.name, rule, data.subset_seed, class_names, parts, data.divisions)
+
+    def read(part: str, indices: Sequence[int]) -> list[bytes]:
+        return [records[part][int(kept[part][i])]["image"] for i in indices]
+
+    return Source(split, read=read)
+
+
+def _load_places(data: ConfigDict, builder: Any, records: dict[str, Any]) -> Source:
+    report = Report()
+    split = split_of_lists(load_lists(data, report), data, data.name)
+    positions: dict[str, tuple[str, int]] = {}
+    for part, tfds_split in PARTS[data.name].items():
+        names = _column(builder, tfds_split, "filename").tolist()
+        positions |= {_places_key(name): (part, i) for i, name in enumerate(names)}
+    found: dict[str, list[tuple[str, int]]] = {}
+    for name, part in split.parts.items():
+        absent = [member for member in part.members if _places_key(member) not in positions]
+        if absent:
+            raise UserError(f"{data.name} lacks {len(absent)} files of part {name}, such as {absent[0]!r}")
+        found[name] = [positions[_places_key(member)] for member in part.members]
+
+    def read(part: str, indices: Sequence[int]) -> list[bytes]:
+        return [records[where][position]["image"] for where, position in (found[part][i] for i in indices)]
+
+    return Source(split, read=read, report=report)
+
+
+def _places_key(path: str) -> str:
+    """One name for a file: `train/arena-hockey/1.jpg` in the lists is `data_256/a/arena/hockey/1.jpg` in tfds."""
+    folder, name = posixpath.split(path)
+    if name.startswith("Places365_val_"):
+        return name
+    parts = folder.split("/")
+    classes = parts[2:] if parts[0] == "data_256" else parts[1:]
+    return f"{'-'.join(classes)}/{name}"
+
+
+def _column(builder: Any, split: str, feature: str) -> np.ndarray:
+    """Returns one feature of all examples, [N] integers or str; read once, then from a cache in the user's folder."""
+    size = builder.info.splits[split].num_examples
+    identity = f"{builder.data_path} {builder.info.full_name} {split} {size} {feature}"
+    cache = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
+    path = os.path.join(cache, "shike_jax", hashlib.sha256(identity.encode()).hexdigest()[:16] + ".npy")
+    if os.path.exists(path):
+        return np.load(path)
+    logging.getLogger(__name__).info("reading every %s of %s once (kept in %s)", feature, builder.info.full_name, path)
+    partial = import_tfds().decode.PartialDecoding({feature: True})
+    values = [record[feature] for record in builder.as_data_source(split, decoders=partial)]
+    column = np.array([v.decode() for v in values]) if isinstance(values[0], bytes) else np.array(values, np.int64)
+    os.makedirs(os.path.dirname(path), exist_ok=True)
+    with tempfile.NamedTemporaryFile(dir=os.path.dirname(path), suffix=".tmp", delete=False) as file:
+        np.save(file, column)
+    os.replace(file.name, path)
+    return column
