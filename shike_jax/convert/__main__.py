@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import argparse
-import os
-import shutil
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -33,11 +32,22 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--model", required=True, help=f"the network: {', '.join(MODELS)}")
-    parser.add_argument("--source", required=True, type=Path, help=".npz, .safetensors, .pth, .pth.tar or .pt file")
-    parser.add_argument("--target", required=True, type=Path, help="folder to write; must be absent or empty")
+    parser.add_argument(
+        "--source",
+        required=True,
+        type=Path,
+        help=".npz, .safetensors, .pth, .pth.tar or .pt file; with --reverse a checkpoint or a work directory",
+    )
+    parser.add_argument(
+        "--target", required=True, type=Path, help="folder to write, absent or empty; with --reverse a new file"
+    )
     parser.add_argument("--num_classes", type=int, help="number of classes to insist on (default: the source's)")
-    parser.add_argument("--reverse", action="store_true", help="from a folder to a new .npz or .safetensors file")
-    parser.add_argument("--head", help=f"with --reverse and torchvision names: {' or '.join(HEAD_SETS)} classifiers")
+    parser.add_argument(
+        "--reverse", action="store_true", help="write PyTorch's names and layouts to .npz or .safetensors"
+    )
+    parser.add_argument(
+        "--head", help=f"with --reverse, torchvision names: which classifiers ({' or '.join(HEAD_SETS)})"
+    )
     return parser.parse_args(argv)
 
 
@@ -68,15 +78,14 @@ def convert(model: str, source: Path, target: Path, num_classes: int | None = No
         "std": list(family.std),
         "class_names": None,
     }
-    partial = target.with_name(f".{target.name}.{os.getpid()}.partial")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        save_weights(partial, variables, meta)
-        partial.rename(target)  # replaces an empty folder
+        with tempfile.TemporaryDirectory(prefix=f".{target.name}.", dir=target.parent) as scratch:
+            finished = Path(scratch) / "weights"
+            save_weights(finished, variables, meta)
+            finished.rename(target)  # replaces an empty folder
     except OSError as error:
         raise UserError(f"--target={target}: {error}") from error
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
     return len(state)
 
 

@@ -156,6 +156,8 @@ def to_variables(
         if matrix is None or matrix.ndim != 2:
             raise UserError(f"these are not the tensors of {name}: missing: the matrix {family.classifier}")
         num_classes = matrix.shape[family.classes_axis]
+    if num_classes < 1:
+        raise UserError(f"--num_classes={num_classes}: expected a positive number")
     template = _template(name, num_classes)
     _check(name, state, {torch_name(family, path): _torch_shape(family, shape) for path, shape in template.items()})
     for key, array in state.items():

@@ -67,3 +67,30 @@ def torchvision_to_shike(backbone: Mapping[str, Any], fresh: Mapping[str, Any]) 
         fresh=[path for path in target if path not in loaded],
     )
     return unflatten_dict(merged, sep="/"), report
+
+
+def warm_start(source: Mapping[str, Any], fresh: Mapping[str, Any]) -> tuple[dict[str, Any], WarmStart]:
+    """Starts a network from saved weights: of the same network, or of a plain backbone.
+
+    From the same network everything is taken over; a classifier set for another number of classes stays fresh.
+
+    Args:
+      source: variables {`params`, `batch_stats`} to start from.
+      fresh: initialised variables of the network that is about to train.
+
+    Returns:
+      The variables, with the structure of `fresh`, and what became of every path.
+
+    Raises:
+      UserError: the source is another network.
+    """
+    have, want = flatten_dict(source, sep="/"), flatten_dict(fresh, sep="/")
+    body = {path for path in want if not path.startswith("params/heads/")}
+    if not body <= have.keys():
+        return torchvision_to_shike(source, fresh)
+    fits = {path for path in want if path in have and have[path].shape == want[path].shape}
+    if wrong := sorted(body - fits):
+        path = wrong[0]
+        raise UserError(f"warm start: {path} has shape {have[path].shape}, expected {want[path].shape}: another network")
+    report = WarmStart(sorted(fits), sorted(have.keys() - fits), sorted(want.keys() - fits))
+    return unflatten_dict({path: have[path] if path in fits else leaf for path, leaf in want.items()}, sep="/"), report
