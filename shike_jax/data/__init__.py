@@ -1,1 +1,1 @@
-"""Splits, sources, samplers and the two pipelines."""
+"""Data: splits, sources, sampling and the two feeds."""

@@ -11,6 +11,7 @@ from typing import Any, Protocol
 
 import jax
 import numpy as np
+from ml_collections import ConfigDict
 
 from shike_jax import parallel
 from shike_jax.data.sampling import Plan
@@ -93,6 +94,10 @@ def _share(row: np.ndarray) -> np.ndarray:
     return parallel.split_batch({"x": row})["x"].reshape(-1)
 
 
-def device_feeds(source: Source) -> dict[str, DeviceFeed]:
-    """One feed per part of a source of small images."""
-    return {name: DeviceFeed(source.images[name], part.labels) for name, part in source.split.parts.items()}
+def make_feeds(source: Source, config: ConfigDict) -> dict[str, Feed]:
+    """One feed per part of the source: from the device for small images, through the host for large ones."""
+    if source.images is not None:
+        return {name: DeviceFeed(source.images[name], part.labels) for name, part in source.split.parts.items()}
+    from shike_jax.data.host_pipeline import make_pipeline  # TensorFlow, only where it is needed
+
+    return {name: HostFeed(make_pipeline(source, config, name)) for name in source.split.parts}

@@ -19,6 +19,7 @@ def import_tensorflow() -> ModuleType:
       UserError: TensorFlow is not installed.
     """
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")  # of no use here, and it greets with a warning
     try:
         import tensorflow as tf
     except ImportError:

@@ -1,0 +1,27 @@
+"""CIFAR100-LT and CIFAR10-LT (paper, tables 1 and 4).
+
+    python -m shike_jax.main --config=configs/cifar_lt.py:official,imbalance_factor=100 --workdir=runs/cifar100_if100
+
+Arguments: `official` (what the authors ran) or `paper` (printed equations); dataset=cifar100|cifar10,
+imbalance_factor=100, epochs=180, classifier_epochs=20, file=EXPORTED.npz (no TensorFlow needed then).
+Full-length result: not yet measured.
+"""
+
+from shike_jax import config as schema
+
+
+def get_config(arguments: str | None = None):
+    """ResNet-32 with three experts, AutoAugment and Cutout, 180 + 20 epochs."""
+    args = schema.parse_arguments(
+        arguments, ("official", "paper"),
+        dataset="cifar100", imbalance_factor=100.0, epochs=180, classifier_epochs=20, file="",
+    )  # fmt: skip
+    config = schema.base()
+    config.name = f"{args['dataset']}_lt_if{args['imbalance_factor']:g}"
+    config.data.update({"source": "tfds", "name": args["dataset"], "imbalance_factor": args["imbalance_factor"]})
+    if args["file"]:
+        config.data.update({"source": "arrays", "root": args["file"]})
+    config.augment.update({"crop": "pad", "pad": 4, "flip": True, "policy": "autoaugment_cifar", "cutout": 16})
+    config.model.update({"backbone": "resnet32", "depths": (1, 2, 1), "head": "cosine"})
+    schema.shike_stages(config, args["preset"], (args["epochs"], args["classifier_epochs"]))
+    return config

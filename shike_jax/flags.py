@@ -1,0 +1,70 @@
+"""Reading a configuration from the command line, the same way in every command."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from absl import flags
+from ml_collections import ConfigDict, config_flags
+
+from shike_jax.config import validate
+from shike_jax.errors import UserError
+
+
+def load_config(argv: Sequence[str]) -> tuple[ConfigDict, list[str]]:
+    """Reads `--config=FILE[:arguments]` and any `--config.field=value`.
+
+    Args:
+      argv: command-line arguments without the program's name.
+
+    Returns:
+      The validated configuration, and the arguments that do not concern it.
+
+    Raises:
+      UserError: no or unreadable config file, an unknown field, a value of another type or out of range.
+    """
+    mine, rest = _split(argv)
+    path = next((a.partition("=")[2] for a in mine if a.startswith("--config=")), "")
+    if not path:
+        raise UserError("--config is missing: expected --config=configs/NAME.py[:arguments]")
+    file = path.split(":")[0]
+    if not Path(file).is_file():
+        raise UserError(f"--config={path}: no such file {file}")
+    values = flags.FlagValues()
+    config_flags.DEFINE_config_file("config", flag_values=values, sys_argv=["", *mine])
+    try:
+        values(["", *mine])
+        config = values["config"].value
+    except UserError:
+        raise
+    except Exception as error:  # flags, ml_collections and the file itself raise many kinds
+        raise UserError(_explain(error, path)) from error
+    validate(config)
+    return config, rest
+
+
+def _split(argv: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Separates config arguments, joining `--config VALUE` to one, from all others."""
+    mine, rest, items = [], [], list(argv)
+    while items:
+        item = items.pop(0)
+        name = item.split("=")[0]
+        if name == "--config" or name.startswith(("--config.", "--config[")):
+            if "=" not in item:
+                if not items:
+                    raise UserError(f"{item}: a value is missing")
+                item = f"{item}={items.pop(0)}"
+            mine.append(item)
+        else:
+            rest.append(item)
+    return mine, rest
+
+
+def _explain(error: Exception, path: str) -> str:
+    cause: BaseException = error
+    while isinstance(cause.__cause__ or cause.__context__, UserError):
+        return str(cause.__cause__ or cause.__context__)
+    text = " ".join(str(error).split())
+    return text if "--config" in text else f"--config={path}: {text}"
+

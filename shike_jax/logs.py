@@ -1,0 +1,114 @@
+"""What a run tells: lines for a person, JSON lines for programs, TensorBoard through clu when it is installed."""
+
+from __future__ import annotations
+
+import json
+import logging
+import time
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+
+def quiet_third_parties(level: str) -> None:
+    """Silences other libraries' warnings unless `level` is debug."""
+    if level == "debug":
+        logging.basicConfig(level=logging.INFO)
+        return
+    warnings.filterwarnings("ignore")
+    logging.getLogger().setLevel(logging.ERROR)
+    try:
+        from absl import logging as absl_logging
+
+        absl_logging.set_verbosity(absl_logging.ERROR)
+    except ImportError:
+        pass
+
+
+class RunLog:
+    """Writes `log.txt`, `metrics.jsonl` and TensorBoard files into the work directory; only the main process does."""
+
+    def __init__(self, workdir: Path, level: str, active: bool) -> None:
+        """Args: level: quiet, info or debug. active: False on all processes but one."""
+        self._level, self._active, self._writer = level, active, None
+        self._text = self._json = None
+        if active:
+            self._text = (workdir / "log.txt").open("a", buffering=1)
+            self._json = (workdir / "metrics.jsonl").open("a", buffering=1)
+            self._writer = self._open_writer(workdir / "tensorboard")
+
+    def _open_writer(self, folder: Path) -> Any:
+        try:
+            from clu import metric_writers
+
+            return metric_writers.AsyncWriter(metric_writers.SummaryWriter(str(folder)))
+        except ImportError as error:
+            self.line(f"no TensorBoard files: {error.name or error} is not installed")
+            return None
+
+    def line(self, text: str) -> None:
+        """Prints a line (not when quiet) and keeps it in log.txt."""
+        if self._active:
+            self._text.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {text}\n")
+            if self._level != "quiet":
+                print(text, flush=True)
+
+    def debug(self, text: str) -> None:
+        """As `line`, with `config.log=debug` only."""
+        if self._level == "debug":
+            self.line(text)
+
+    def scalars(self, step: int, values: Mapping[str, Any], **labels: Any) -> None:
+        """Records numbers at a step of the whole run; `labels` (stage, epoch) go into the JSON line only."""
+        if not self._active:
+            return
+        values = {k: v for k, v in values.items() if v is not None}
+        self._json.write(json.dumps({"step": step, **labels, **values}) + "\n")
+        if self._writer is not None:
+            flat = {k: float(v) for k, v in values.items() if np.isscalar(v)}
+            flat |= {f"{k}/{i}": float(x) for k, v in values.items() if isinstance(v, list) for i, x in enumerate(v)}
+            prefix = f"{labels['stage']}/" if "stage" in labels else ""
+            self._writer.write_scalars(step, {prefix + k: v for k, v in flat.items()})
+
+    def images(self, step: int, name: str, images: np.ndarray) -> None:
+        """Records float images [N,H,W,3] in 0..1 for TensorBoard."""
+        if self._writer is not None:
+            self._writer.write_images(step, {name: images})
+
+    def histogram(self, step: int, name: str, values: np.ndarray) -> None:
+        """Records a histogram for TensorBoard."""
+        if self._writer is not None:
+            self._writer.write_histograms(step, {name: values})
+
+    def close(self) -> None:
+        """Flushes and closes everything."""
+        if self._writer is not None:
+            self._writer.close()
+        for file in (self._text, self._json):
+            if file is not None:
+                file.close()
+        self._active = False
+
+
+class Progress:
+    """Rate and time left of a whole run, from the epochs done since this process started."""
+
+    def __init__(self, examples_left: int) -> None:
+        """Args: examples_left: training examples still to be processed over all stages."""
+        self._left, self._done, self._seconds = examples_left, 0, 0.0
+
+    def advance(self, examples: int, seconds: float) -> tuple[float, float]:
+        """Adds work done; returns (examples per second of this piece, seconds left for all)."""
+        self._left -= examples
+        self._done += examples
+        self._seconds += seconds
+        return examples / max(seconds, 1e-9), max(self._left, 0) * self._seconds / max(self._done, 1)
+
+
+def clock(seconds: float) -> str:
+    """h:mm:ss."""
+    seconds = round(seconds)
+    return f"{seconds // 3600}:{seconds % 3600 // 60:02d}:{seconds % 60:02d}"

@@ -1,0 +1,75 @@
+"""`python -m shike_jax.main`: trains, evaluates and resumes one run."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from shike_jax.errors import UserError, run_main
+from shike_jax.flags import load_config
+
+_EPILOG = """\
+examples:
+  python -m shike_jax.main --config=configs/digits_lt.py --workdir=runs/digits
+  python -m shike_jax.main --config=configs/cifar_lt.py:official,imbalance_factor=50 --workdir=runs/if50 \\
+      --config.seed=1 --config.stages.classifier.epochs=10
+
+The same command started again continues where the run was stopped; a finished run is left as it is. On SIGTERM the run
+is saved at the next step and the exit status is 75. Several processes: give each --coordinator, --processes and
+--process (or start them under SLURM, Kubernetes or on a TPU pod, where they are found).
+"""
+
+
+def parse(argv: Sequence[str]) -> argparse.Namespace:
+    """Parses the flags that are not the configuration's."""
+    parser = argparse.ArgumentParser(
+        prog="python -m shike_jax.main",
+        description="Trains one run as configured, evaluates it and writes WORKDIR/results.json.",
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--config", metavar="FILE[:ARGUMENTS]", help="configuration; --config.FIELD=VALUE changes it")
+    parser.add_argument("--workdir", type=Path, help="directory of the run; created, or continued")
+    parser.add_argument("--coordinator", metavar="HOST:PORT", help="address of process 0 of a multi-process job")
+    parser.add_argument("--processes", type=int, help="number of processes of the job")
+    parser.add_argument("--process", type=int, help="number of this process, from 0")
+    return parser.parse_args(argv)
+
+
+def main(argv: Sequence[str]) -> int:
+    """Runs the command; returns the exit status."""
+    started = time.time()
+    if any(item in ("-h", "--help") for item in argv):
+        parse(["--help"])
+    config, rest = load_config(argv)
+    args = parse(rest)
+    if args.workdir is None:
+        raise UserError("--workdir is missing: expected a directory for checkpoints, logs and results")
+
+    # Before JAX or TensorFlow wake up.
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    if config.dtype == "float64":
+        os.environ["JAX_ENABLE_X64"] = "1"
+
+    from shike_jax.logs import quiet_third_parties
+    from shike_jax.parallel import start_distributed
+
+    quiet_third_parties(config.log)
+    start_distributed(args.coordinator, args.processes, args.process)
+
+    from shike_jax import loop, preemption
+
+    try:
+        loop.train(config, args.workdir, started)
+    except preemption.Preempted as stopped:
+        print(stopped, file=sys.stderr)
+        return preemption.EXIT_STATUS
+    return 0
+
+
+if __name__ == "__main__":
+    run_main(main)

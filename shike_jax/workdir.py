@@ -1,0 +1,77 @@
+"""The work directory: which run it belongs to, whether it is finished, and its results."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from shike_jax.errors import UserError
+
+# Fields that may differ when a run continues: they change how it is watched and where its data lie, not its results.
+FREE = ("log", "train.steps_per_call", "train.eval_every_epochs", "train.checkpoint_every_epochs",
+        "train.checkpoint_every_steps", "train.keep_checkpoints", "train.log_every_steps", "train.peer_timeout",
+        "eval.batch_size", "data.data_dir", "data.root", "init_from")  # fmt: skip
+
+
+def open_workdir(path: Path, config: Mapping[str, Any], write: bool) -> dict[str, Any] | None:
+    """Creates or re-opens a work directory.
+
+    Args:
+      path: the directory.
+      config: the run's configuration as plain data.
+      write: False on all processes but one.
+
+    Returns:
+      The results of a run that is already finished, else None.
+
+    Raises:
+      UserError: not writable, or it belongs to another configuration. Nothing is changed then.
+    """
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"--workdir={path}: cannot be created ({error.strerror})") from error
+    if not os.access(path, os.W_OK):
+        raise UserError(f"--workdir={path}: not writable")
+    saved = path / "config.json"
+    if saved.exists():
+        try:
+            known = json.loads(saved.read_text())
+        except ValueError as error:
+            raise UserError(f"{saved}: not valid JSON ({error}); expected the configuration of the run here") from error
+        differ = [key for key in differences(known, config) if key not in FREE]
+        if differ:
+            raise UserError(
+                f"--workdir={path} belongs to another configuration: {', '.join(differ[:4])} differ"
+                f"{' and others' if len(differ) > 4 else ''}; expected a new directory or the same settings"
+            )
+    elif write:
+        if any(p.name not in ("log.txt",) for p in path.iterdir()):
+            raise UserError(f"--workdir={path}: not empty and not a run of this program; expected a new directory")
+        write_json(saved, config)
+    results = path / "results.json"
+    if results.exists():
+        return json.loads(results.read_text())
+    return None
+
+
+def differences(one: Mapping[str, Any], other: Mapping[str, Any], prefix: str = "") -> list[str]:
+    """Dotted names of the fields in which two plain configurations differ."""
+    found = []
+    for key in sorted(set(one) | set(other)):
+        a, b, name = one.get(key), other.get(key), prefix + key
+        if isinstance(a, Mapping) and isinstance(b, Mapping):
+            found += differences(a, b, name + ".")
+        elif a != b:
+            found.append(name)
+    return found
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Writes JSON so that the file is never half there."""
+    partial = path.with_name(f".{path.name}.{os.getpid()}")
+    partial.write_text(json.dumps(value, indent=1) + "\n")
+    os.replace(partial, path)
