@@ -148,7 +148,7 @@ def evaluate(run: Run, state: TrainState, heads: str) -> dict[str, Any]:
     size = math.ceil(run.config.eval.batch_size / devices) * devices
     plan = sampling.in_order(len(run.source.split.parts[data.test_part]), size)
     total: PyTree = None
-    for _, inputs in feed.calls(plan, 0, 1, 0):
+    for _, inputs in feed.calls(plan, 0, 1, None):
         counts = run.evaluators[heads](state, feed.data, inputs)
         counts = jax.tree.map(lambda x: np.asarray(x, np.float64), parallel.to_host(counts))
         total = counts if total is None else jax.tree.map(np.add, total, counts)

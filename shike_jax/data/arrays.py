@@ -46,7 +46,8 @@ def save(source: Source, path: str) -> None:
     content = {"meta": np.array(json.dumps(meta))}
     for name, part in split.parts.items():
         members = part.members if part.members.dtype.kind in "iu" else part.members.astype(str)
-        content |= {f"{name}_members": members, f"{name}_labels": part.labels, f"{name}_images": _differences(source.images[name])}
+        content |= {f"{name}_members": members, f"{name}_labels": part.labels}
+        content[f"{name}_images"] = _differences(source.images[name])
     folder = os.path.dirname(os.path.abspath(path))
     try:
         os.makedirs(folder, exist_ok=True)

@@ -14,6 +14,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from shike_jax import parallel
+from shike_jax.data.host_pipeline import make_pipeline
 from shike_jax.data.sampling import Plan
 from shike_jax.data.types import Source
 
@@ -26,8 +27,11 @@ class Feed(Protocol):
     data: Any
     steps_together: bool  # whether a call may hold several steps
 
-    def calls(self, plan: Plan, first: int, together: int, seed: int) -> Iterator[tuple[int, Any]]:
-        """Yields (steps in the call, inputs [local devices, steps, b, ...]) from step `first` of the plan on."""
+    def calls(self, plan: Plan, first: int, together: int, seed: int | None) -> Iterator[tuple[int, Any]]:
+        """Yields (steps in the call, inputs [local devices, steps, b, ...]) from step `first` of the plan on.
+
+        `seed` is that of the epoch's training views; None asks for evaluation views.
+        """
 
     def fetch(self, data: Any, item: Any) -> Batch:
         """Turns one step's inputs on one device into a batch."""
@@ -46,7 +50,7 @@ class DeviceFeed:
         """Sends images uint8 [N,H,W,3] and labels int32 [N] to all devices."""
         self.data = parallel.replicate({"image": images, "label": labels.astype(np.int32)})
 
-    def calls(self, plan: Plan, first: int, together: int, seed: int) -> Iterator[tuple[int, Any]]:
+    def calls(self, plan: Plan, first: int, together: int, seed: int | None) -> Iterator[tuple[int, Any]]:
         """See `Feed`; `seed` is not needed, the device augments by step."""
         steps = len(plan["mask"])
         for start in range(first, steps, together):
@@ -72,13 +76,14 @@ class HostFeed:
 
     steps_together = False
 
-    def __init__(self, make_pipeline: Callable[[Plan, int, int], Iterator[Batch]]) -> None:
+    def __init__(self, make_pipeline: Callable[[Plan, int, int | None], Iterator[Batch]]) -> None:
         """Args: make_pipeline: (this process's share of the plan, first step, seed) to an iterator of batches."""
         self.data = parallel.replicate({"none": np.zeros(1, np.float32)})
         self._make_pipeline = make_pipeline
 
-    def calls(self, plan: Plan, first: int, together: int, seed: int) -> Iterator[tuple[int, Any]]:
+    def calls(self, plan: Plan, first: int, together: int, seed: int | None) -> Iterator[tuple[int, Any]]:
         """See `Feed`; one step a call."""
+        plan = {**plan, "position": np.broadcast_to(np.arange(plan["mask"].shape[1]), plan["mask"].shape)}
         local = {name: np.stack([_share(row) for row in values]) for name, values in plan.items()}
         for batch in self._make_pipeline(local, first, seed):
             shares = parallel.split_batch(batch, per_process=True)
@@ -98,6 +103,4 @@ def make_feeds(source: Source, config: ConfigDict) -> dict[str, Feed]:
     """One feed per part of the source: from the device for small images, through the host for large ones."""
     if source.images is not None:
         return {name: DeviceFeed(source.images[name], part.labels) for name, part in source.split.parts.items()}
-    from shike_jax.data.host_pipeline import make_pipeline  # TensorFlow, only where it is needed
-
     return {name: HostFeed(make_pipeline(source, config, name)) for name in source.split.parts}

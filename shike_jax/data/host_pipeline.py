@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import collections
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 
 import numpy as np
@@ -58,11 +58,11 @@ class HostPipeline:
 
         Args:
           plan: `index` int32 [steps, B] into the part and `mask` float32 [steps, B]; with `seed` uint32 [steps, B, 2]
-            the training view, a function of that seed alone, else the evaluation view. `index2` and `seed2` give
-            `image2` (paired sampling).
+            the training view, a function of that seed alone, else the evaluation view. `index2` (and `seed2`) give
+            `image2` and `label2` (paired sampling).
 
         Yields:
-          `image` uint8 [B, S, S, 3], `label` int32 [B], `mask` float32 [B] (0: padding or unreadable), maybe `image2`.
+          `image` uint8 [B, S, S, 3], `label` int32 [B], `mask` float32 [B] (0: padding or unreadable).
 
         Raises:
           UserError: an unreadable image under policy `stop`, or more of them than the limit allows.
@@ -82,14 +82,15 @@ class HostPipeline:
     def _submit(self, pool: ThreadPoolExecutor, row: Mapping[str, np.ndarray]) -> tuple[Batch, list[Future[None]]]:
         """Starts one batch; its arrays are complete when its tasks are."""
         size = len(row["index"])
-        batch = {"label": self._labels[row["index"]].astype(np.int32), "mask": row["mask"].astype(np.float32)}
+        batch = {"mask": row["mask"].astype(np.float32)}
         tasks = []
         for suffix in ("", "2") if "index2" in row else ("",):
+            index, seeds = row[f"index{suffix}"], row.get(f"seed{suffix}")
+            batch[f"label{suffix}"] = self._labels[index].astype(np.int32)
             images = batch[f"image{suffix}"] = np.zeros((size, self._size, self._size, 3), np.uint8)
-            seeds = row.get(f"seed{suffix}")
             for start in range(0, size, CHUNK):
                 chunk = range(start, min(start + CHUNK, size))
-                tasks.append(pool.submit(self._fill, images, batch["mask"], row[f"index{suffix}"], seeds, chunk))
+                tasks.append(pool.submit(self._fill, images, batch["mask"], index, seeds, chunk))
         return batch, tasks
 
     def _fill(
@@ -123,6 +124,31 @@ class HostPipeline:
                 f"{len(self._bad)} of {len(self._labels)} images of part {self._part} cannot be read, more than "
                 f"config.data.bad_image_limit={self._limit:g} allows; the last: {name}: {reason}"
             )
+
+
+def make_pipeline(
+    source: Source, config: ConfigDict, part: str
+) -> Callable[[Mapping[str, np.ndarray], int, int | None], Iterator[Batch]]:
+    """Returns `batches(plan, first, seed)` over one part, from step `first` of an epoch's plan on.
+
+    The plan holds this process's columns of `index`, `mask` and `position` (in the global batch), each [steps, b]. With
+    a seed the training views are a function of (seed, step, position); without one come evaluation views.
+    """
+    pipeline = HostPipeline(source, part, config)
+
+    def batches(plan: Mapping[str, np.ndarray], first: int, seed: int | None) -> Iterator[Batch]:
+        if seed is not None:
+            plan = {**plan, "seed": view_seeds(seed, plan["position"]), "seed2": view_seeds(seed, ~plan["position"])}
+        return pipeline.batches({name: values[first:] for name, values in plan.items()})
+
+    return batches
+
+
+def view_seeds(seed: int, position: np.ndarray) -> np.ndarray:
+    """Returns a seed for each example's view, uint32 [steps, b, 2]: from (seed, step), and `position` [steps, b]."""
+    steps = [np.random.SeedSequence([seed, step]).generate_state(1)[0] for step in range(len(position))]
+    by_step = np.broadcast_to(np.array(steps, np.uint32)[:, None], position.shape)
+    return np.stack([by_step, position.astype(np.uint32)], axis=-1)
 
 
 def _completed(batch: Batch, tasks: list[Future[None]]) -> Batch:
