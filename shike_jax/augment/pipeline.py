@@ -84,9 +84,9 @@ def make_train_augment(
                 hole=jax.random.randint(hole, (2,), 0, jnp.asarray([height, width])),
             )
 
-        def pixels(image: Array, drawn: _Plan) -> Array:
+        def pixels(branch: Callable[..., Array], image: Array, drawn: _Plan) -> Array:
             image = _crop_and_flip(image, drawn.corner - border, drawn.flip)
-            return rules.apply(image, drawn.choice) if rules else image
+            return rules.apply(image, drawn.choice, branch) if rules else image
 
         plans = jax.vmap(plan)(keys)
         if rules or border or flip:
@@ -131,19 +131,19 @@ def mixup(key: Array, images: Array, partner_images: Array, alpha: float) -> tup
     return weight * images + (1 - weight) * partner_images, lam
 
 
-def _for_each(function: Callable[[Array, _Plan], Array], images: Array, plans: _Plan) -> Array:
-    """function(image, plan) for each example: one after the other on a CPU, where only the chosen operation is then
-    computed (an order of magnitude less work); all at once, in chunks of bounded memory, elsewhere."""
+def _for_each(function: Callable[..., Array], images: Array, plans: _Plan) -> Array:
+    """function(branch, image, plan) for each example: one after the other on a CPU, where only the chosen operation is
+    then computed (an order of magnitude less work); all at once, in chunks of bounded memory, elsewhere."""
     count, height, width, _ = images.shape
     chunk = max(1, _PIXELS_AT_ONCE // (height * width))
 
     def serial(images: Array, plans: _Plan) -> Array:
-        return jax.lax.map(lambda pair: function(*pair), (images, plans))
+        return jax.lax.map(lambda pair: function(jax.lax.switch, *pair), (images, plans))
 
     def parallel(images: Array, plans: _Plan) -> Array:
         if count <= chunk:
-            return jax.vmap(function)(images, plans)
-        return jax.lax.map(lambda pair: function(*pair), (images, plans), batch_size=chunk)
+            return jax.vmap(lambda *pair: function(policies.compute_all, *pair))(images, plans)
+        return jax.lax.map(lambda pair: function(policies.compute_all, *pair), (images, plans), batch_size=chunk)
 
     return jax.lax.platform_dependent(images, plans, cpu=serial, default=parallel)
 

@@ -1,15 +1,14 @@
 """AutoAugment (CIFAR-10) and RandAugment: one table of operations and ranges each, and how choices are made.
 
-A policy draws, from one example's key, the operation and its argument for each of its layers (`Choice`), and applies a
-layer to one image. Under `lax.map` the branch of the chosen operation alone runs; under `vmap` all branches run and one
-is selected. Both give the same pixels.
+A policy draws, from one example's key, the operation and its argument for each of its layers (`Choice`), and applies
+them to one image: either the chosen operation alone, or all of them with a selection after.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -61,13 +60,22 @@ class Policy:
     kinds: tuple[tuple[str, ...], ...]
     fill: np.ndarray
 
-    def apply(self, image: Array, choice: Choice) -> Array:
-        """One image uint8 [H, W, 3] through all layers of its choice."""
+    def apply(self, image: Array, choice: Choice, branch: Callable[..., Array]) -> Array:
+        """One image uint8 [H, W, 3] through all layers of its choice.
+
+        `branch` is `jax.lax.switch`, which runs the chosen operation alone, or `compute_all`, which suits `vmap`. Both
+        give the same pixels.
+        """
         for layer, kinds in enumerate(self.kinds):
             one = jax.tree.map(lambda leaf, layer=layer: leaf[layer], choice)
-            branches = [KINDS[kind] for kind in kinds]
-            image = jax.lax.switch(one.kind, branches, image, one, jnp.asarray(self.fill))
+            image = branch(one.kind, [KINDS[kind] for kind in kinds], image, one, jnp.asarray(self.fill))
         return image
+
+
+def compute_all(index: Array, branches: Sequence[Callable[..., Array]], *operands: Any) -> Array:
+    """`jax.lax.switch` by computing every branch (it would do so under `vmap` too, but with a copy of each constant
+    table for every example)."""
+    return jax.lax.select_n(index, *(branch(*operands) for branch in branches))
 
 
 # --- AutoAugment -----------------------------------------------------------------------------------------------------
@@ -109,7 +117,7 @@ AUTOAUGMENT_CIFAR: tuple[tuple[tuple[float, str, int], tuple[float, str, int]], 
     ((0.9, "brightness", 6), (0.2, "color", 8)),
     ((0.5, "solarize", 2), (0.0, "invert", 3)),
     ((0.2, "equalize", 0), (0.6, "autocontrast", 0)),
-    ((0.2, "equalize", 8), (0.8, "equalize", 4)),
+    ((0.2, "equalize", 8), (0.6, "equalize", 4)),
     ((0.9, "color", 9), (0.6, "equalize", 6)),
     ((0.8, "autocontrast", 4), (0.2, "solarize", 8)),
     ((0.1, "brightness", 3), (0.7, "color", 0)),

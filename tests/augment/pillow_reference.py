@@ -95,7 +95,7 @@ def randaugment_operation(image: Image.Image, name: str, argument: float, cubic:
     return getattr(ImageEnhance, name)(image).enhance(argument)
 
 
-def train_transform(
+def cifar_transform(
     image: np.ndarray, random: np.random.RandomState, mean: np.ndarray, std: np.ndarray, pad: int = 4, cutout: int = 16
 ) -> np.ndarray:
     """Crop, flip, AutoAugment, Cutout and normalisation of one uint8 [H, W, 3] image, the way torchvision does it."""
@@ -113,3 +113,16 @@ def train_transform(
     half = cutout // 2
     out[max(y - half, 0) : y + half, max(x - half, 0) : x + half] = 0
     return (out - mean) / std
+
+
+def randaugment_transform(image: np.ndarray, random: np.random.RandomState, mean: np.ndarray, std: np.ndarray):
+    """RandAugment (2 operations, magnitude 10, std 0.5, probability 0.5) and normalisation of one uint8 [H, W, 3]."""
+    picture = Image.fromarray(image)
+    fill = tuple(round(255 * float(value)) for value in mean)
+    for _ in range(2):
+        name = policies.RANDAUGMENT[random.randint(len(policies.RANDAUGMENT))][0]
+        if random.random_sample() < 0.5:
+            level = min(10, random.normal(10, 0.5))
+            argument = randaugment_argument(name, level, random.choice([-1, 1]))
+            picture = randaugment_operation(picture, name, argument, random.random_sample() < 0.5, fill)
+    return (np.asarray(picture, np.float32) / 255 - mean) / std

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy.stats import chisquare
 
-from shike_jax.augment import make_eval_transform, make_train_augment, mixup
+from shike_jax.augment import make_eval_transform, make_train_augment, mixup, pipeline
 from shike_jax.errors import UserError
 
 MEAN, STD = (0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)
@@ -32,8 +32,7 @@ def augment():
 def test_eval_transform_normalises():
     images = noise(3)
     expected = (images / 255.0 - MEAN) / STD
-    for fn in (make_eval_transform(mean=MEAN, std=STD, dtype=jnp.float32),):
-        np.testing.assert_allclose(fn(images), expected, atol=1e-6)
+    np.testing.assert_allclose(make_eval_transform(mean=MEAN, std=STD, dtype=jnp.float32)(images), expected, atol=1e-6)
     out = make_train_augment(**PLAIN)(images, keys(3))
     np.testing.assert_allclose(out, expected, atol=1e-6)
     assert make_eval_transform(mean=MEAN, std=STD, dtype=jnp.bfloat16)(images).dtype == jnp.bfloat16
@@ -98,22 +97,28 @@ def test_an_example_depends_on_its_own_key_only(augment):
     others[1:] = 0
     np.testing.assert_array_equal(augment(others, own)[0], out[0])
     np.testing.assert_array_equal(augment(images, own), out)
-    np.testing.assert_array_equal(augment(images, jax.random.key_data(own)), out)  # raw keys too
     assert not np.array_equal(augment(images, keys(12, seed=1)), out)
 
 
 @pytest.mark.parametrize("policy", ["autoaugment_cifar", "randaugment"])
-def test_all_branches_at_once_equal_one_after_the_other(policy):
-    """`vmap` turns each choice of a branch into a selection among all, which is how accelerators run it."""
-    fn = make_train_augment(**FULL | dict(policy=policy))
-    images, own = noise(96), keys(96)
-    together = jax.jit(jax.vmap(lambda image, key: fn(image[None], key[None])[0]))(images, own)
-    np.testing.assert_allclose(together, jax.jit(fn)(images, own), atol=1e-6)
+def test_the_accelerators_way_gives_the_same(policy, monkeypatch):
+    """All branches at once, in chunks of the batch, against one example and one branch at a time."""
+    images, own = noise(96, size=16), keys(96)
+    serial = jax.jit(make_train_augment(**FULL | dict(policy=policy)))(images, own)
+    monkeypatch.setattr(jax.lax, "platform_dependent", lambda *args, cpu, default: default(*args))
+    monkeypatch.setattr(pipeline, "_PIXELS_AT_ONCE", 40 * 16 * 16)
+    parallel = jax.jit(make_train_augment(**FULL | dict(policy=policy)))(images, own)
+    np.testing.assert_allclose(parallel, serial, atol=1e-6)
+
+
+def test_takes_raw_keys():
+    fn = make_train_augment(**PLAIN | dict(flip=True))
+    np.testing.assert_array_equal(fn(noise(5), jax.random.key_data(keys(5))), fn(noise(5), keys(5)))
 
 
 def test_traced_once_for_one_shape():
     traces = []
-    fn = make_train_augment(**FULL)
+    fn = make_train_augment(**PLAIN | dict(flip=True))
 
     @jax.jit
     def counted(images, own):
@@ -125,12 +130,11 @@ def test_traced_once_for_one_shape():
     assert len(traces) == 1
 
 
-def test_mask_zeroes_padding(augment):
-    images, own = noise(12), keys(12)
-    mask = jnp.asarray([1.0] * 9 + [0.0] * 3)
-    out = np.asarray(augment(images, own, mask=mask))
-    np.testing.assert_allclose(out[:9], augment(images, own)[:9], atol=1e-6)
-    assert np.all(out[9:] == 0)
+def test_mask_zeroes_padding():
+    fn = make_train_augment(**PLAIN)
+    out = np.asarray(fn(noise(5), keys(5), mask=jnp.asarray([1.0, 1.0, 1.0, 0.0, 0.0])))
+    np.testing.assert_array_equal(out[:3], fn(noise(5), keys(5))[:3])
+    assert np.all(out[3:] == 0)
 
 
 @pytest.mark.parametrize("alpha", [0.2, 1.0])

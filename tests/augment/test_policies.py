@@ -5,12 +5,34 @@ import collections
 import jax
 import numpy as np
 import pytest
-from scipy.stats import chi2, chisquare, kstest
+from scipy.stats import chi2, chisquare, kstest, norm
 
 from shike_jax.augment import policies
 
 DRAWS = 100_000
+
+# The published sub-policies, transcribed apart from the package: two times operation, tenths of probability, level
+# ("-": the operation has none).
+PUBLISHED = """
+Invert 1 - Contrast 2 6; Rotate 7 2 TranslateX 3 9; Sharpness 8 1 Sharpness 9 3; ShearY 5 8 TranslateY 7 9;
+AutoContrast 5 - Equalize 9 -; ShearY 2 7 Posterize 3 7; Color 4 3 Brightness 6 7; Sharpness 3 9 Brightness 7 9;
+Equalize 6 - Equalize 5 -; Contrast 6 7 Sharpness 6 5; Color 7 7 TranslateX 5 8; Equalize 3 - AutoContrast 4 -;
+TranslateY 4 3 Sharpness 2 6; Brightness 9 6 Color 2 8; Solarize 5 2 Invert 0 -; Equalize 2 - AutoContrast 6 -;
+Equalize 2 - Equalize 6 -; Color 9 9 Equalize 6 -; AutoContrast 8 - Solarize 2 8; Brightness 1 3 Color 7 0;
+Solarize 4 5 AutoContrast 9 -; TranslateY 9 9 TranslateY 7 9; AutoContrast 9 - Solarize 8 3; Equalize 8 - Invert 1 -;
+TranslateY 7 9 AutoContrast 9 -
+"""
 SIGNED = {"shear_x", "shear_y", "translate_x", "translate_y", "color", "contrast", "sharpness", "brightness"}
+
+
+def test_autoaugment_table_is_the_published_one():
+    rows = [row.split() for row in PUBLISHED.split(";")]
+    assert len(rows) == len(policies.AUTOAUGMENT_CIFAR) == 25
+    for row, pair in zip(rows, policies.AUTOAUGMENT_CIFAR, strict=True):
+        for (name, tenths, level), ours in zip((row[:3], row[3:]), pair, strict=True):
+            assert ours[1].replace("_", "") == name.lower()
+            assert ours[0] == int(tenths) / 10
+            assert level == "-" or ours[2] == int(level)
 
 
 def draw_many(policy, seed):
@@ -94,21 +116,14 @@ def test_randaugment_magnitudes_are_clipped_normal():
     assert level.max() == pytest.approx(10, abs=1e-5)
     inside = level[level < 9.9999]
     assert abs(len(inside) / len(level) - 0.89435) < 0.015  # P(N(9, 0.8) < 10)
-    cut = lambda x: np.minimum(normal_cdf((x - 9) / 0.8) / 0.89435, 1)  # noqa: E731
-    assert kstest(inside, cut).pvalue > 1e-3
+    assert kstest(inside, lambda x: np.minimum(norm.cdf((x - 9) / 0.8) / 0.89435, 1)).pvalue > 1e-3
     statistic = (np.sum(sign) ** 2) / len(sign)
     assert chi2.sf(statistic, 1) > 1e-3
     cubic = drawn.cubic[names == "ShearX"]
     assert chi2.sf((2 * cubic.sum() - len(cubic)) ** 2 / len(cubic), 1) > 1e-3
 
 
-def normal_cdf(x):
-    from scipy.stats import norm
-
-    return norm.cdf(x)
-
-
-def test_randaugment_takes_the_same_level_for_all_operations_of_a_draw():
+def test_randaugment_at_full_magnitude():
     """At full magnitude without noise the arguments are those of the table's end."""
     policy = policies.randaugment(20, 40, np.full(3, 128), layers=1, magnitude=10, magnitude_std=0, prob=1.0)
     drawn = jax.tree.map(lambda leaf: leaf[:, 0], draw_many(policy, 6))
