@@ -159,6 +159,24 @@ def shike_stages(config: ConfigDict, preset: str, epochs: tuple[int, int] = (180
             config.stages[name].update({"schedule": "cosine", "lr": 0.05})
 
 
+def photograph_recipe(config: ConfigDict, preset: str, backbone: str, epochs: tuple[int, int], lr: float) -> None:
+    """Sets the paper's recipe for large photographs (sec. 4.1) in place: 224 px, RandAugment, three experts A, B, C.
+
+    Args:
+      preset: form of the losses, `paper` or `official`; the schedule is the paper's cosine to 0 in both.
+      lr: peak of both stages, for batches of 256 (the size of comparable public recipes; the paper names none).
+    """
+    config.dtype = "bfloat16"
+    config.data.update({"image_size": 224, "resize": 256, "profile": "natural", "mean": IMAGENET_MEAN})
+    config.data.std = IMAGENET_STD
+    config.augment.update({"crop": "random_resized", "scale": (0.08, 1.0), "flip": True, "policy": "randaugment"})
+    config.model.update({"backbone": backbone, "depths": (1, 2, 3)})
+    shike_stages(config, preset, epochs)
+    for name in config.run:
+        config.stages[name].update({"batch_size": 256, "schedule": "cosine", "lr": lr})
+    config.eval.batch_size = 256
+
+
 def parse_arguments(text: str | None, presets: Sequence[str] = (), **defaults: Any) -> dict[str, Any]:
     """Reads the argument behind a config file's colon: `official,imbalance_factor=100`.
 

@@ -193,11 +193,13 @@ def load(data: ConfigDict) -> Source:
 
 
 def load_lists(data: ConfigDict, report: Report) -> dict[str, ListFile]:
-    """Parses the lists that `config.data` names: `train` and whichever of `val` and `test` there are."""
+    """Parses the lists that `config.data` names (or NAME.gz): `train` and whichever of `val` and `test` there are."""
     if not data.train_list:
         raise UserError("config.data.train_list is empty; expected a list file `path label`")
     policy = LinePolicy(data.bad_line, data.bad_image_limit, report)
     paths = {"train": data.train_list, "val": data.val_list, "test": data.test_list}
+    zipped = {part: f"{path}.gz" for part, path in paths.items() if path and not os.path.exists(path)}
+    paths |= {part: path for part, path in zipped.items() if os.path.exists(path)}
     return {part: parse_list(path, policy) for part, path in paths.items() if path}
 
 

@@ -1,0 +1,40 @@
+"""Places-LT (paper, table 3): 62,500 training images of 365 scenes, 4,980 to 5 each; 36,500 test images.
+
+    python -m shike_jax.convert --model=resnet152 --source=resnet152.pth --target=weights/r152
+    python -m shike_jax.main --config=configs/places_lt.py:root=/data/places,weights=weights/r152 --workdir=runs/places
+
+Arguments: `paper` or `official` (form of the losses); weights= a converted ImageNet ResNet-152 (`none` trains from
+scratch, with nothing frozen); source=lists (root= holds train/ and val/) or source=tfds (`places365_small` stored as
+array_record); lists= the folder of Places_LT_{train,val,test}.txt, root itself when empty; epochs=30,
+classifier_epochs=20. The stem and the shared stages stay as they come, their BN in inference mode.
+Needs (counted, not measured): 35.5 GFLOP forward an image. The paper: 43.6 many, 39.2 medium, 44.8 few, 41.9 all.
+Here: not yet measured.
+"""
+
+from shike_jax import config as schema
+from shike_jax.errors import UserError
+
+
+def get_config(arguments: str | None = None):
+    """Three experts on a frozen ResNet-152, batches of 256, 224 px, lr 0.02."""
+    args = schema.parse_arguments(
+        arguments, ("paper", "official"),
+        source="lists", root="", lists="", weights="", backbone="resnet152", epochs=30, classifier_epochs=20, lr=0.02,
+    )  # fmt: skip
+    if not args["weights"]:
+        raise UserError("config argument weights is missing: expected a converted ImageNet ResNet-152, or weights=none")
+    config = schema.base()
+    config.name = "places_lt"
+    schema.photograph_recipe(
+        config, args["preset"], args["backbone"], (args["epochs"], args["classifier_epochs"]), args["lr"]
+    )
+    if args["weights"] != "none":
+        config.init_from = args["weights"]
+        config.stages.representation.train = (r"expert\d+/.*", "heads/representation/.*")
+        for name in config.run:
+            config.stages[name].bn_trunk = "running"
+    name = "places365_small" if args["source"] == "tfds" else "places_lt"
+    config.data.update({"source": args["source"], "name": name, "root": args["root"]})
+    for part in ("train", "val", "test"):
+        config.data[f"{part}_list"] = f"{args['lists'] or args['root']}/Places_LT_{part}.txt"
+    return config
