@@ -135,14 +135,15 @@ def _check(name: str, found: Mapping[str, Any], expected: Mapping[str, tuple[int
 
 
 def to_variables(
-    name: str, state: Mapping[str, np.ndarray], num_classes: int | None = None
+    name: str, state: Mapping[str, np.ndarray], num_classes: int | None = None, dtype: Any = np.float32
 ) -> tuple[dict[str, Any], int]:
-    """A PyTorch state dict as variables {`params`, `batch_stats`} of float32 arrays.
+    """A PyTorch state dict as variables {`params`, `batch_stats`}.
 
     Args:
       name: one of `MODELS`.
-      state: name -> array in PyTorch's layouts, of any float dtype (float64 is rounded).
+      state: name -> array in PyTorch's layouts, of any float dtype.
       num_classes: C; None takes it from the classifier's shape.
+      dtype: of the variables.
 
     Returns:
       The variables, and C. A single classifier (torchvision) fills both sets of heads.
@@ -165,7 +166,7 @@ def to_variables(
             raise UserError(f"{key} has dtype {array.dtype}, expected a float dtype")
     flat = {}
     for path, shape in template.items():
-        array = state[torch_name(family, path)].astype(np.float32)
+        array = state[torch_name(family, path)].astype(dtype)
         flat[path] = np.ascontiguousarray(array.transpose(_axes(family, len(shape))))
     return unflatten_dict(flat, sep="/"), num_classes
 

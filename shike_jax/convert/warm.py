@@ -91,6 +91,6 @@ def warm_start(source: Mapping[str, Any], fresh: Mapping[str, Any]) -> tuple[dic
     fits = {path for path in want if path in have and have[path].shape == want[path].shape}
     if wrong := sorted(body - fits):
         path = wrong[0]
-        raise UserError(f"warm start: {path} has shape {have[path].shape}, expected {want[path].shape}: another network")
+        raise UserError(f"warm start: {path} has shape {have[path].shape}, expected {want[path].shape}")
     report = WarmStart(sorted(fits), sorted(have.keys() - fits), sorted(want.keys() - fits))
     return unflatten_dict({path: have[path] if path in fits else leaf for path, leaf in want.items()}, sep="/"), report

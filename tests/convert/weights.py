@@ -56,8 +56,8 @@ def shapes_of(name, num_classes):
     return authors_shapes(num_classes) if name == "shike_resnet32_cifar" else torchvision_shapes(name, num_classes)
 
 
-def fill(shapes, seed):
-    """Random float32 weights, one draw per tensor in the order given (how the golden files' weights are made)."""
+def fill(shapes, seed, dtype=np.float32):
+    """Random weights, one draw per tensor in the order given (how the golden files' weights are made)."""
     rng, state = np.random.RandomState(seed), {}
     normalised = {name.rpartition(".")[0] for name in shapes if name.endswith("running_mean")}
     for name, shape in shapes.items():
@@ -68,5 +68,5 @@ def fill(shapes, seed):
             draw = 1 + 0.1 * np.abs(draw)
         else:
             draw = 0.1 * draw + (module in normalised and leaf == "weight")
-        state[name] = draw.astype(np.float32)
+        state[name] = draw.astype(dtype)
     return state
