@@ -123,7 +123,7 @@ def mixup(key: Array, images: Array, partner_images: Array, alpha: float) -> tup
         raise UserError(f"mixup alpha {alpha}: expected 0 (off) or more")
     if alpha == 0:
         lam = jnp.float32(1)
-    elif alpha == 1:  # uniform: spares the rejection loop of the general case, which stalls an accelerator
+    elif alpha == 1:  # uniform: spares the rejection loop of the general case
         lam = jax.random.uniform(key, dtype=jnp.float32)
     else:
         lam = jax.random.beta(key, alpha, alpha, dtype=jnp.float32)

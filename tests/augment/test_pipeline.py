@@ -100,14 +100,15 @@ def test_an_example_depends_on_its_own_key_only(augment):
     assert not np.array_equal(augment(images, keys(12, seed=1)), out)
 
 
-@pytest.mark.parametrize("policy", ["autoaugment_cifar", "randaugment"])
-def test_the_accelerators_way_gives_the_same(policy, monkeypatch):
+@pytest.mark.parametrize(("policy", "args"), [("autoaugment_cifar", {}), ("randaugment", dict(layers=1, prob=1.0))])
+def test_the_accelerators_way_gives_the_same(policy, args, monkeypatch):
     """All branches at once, in chunks of the batch, against one example and one branch at a time."""
     images, own = noise(96, size=16), keys(96)
-    serial = jax.jit(make_train_augment(**FULL | dict(policy=policy)))(images, own)
+    settings = FULL | dict(policy=policy, policy_args=args)
+    serial = jax.jit(make_train_augment(**settings))(images, own)
     monkeypatch.setattr(jax.lax, "platform_dependent", lambda *args, cpu, default: default(*args))
     monkeypatch.setattr(pipeline, "_PIXELS_AT_ONCE", 40 * 16 * 16)
-    parallel = jax.jit(make_train_augment(**FULL | dict(policy=policy)))(images, own)
+    parallel = jax.jit(make_train_augment(**settings))(images, own)
     np.testing.assert_allclose(parallel, serial, atol=1e-6)
 
 
