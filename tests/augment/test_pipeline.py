@@ -100,7 +100,13 @@ def test_an_example_depends_on_its_own_key_only(augment):
     assert not np.array_equal(augment(images, keys(12, seed=1)), out)
 
 
-@pytest.mark.parametrize(("policy", "args"), [("autoaugment_cifar", {}), ("randaugment", dict(layers=1, prob=1.0))])
+@pytest.mark.parametrize(
+    ("policy", "args"),
+    [
+        ("autoaugment_cifar", {}),
+        pytest.param("randaugment", dict(layers=2, prob=1.0), marks=pytest.mark.slow),
+    ],
+)
 def test_the_accelerators_way_gives_the_same(policy, args, monkeypatch):
     """All branches at once, in chunks of the batch, against one example and one branch at a time."""
     images, own = noise(96, size=16), keys(96)
