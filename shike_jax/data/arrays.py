@@ -7,6 +7,7 @@ import json
 import os
 import tempfile
 import zipfile
+import zlib
 
 import numpy as np
 from ml_collections import ConfigDict
@@ -82,7 +83,7 @@ def load(data: ConfigDict) -> Source:
             images = {p: _undo_differences(content[f"{p}_images"]) for p in meta["parts"]}
     except OSError as error:
         raise UserError(f"config.data.root={path}: {error.strerror}") from None
-    except (KeyError, ValueError, zipfile.BadZipFile, EOFError) as error:
+    except (KeyError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
         raise UserError(f"config.data.root={path}: not an exported split, or damaged ({error})") from None
     split = Split(meta["name"], meta["rule"], meta["seed"], tuple(meta["class_names"]), parts, data.divisions)
     if split.hash != meta["hash"]:

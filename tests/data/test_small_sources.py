@@ -1,0 +1,161 @@
+"""CIFAR through tfds, the digits, and exported files."""
+
+import io
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from shike_jax import config as schema
+from shike_jax.data import arrays, sources
+from shike_jax.errors import UserError
+
+
+def cifar(shared, factor=100.0, **changes):
+    data = schema.base().data
+    data.update({"source": "tfds", "name": "cifar100", "imbalance_factor": factor, **changes})
+    data.data_dir = str(shared / "data" / "tfds")
+    return data
+
+
+def digits(**changes):
+    data = schema.base().data
+    data.update({"source": "digits", "image_size": 16, "imbalance_factor": 20.0, **changes})
+    return data
+
+
+@pytest.fixture(scope="module")
+def cifar100(shared):
+    pytest.importorskip("tensorflow_datasets")
+    return sources.load(cifar(shared))
+
+
+def test_cifar100_lt_counts(cifar100):
+    split = cifar100.split
+    assert {name: len(part) for name, part in split.parts.items()} == {"train": 10847, "test": 10000}
+    assert [len(found) for found in split.divisions.values()] == [35, 35, 30]
+    assert (split.class_counts[0], split.class_counts[-1]) == (500, 5)
+    assert np.all(np.bincount(split.parts["test"].labels) == 100)
+
+
+def test_cifar_images_are_those_of_their_ids(cifar100, shared):
+    """Reads the records by hand and compares pixels and labels of the kept ids."""
+    import tensorflow as tf
+
+    [path] = (shared / "data" / "tfds" / "cifar100").glob("*/cifar100-train.tfrecord-*")
+    train, seen = cifar100.split.parts["train"], 0
+    position = {int(member): i for i, member in enumerate(train.members)}
+    assert np.all(np.diff(train.members) > 0)
+    for record in tf.data.TFRecordDataset(str(path)).take(2000).as_numpy_iterator():
+        feature = tf.train.Example.FromString(record).features.feature
+        at = position.get(int(feature["id"].bytes_list.value[0].split(b"_")[1]))
+        if at is not None:
+            pixels = np.asarray(Image.open(io.BytesIO(feature["image"].bytes_list.value[0])))
+            np.testing.assert_array_equal(cifar100.images["train"][at], pixels)
+            assert train.labels[at] == feature["label"].int64_list.value[0]
+            seen += 1
+    assert seen > 100
+
+
+def test_exported_cifar_comes_back_without_tensorflow(cifar100, tmp_path):
+    path = tmp_path / "cifar.npz"
+    arrays.save(cifar100, str(path))
+    assert path.stat().st_size < 60e6
+    code = f"""
+import sys
+sys.modules["tensorflow"] = sys.modules["tensorflow_datasets"] = None
+import numpy as np
+from shike_jax import config as schema
+from shike_jax.data import sources
+data = schema.base().data
+data.update({{"source": "arrays", "root": {str(path)!r}}})
+source = sources.load(data)
+print(source.split.hash, *(int(images.astype(np.int64).sum()) for images in source.images.values()))
+"""
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    sums = [str(int(images.astype(np.int64).sum())) for images in cifar100.images.values()]
+    assert result.stdout.split() == [cifar100.split.hash, *sums]
+    back = arrays.load(_arrays_config(path))
+    for part, images in cifar100.images.items():
+        np.testing.assert_array_equal(back.images[part], images)
+        np.testing.assert_array_equal(back.split.parts[part].members, cifar100.split.parts[part].members)
+
+
+def _arrays_config(path):
+    data = schema.base().data
+    data.update({"source": "arrays", "root": str(path)})
+    return data
+
+
+def test_missing_tfds_folder_names_the_command(tmp_path):
+    pytest.importorskip("tensorflow_datasets")
+    data = schema.base().data
+    data.update({"source": "tfds", "name": "cifar10", "data_dir": str(tmp_path)})
+    with pytest.raises(UserError, match=f"no prepared cifar10 in {tmp_path}.*tfds build cifar10 --data_dir={tmp_path}"):
+        sources.load(data)
+
+
+def test_digits_are_longtailed_with_a_balanced_test_set():
+    source = sources.load(digits())
+    split = source.split
+    assert np.all(np.bincount(split.parts["test"].labels) == 30)
+    # The rarest digit, 8, has 174 images (scikit-learn's documentation): 144 remain, and 144 / 20 rounds down to 7.
+    assert (split.class_counts[0], split.class_counts[-1]) == (144, 7)
+    assert not set(split.parts["train"].members) & set(split.parts["test"].members)
+    assert source.images["train"].shape == (len(split.parts["train"]), 16, 16, 3)
+
+
+def test_digits_pixels():
+    from sklearn.datasets import load_digits
+
+    source = sources.load(digits())
+    train = source.split.parts["train"]
+    grey, labels = load_digits(return_X_y=True)
+    np.testing.assert_array_equal(labels[train.members], train.labels)
+    expected = np.round(grey[train.members[5]].reshape(8, 8) * 255 / 16)
+    np.testing.assert_array_equal(source.images["train"][5, ::2, 1::2, 2], expected)
+
+
+@pytest.mark.parametrize(
+    ("changes", "line"),
+    [
+        ({"image_size": 20}, "image_size=20.*multiple of 8"),
+        ({"test_per_class": 174}, "test_per_class=174.*1 to 173"),
+        ({"imbalance_factor": 500.0}, "imbalance_factor=500"),
+        ({"test_part": "val"}, "test_part='val'.*train, test"),
+    ],
+)
+def test_impossible_digits(changes, line):
+    with pytest.raises(UserError, match=line):
+        sources.load(digits(**changes))
+
+
+def test_export_refuses_to_overwrite_and_leaves_nothing_behind(tmp_path, monkeypatch):
+    source, path = sources.load(digits()), tmp_path / "digits.npz"
+    arrays.save(source, str(path))
+    before = path.read_bytes()
+    with pytest.raises(UserError, match="exists already"):
+        arrays.save(source, str(path))
+    assert path.read_bytes() == before
+
+    def fail(*args, **kwargs):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(np, "savez_compressed", fail)
+    with pytest.raises(KeyboardInterrupt):
+        arrays.save(source, str(tmp_path / "other.npz"))
+    assert [file.name for file in tmp_path.iterdir()] == ["digits.npz"]
+
+
+def test_damaged_export_is_refused(tmp_path):
+    path = tmp_path / "digits.npz"
+    arrays.save(sources.load(digits()), str(path))
+    content = path.read_bytes()
+    for damaged in (content[: len(content) // 2], b"no archive", content[:2000] + b"\0\0\0\0" + content[2004:]):
+        path.write_bytes(damaged)
+        with pytest.raises(UserError, match="damaged"):
+            sources.load(_arrays_config(path))
+    with pytest.raises(UserError, match=r"absent\.npz: No such file"):
+        sources.load(_arrays_config(tmp_path / "absent.npz"))
