@@ -13,6 +13,7 @@ import numpy as np
 from PIL import Image, ImageOps
 
 MAX_PIXELS = 89_478_485  # Pillow's own warning limit: 256 MiB of RGB; more is taken for a decompression bomb
+GAP = 2  # a JPEG is decoded at least at twice the size it will have, which keeps the resizing antialiased
 EXIF_ORIENTATION = 0x0112
 
 
@@ -121,11 +122,12 @@ def _orientation(image: Image.Image) -> int:
 
 
 def _to_rgb(image: Image.Image, scale: tuple[float, float] = (1.0, 1.0)) -> Image.Image:
-    """Loads the pixels, upright, in RGB; a JPEG that will shrink by `scale` is decoded at 1/2, 1/4 or 1/8 size."""
+    """Loads the pixels, upright, in RGB; a JPEG that `scale` will shrink much is decoded at 1/2, 1/4 or 1/8 size."""
     try:
         orientation = _orientation(image)
         if image.format == "JPEG" and orientation == 1:
-            image.draft(None, (math.ceil(image.width * scale[0]), math.ceil(image.height * scale[1])))
+            least = (math.ceil(GAP * image.width * scale[0]), math.ceil(GAP * image.height * scale[1]))
+            image.draft(None, least)
         image.load()
         if orientation != 1:
             image = ImageOps.exif_transpose(image)

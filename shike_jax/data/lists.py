@@ -69,7 +69,7 @@ def parse_list(path: str, policy: LinePolicy | None = None) -> ListFile:
     labels: list[int] = []
     bad = 0
     for number, line in enumerate(text.splitlines(), 1):
-        fields = line.rsplit(None, 1)
+        fields = line.strip().rsplit(None, 1)
         if not fields:
             continue
         member, label = fields if len(fields) == 2 else (fields[0], "")

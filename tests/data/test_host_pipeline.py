@@ -1,0 +1,168 @@
+"""The file pipeline: order, determinism, sharding and what becomes of unreadable images."""
+
+import os
+
+import jax
+import numpy as np
+import pytest
+from PIL import Image
+
+from shike_jax import config as schema
+from shike_jax.data import sampling, sources
+from shike_jax.data.host_pipeline import HostPipeline, make_pipeline
+from shike_jax.errors import UserError
+
+BATCH = 32
+
+
+@pytest.fixture(scope="module")
+def config(shared):
+    made = schema.base()
+    made.data.update({"source": "folder", "root": str(shared / "data" / "caltech101_lt"), "profile": "natural"})
+    made.data.update({"image_size": 32, "resize": 40})
+    made.augment.crop = "random_resized"
+    return made
+
+
+@pytest.fixture(scope="module")
+def source(config):
+    return sources.load(config.data)
+
+
+def epoch(source, config, seed=5, first=0, steps=6, shares=1):
+    """The epoch's batches from step `first` on, assembled from as many processes as there are shares."""
+    labels = source.split.parts["train"].labels
+    plan = sampling.epoch_plan("shuffle", jax.random.key(seed), 0, labels, BATCH, True)
+    plan = {name: values[:steps] for name, values in plan.items()}
+    plan["position"] = np.broadcast_to(np.arange(BATCH), plan["mask"].shape)
+    columns = np.split(np.arange(BATCH), shares)
+    parts = [
+        list(make_pipeline(source, config, "train")({name: v[:, mine] for name, v in plan.items()}, first, seed))
+        for mine in columns
+    ]
+    return [{name: np.concatenate([b[name] for b in step]) for name in step[0]} for step in zip(*parts, strict=True)]
+
+
+def same(one, other):
+    pairs = zip(one, other, strict=True)
+    return len(one) == len(other) and all(np.array_equal(a[name], b[name]) for a, b in pairs for name in a)
+
+
+def test_folder_counts(source):
+    split = source.split
+    assert {name: len(part) for name, part in split.parts.items()} == {"train": 3876, "test": 1000}
+    assert [len(found) for found in split.divisions.values()] == [8, 42, 50]
+    assert (split.num_classes, split.class_counts.max(), split.class_counts.min()) == (100, 200, 2)
+    assert source.report.lines() == []
+
+
+def test_batches_are_a_function_of_seed_and_step(source, config):
+    whole = epoch(source, config)
+    assert whole[0]["image"].shape == (BATCH, 32, 32, 3)
+    assert whole[0]["image"].dtype == np.uint8
+    assert same(whole, epoch(source, config))
+    assert same(whole[4:], epoch(source, config, first=4))
+    assert same(whole, epoch(source, config, shares=2))
+    assert same(whole, epoch(source, config, shares=4))
+    assert not same(whole, epoch(source, config, seed=6))
+
+
+def test_views_of_one_image_differ_between_steps_and_positions(source, config):
+    plan = {"index": np.full((2, 2), 7, np.int32), "mask": np.ones((2, 2), np.float32)}
+    plan["position"] = np.broadcast_to(np.arange(2), (2, 2))
+    batches = list(make_pipeline(source, config, "train")(plan, 0, 1))
+    views = {batch["image"][i].tobytes() for batch in batches for i in range(2)}
+    assert len(views) == 4
+
+
+def test_evaluation_follows_the_order_and_torchvisions_recipe(source, config):
+    plan = sampling.in_order(1000, 64)
+    plan = {name: values[-2:] for name, values in plan.items()}
+    [_, last] = make_pipeline(source, config, "test")(plan, 0, None)
+    part = source.split.parts["test"]
+    np.testing.assert_array_equal(last["mask"], [1.0] * (1000 - 15 * 64) + [0.0] * (16 * 64 - 1000))
+    np.testing.assert_array_equal(last["label"][:40], part.labels[960:])
+    assert not last["image"][40:].any()
+    for i in (0, 17, 39):
+        with Image.open(f"{config.data.root}/{part.members[960 + i]}") as image:
+            short, size = min(image.size), 40
+            assert short < 4 * size  # larger ones would be decoded at half size
+            resized = image.convert("RGB").resize(
+                tuple(int(size * side / short) for side in image.size), Image.Resampling.BILINEAR
+            )
+        left, top = (round((side - 32) / 2) for side in resized.size)
+        expected = np.asarray(resized.crop((left, top, left + 32, top + 32)))
+        np.testing.assert_array_equal(last["image"][i], expected)
+
+
+def test_paired_plans_give_partners(source, config):
+    labels = source.split.parts["train"].labels
+    plan = sampling.epoch_plan("paired", jax.random.key(0), 0, labels, BATCH, True)
+    plan = {name: values[:1] for name, values in plan.items()}
+    plan["position"] = np.arange(BATCH)[None]
+    [batch] = make_pipeline(source, config, "train")(plan, 0, 3)
+    np.testing.assert_array_equal(batch["label2"], labels[plan["index2"][0]])
+    assert batch["image2"].shape == batch["image"].shape
+
+
+@pytest.fixture
+def damaged(tmp_path):
+    """Ten tiny photographs of two classes; one training file is cut in half."""
+    for part in ("train", "test"):
+        for i in range(10):
+            path = tmp_path / part / ("a", "b")[i % 2] / f"{i}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(np.random.default_rng(i).integers(0, 255, (20, 20, 3), np.uint8)).save(path)
+    broken = tmp_path / "train" / "a" / "4.png"
+    broken.write_bytes(broken.read_bytes()[:300])
+    made = schema.base()
+    made.data.update({"source": "folder", "root": str(tmp_path), "profile": "natural", "image_size": 16})
+    made.augment.crop = "random_resized"
+    made.data.bad_image_limit = 0.1
+    return made
+
+
+def run_damaged(config):
+    source = sources.load(config.data)
+    index = np.arange(10, dtype=np.int32)[None]
+    plan = {"index": index, "mask": np.ones((1, 10), np.float32), "position": index}
+    [batch] = make_pipeline(source, config, "train")(plan, 0, 0)
+    return batch, source
+
+
+def test_an_unreadable_image_becomes_padding_and_is_reported(damaged):
+    batch, source = run_damaged(damaged)
+    bad = source.split.parts["train"].members.tolist().index("train/a/4.png")
+    np.testing.assert_array_equal(np.flatnonzero(batch["mask"] == 0), [bad])
+    assert not batch["image"][bad].any()
+    assert source.report.lines()[0] == "1 images skipped:"
+    assert source.report.lines()[1].startswith("  train/a/4.png: ")
+
+
+def test_unreadable_images_stop_the_run_when_asked(damaged):
+    damaged.data.bad_image = "stop"
+    with pytest.raises(UserError, match=r"image train/a/4\.png: .*bad_image=skip"):
+        run_damaged(damaged)
+
+
+def test_too_many_unreadable_images_stop_the_run(damaged):
+    damaged.data.bad_image_limit = 0.05
+    with pytest.raises(UserError, match=r"1 of 10 images of part train cannot be read, more than .*0\.05 allows"):
+        run_damaged(damaged)
+
+
+def test_a_file_that_vanished_is_an_unreadable_image(damaged):
+    source = sources.load(damaged.data)
+    os.remove(f"{damaged.data.root}/train/b/1.png")
+    damaged.data.bad_image_limit = 1.0
+    plan = {"index": np.arange(10)[None], "mask": np.ones((1, 10), np.float32)}
+    [batch] = HostPipeline(source, "train", damaged).batches(plan)
+    assert batch["mask"].sum() == 8
+    assert source.report.skipped["train/b/1.png"] == "No such file or directory"
+
+
+def test_a_source_without_files_cannot_be_read(damaged):
+    source = sources.load(damaged.data)
+    source.read = None
+    with pytest.raises(UserError, match="no image files to read"):
+        HostPipeline(source, "train", damaged)

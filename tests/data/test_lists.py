@@ -1,0 +1,159 @@
+"""List files: the published ones counted, and every fault answered by one line."""
+
+import gzip
+import time
+
+import numpy as np
+import pytest
+
+from shike_jax import config as schema
+from shike_jax.data import lists, sources
+from shike_jax.data.types import Report
+from shike_jax.errors import UserError
+
+
+@pytest.mark.parametrize(
+    ("name", "images", "classes"),
+    [
+        ("ImageNet_LT_val", 20000, 1000),
+        ("ImageNet_LT_test", 50000, 1000),
+        ("Places_LT_train", 62500, 365),
+        ("Places_LT_val", 7300, 365),
+        ("Places_LT_test", 36500, 365),
+        ("iNaturalist18_val", 24426, 8142),
+    ],
+)
+def test_published_lists(shared, name, images, classes):
+    began = time.perf_counter()
+    parsed = lists.parse_list(str(shared / "data" / "lists" / f"{name}.txt.gz"))
+    assert time.perf_counter() - began < 2
+    assert len(parsed.members) == len(set(parsed.members)) == images
+    np.testing.assert_array_equal(np.unique(parsed.labels), np.arange(classes))
+
+
+def test_places_lt_as_a_split(shared):
+    data = schema.base().data
+    data.update({"source": "lists", "name": "places_lt", "profile": "natural"})
+    for part in ("train", "val", "test"):
+        data[f"{part}_list"] = str(shared / "data" / "lists" / f"Places_LT_{part}.txt")  # found as .txt.gz
+    source = sources.load(data)
+    assert [len(source.split.parts[part]) for part in ("train", "val", "test")] == [62500, 7300, 36500]
+    assert (source.split.class_counts.max(), source.split.class_counts.min()) == (4980, 5)
+    # Counted with `cut -d/ -f2 | sort | uniq -c` on the list.
+    assert [len(source.split.divisions[name]) for name in ("many", "medium", "few")] == [131, 163, 71]
+    assert source.split.class_names[:2] == ("airfield", "airplane_cabin")
+    assert source.read is None
+
+
+def test_a_list_as_long_as_inaturalists_parses_in_two_seconds(tmp_path):
+    path = tmp_path / "train.txt"
+    path.write_text("".join(f"train_val2018/Aves/{i % 8142}/{i:032x}.jpg {i % 8142}\n" for i in range(437_513)))
+    began = time.perf_counter()
+    assert len(lists.parse_list(str(path)).labels) == 437_513
+    assert time.perf_counter() - began < 2
+
+
+def write(folder, name, *lines):
+    path = folder / f"{name}.txt"
+    path.write_text("\n".join(lines) + "\n")
+    return str(path)
+
+
+GOOD = ("train/cat/1.jpg 0", "train/cat/2.jpg 0", "train/dog one/3.jpg 1")
+
+
+@pytest.mark.parametrize(
+    ("line", "reason"),
+    [
+        ("train/cat/9.jpg", r"train\.txt:4: 'train/cat/9\.jpg' has no label"),
+        ("train/cat/9.jpg zero", r"train\.txt:4: label 'zero'.*integer"),
+        ("train/cat/9.jpg -1", r"train\.txt:4: label '-1'.*at least 0"),
+        ("train/cat/9.jpg 1.0", r"train\.txt:4: label '1\.0'"),
+        ("train/cat/9.jpg ²", r"train\.txt:4: label '²'"),
+        ("train/../../secret.jpg 0", r"train\.txt:4: .*leaves config\.data\.root"),
+        ("train/./../../secret.jpg 0", r"train\.txt:4: .*leaves config\.data\.root"),
+        ("..\\secret.jpg 0", r"train\.txt:4: .*leaves config\.data\.root"),
+        ("/etc/passwd 0", r"train\.txt:4: '/etc/passwd' is an absolute path"),
+        ("C:\\photos\\1.jpg 0", r"train\.txt:4: .*absolute path"),
+        ("train/cat/2.jpg 0", r"train\.txt:4: 'train/cat/2\.jpg' is listed already in line 2"),
+        ("./train//cat/2.jpg 0", r"train\.txt:4: 'train/cat/2\.jpg' is listed already in line 2"),
+    ],
+)
+def test_bad_lines_stop_or_are_reported(tmp_path, line, reason):
+    path = write(tmp_path, "train", *GOOD, line)
+    with pytest.raises(UserError, match=reason):
+        lists.parse_list(path)
+    report = Report()
+    parsed = lists.parse_list(path, lists.LinePolicy("skip", 0.25, report))
+    assert parsed.members.tolist() == ["train/cat/1.jpg", "train/cat/2.jpg", "train/dog one/3.jpg"]
+    assert parsed.labels.tolist() == [0, 0, 1]
+    assert list(report.skipped) == [f"{path}:4"]
+    with pytest.raises(UserError, match=r"1 of 4 lines are bad, more than config\.data\.bad_image_limit=0.2 allows"):
+        lists.parse_list(path, lists.LinePolicy("skip", 0.2, Report()))
+
+
+def load(folder, train, test=("test/cat/7.jpg 0",), root=""):
+    data = schema.base().data
+    data.update({"source": "lists", "profile": "natural", "root": str(root)})
+    data.update({"train_list": write(folder, "train", *train), "test_list": write(folder, "test", *test)})
+    return sources.load(data)
+
+
+def test_blank_lines_and_carriage_returns_are_harmless(tmp_path):
+    path = tmp_path / "train.txt.gz"
+    path.write_bytes(gzip.compress(b"\r\na b/1.jpg 0\r\n\r\n\ta/2.jpg\t1  \r\n"))
+    parsed = lists.parse_list(str(path))
+    assert parsed.members.tolist() == ["a b/1.jpg", "a/2.jpg"]
+    assert parsed.lines.tolist() == [2, 4]
+
+
+def test_labels_with_gaps(tmp_path):
+    with pytest.raises(UserError, match=r"train\.txt: 2 labels below the largest have no image, the first is 2"):
+        load(tmp_path, (*GOOD, "train/owl/4.jpg 4"))
+
+
+def test_label_out_of_range_in_the_test_list(tmp_path):
+    with pytest.raises(UserError, match=r"test\.txt:2: label 2 of 'test/owl/8.jpg'; the training list .* has 0\.\.1"):
+        load(tmp_path, GOOD, ("test/cat/7.jpg 0", "test/owl/8.jpg 2"))
+
+
+def test_image_in_both_lists(tmp_path):
+    with pytest.raises(UserError, match=r"1 images are in .*train\.txt too, the first is 'train/cat/2\.jpg'"):
+        load(tmp_path, GOOD, ("train/cat/2.jpg 0",))
+
+
+def test_list_and_folder_disagree(tmp_path):
+    train = [f"train/{name}/{i}.jpg {label}" for label, name in enumerate(("cat", "dog")) for i in range(100)]
+    train[150] = "train/dog/50.jpg 0"
+    with pytest.raises(UserError, match=r"train\.txt:151: 'train/dog/50\.jpg' has label 0, but .* 'dog' have label 1"):
+        load(tmp_path, train)
+
+
+def test_folders_that_do_not_name_classes_are_no_disagreement(tmp_path):
+    split = load(tmp_path, ("all/1.jpg 0", "all/2.jpg 1", "all/3.jpg 1"), ("all/4.jpg 1",)).split
+    assert split.class_names == ("0", "1")
+    assert split.class_counts.tolist() == [1, 2]
+
+
+def test_missing_files(tmp_path):
+    for name in ("train/cat/1.jpg", "train/cat/2.jpg", "test/cat/7.jpg"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(name.encode())
+    with pytest.raises(UserError, match=r"train\.txt:3: 'train/dog one/3\.jpg' is not under .*1 are missing"):
+        load(tmp_path, GOOD, root=tmp_path)
+    source = load(tmp_path, GOOD[:2], root=tmp_path)
+    assert source.read("train", [1, 0]) == [b"train/cat/2.jpg", b"train/cat/1.jpg"]
+    with pytest.raises(UserError, match=r"none of its 2 images is under .*/elsewhere"):
+        load(tmp_path, GOOD[:2], root=tmp_path / "elsewhere")
+
+
+@pytest.mark.parametrize(
+    ("content", "line"), [(b"", "no usable line"), (b"\x1f\x8bbroken", "list file"), (b"\xff\xfe 0\n", "not text")]
+)
+def test_files_that_are_no_lists(tmp_path, content, line):
+    path = tmp_path / "train.txt"
+    path.write_bytes(content)
+    with pytest.raises(UserError, match=line):
+        lists.parse_list(str(path))
+    with pytest.raises(UserError, match=r"absent\.txt: No such file"):
+        lists.parse_list(str(tmp_path / "absent.txt"))
