@@ -18,6 +18,7 @@ from shike_jax.config import to_plain
 from shike_jax.convert.warm import warm_start
 from shike_jax.data import sampling
 from shike_jax.data.feeds import Feed, make_feeds
+from shike_jax.data.host_pipeline import short_side
 from shike_jax.data.sources import Source, load
 from shike_jax.errors import UserError
 from shike_jax.logs import Progress, RunLog
@@ -173,7 +174,7 @@ def save_stage(run: Run, index: int, name: str, variables: PyTree) -> None:
         "num_classes": run.source.split.num_classes,
         "class_names": list(run.source.split.class_names),
         "image_size": data.image_size,
-        "resize": data.resize,
+        "resize": short_side(data) if run.source.images is None else data.image_size,
         "mean": list(data.mean),
         "std": list(data.std),
         "heads": stage.heads,

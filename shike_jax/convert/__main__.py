@@ -74,6 +74,7 @@ def convert(model: str, source: Path, target: Path, num_classes: int | None = No
         "num_classes": num_classes,
         "source": source.name,
         "image_size": family.image_size,
+        "resize": family.resize,
         "mean": list(family.mean),
         "std": list(family.std),
         "class_names": None,

@@ -52,19 +52,21 @@ class Family:
       rules: regular expressions, applied in order to our path, that give PyTorch's name (the common ones follow).
       classifier: the matrix whose shape tells the number of classes.
       classes_axis: its axis of classes; 1 is our own layout [F,C], 0 is transposed on the way.
-      image_size, mean, std: what the networks were trained on (side in pixels; RGB values in 0..1).
+      image_size, resize, mean, std: what the networks were trained on (side, and short side before the central crop, in
+        pixels; RGB values in 0..1).
     """
 
     rules: Rules
     classifier: str
     classes_axis: int
     image_size: int
+    resize: int
     mean: tuple[float, ...]
     std: tuple[float, ...]
 
 
-_AUTHORS_CIFAR = Family(_AUTHORS, "classifiers.0.weight", 1, 32, config.CIFAR_MEAN, config.CIFAR_STD)
-_IMAGENET = Family(_TORCHVISION, "fc.weight", 0, 224, config.IMAGENET_MEAN, config.IMAGENET_STD)
+_AUTHORS_CIFAR = Family(_AUTHORS, "classifiers.0.weight", 1, 32, 32, config.CIFAR_MEAN, config.CIFAR_STD)
+_IMAGENET = Family(_TORCHVISION, "fc.weight", 0, 224, 256, config.IMAGENET_MEAN, config.IMAGENET_STD)
 _PLAIN = {"depths": (1,), "fusion": False, "head": "linear"}
 
 # name: its family and what differs from the default `config.model`

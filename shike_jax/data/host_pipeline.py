@@ -45,7 +45,7 @@ class HostPipeline:
         self._read, self._part, self._skipped = source.read, part, source.report.skipped
         self._members, self._labels = source.split.parts[part].members, source.split.parts[part].labels
         self._size = config.data.image_size
-        self._resize = config.data.resize or self._size * 8 // 7
+        self._resize = short_side(config.data)
         self._random_crop = config.augment.crop == "random_resized"
         self._scale, self._flip = tuple(config.augment.scale), config.augment.flip
         self._stop, self._limit = config.data.bad_image == "stop", config.data.bad_image_limit
@@ -124,6 +124,11 @@ class HostPipeline:
                 f"{len(self._bad)} of {len(self._labels)} images of part {self._part} cannot be read, more than "
                 f"config.data.bad_image_limit={self._limit:g} allows; the last: {name}: {reason}"
             )
+
+
+def short_side(data: ConfigDict) -> int:
+    """Pixels to which the evaluation view brings an image's short side before the central crop."""
+    return data.resize or data.image_size * 8 // 7
 
 
 def make_pipeline(

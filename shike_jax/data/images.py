@@ -73,6 +73,13 @@ def center_crop(encoded: bytes, size: int, resize: int) -> np.ndarray:
     return np.asarray(rgb.resize((size, size), Image.Resampling.BILINEAR, box=box))
 
 
+def center_crop_pixels(pixels: np.ndarray, size: int, resize: int) -> np.ndarray:
+    """The same view of an image that is decoded already: uint8 [H, W, 3] to uint8 [size, size, 3]."""
+    stored = io.BytesIO()
+    Image.fromarray(pixels).save(stored, "BMP")
+    return center_crop(stored.getvalue(), size, resize)
+
+
 def crop_box(width: int, height: int, scale: tuple[float, float], uniforms: np.ndarray) -> tuple[int, int, int, int]:
     """Returns (left, top, width, height) of torchvision's RandomResizedCrop: ten tries, then the largest central box.
 

@@ -1,0 +1,140 @@
+"""Pictures to predict: files, folders and lists of them, decoded ahead by threads, broken ones left out and noted."""
+
+from __future__ import annotations
+
+import collections
+import os
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+
+from shike_jax.data.folder import EXTENSIONS
+from shike_jax.data.images import ImageError, center_crop, center_crop_pixels
+from shike_jax.errors import UserError
+
+
+def find(paths: Sequence[str]) -> list[str]:
+    """Returns the image files behind paths, in order: a folder gives all below it by name, a .txt its lines.
+
+    Lines of a list are paths relative to the list's folder, else to the current one; empty lines and `#` lines are
+    passed over. Listed or named files may be missing: reading them will say so.
+
+    Raises:
+      UserError: a path that does not exist, a folder without images, an empty list.
+    """
+    files: list[str] = []
+    for path in paths:
+        if os.path.isdir(path):
+            found = _below(path)
+            expected = f"expected files ending in {', '.join(EXTENSIONS)}"
+        elif not os.path.exists(path):
+            raise UserError(f"--images={path}: no such file or folder")
+        elif path.lower().endswith(".txt"):
+            found = _listed(Path(path))
+            expected = "expected one path per line"
+        else:
+            found, expected = [path], ""
+        if not found:
+            raise UserError(f"--images={path}: holds no image; {expected}")
+        files += found
+    return files
+
+
+def _below(folder: str) -> list[str]:
+    found = []
+    for parent, folders, names in os.walk(folder):
+        folders.sort()
+        found += [os.path.join(parent, name) for name in sorted(names) if name.lower().endswith(EXTENSIONS)]
+    return found
+
+
+def _listed(path: Path) -> list[str]:
+    try:
+        lines = [line.strip() for line in path.read_text().splitlines()]
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"--images={path}: cannot be read as a list of paths ({error})") from None
+    beside = {line: path.parent / line for line in lines if line and not line.startswith("#")}
+    return [str(file if file.exists() else line) for line, file in beside.items()]
+
+
+def read_array(path: str) -> np.ndarray:
+    """Opens a .npy of images: uint8 [N,H,W,3], or float [N,H,W,3] already normalised; one image gets an axis.
+
+    Raises:
+      UserError: not an array file, or an array of another shape or type.
+    """
+    try:
+        array = np.load(path, mmap_mode="r", allow_pickle=False)
+    except (OSError, ValueError, EOFError) as error:
+        raise UserError(f"--images={path}: not a readable .npy file ({' '.join(str(error).split())})") from None
+    array = array[None] if array.ndim == 3 else array
+    if array.ndim != 4 or array.shape[-1] != 3 or not len(array):
+        raise UserError(f"--images={path}: an array of shape {array.shape}; expected [N, height, width, 3]")
+    if array.dtype != np.uint8 and array.dtype.kind != "f":
+        raise UserError(f"--images={path}: an array of {array.dtype}; expected uint8, or float32 already normalised")
+    return array
+
+
+class Reader:
+    """Iterates over batches of pictures in the evaluation view: short side resized, centre cropped.
+
+    Attributes:
+      skipped: file -> reason, for what could not be read so far.
+    """
+
+    def __init__(self, files: Sequence[str], size: int, resize: int, batch_size: int) -> None:
+        """Args: size: side of the square in pixels. resize: short side before the crop."""
+        self._files, self._size, self._resize, self._batch_size = files, size, resize, batch_size
+        self.skipped: dict[str, str] = {}
+
+    def __iter__(self) -> Iterator[tuple[list[str], np.ndarray]]:
+        """Yields (names, uint8 [b,S,S,3]) with b <= batch size; one batch is decoded ahead."""
+        chunks = [self._files[i : i + self._batch_size] for i in range(0, len(self._files), self._batch_size)]
+        pending: collections.deque[tuple[Sequence[str], list[Future[np.ndarray | str]]]] = collections.deque()
+        with ThreadPoolExecutor(thread_name_prefix="pictures") as pool:
+            for chunk in chunks:
+                pending.append((chunk, [pool.submit(self._view, file) for file in chunk]))
+                if len(pending) > 1:
+                    yield from self._completed(*pending.popleft())
+            while pending:
+                yield from self._completed(*pending.popleft())
+
+    def _completed(
+        self, chunk: Sequence[str], tasks: list[Future[np.ndarray | str]]
+    ) -> Iterator[tuple[list[str], np.ndarray]]:
+        names, views = [], []
+        for name, task in zip(chunk, tasks, strict=True):
+            view = task.result()
+            if isinstance(view, str):
+                self.skipped[name] = view
+            else:
+                names.append(name)
+                views.append(view)
+        if views:
+            yield names, np.stack(views)
+
+    def _view(self, file: str) -> np.ndarray | str:
+        """The picture, or why there is none."""
+        try:
+            with open(file, "rb") as opened:
+                return center_crop(opened.read(), self._size, self._resize)
+        except ImageError as error:
+            return str(error)
+        except OSError as error:
+            return error.strerror or str(error)
+
+
+def array_batches(array: np.ndarray, name: str, size: int, resize: int, batch_size: int) -> Iterator:
+    """Yields (names, images) of an array from `read_array`: floats as they are, uint8 brought to the evaluation view.
+
+    uint8 images of just the right size are taken as they are, as in the training of small images.
+    """
+    for start in range(0, len(array), batch_size):
+        images = np.asarray(array[start : start + batch_size])
+        if images.dtype != np.uint8:
+            images = images.astype(np.float32)
+        elif images.shape[1:3] != (size, size):
+            images = np.stack([center_crop_pixels(one, size, resize) for one in images])
+        yield [f"{name}[{i}]" for i in range(start, start + len(images))], images

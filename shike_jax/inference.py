@@ -1,0 +1,93 @@
+"""A trained or converted checkpoint, ready to classify: the network, its variables and its view of an image."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from shike_jax.augment import make_eval_transform
+from shike_jax.checkpoints import load_weights
+from shike_jax.errors import UserError
+from shike_jax.models import HEAD_SETS, ExpertNetwork, build_model
+
+PyTree = Any
+
+
+@dataclasses.dataclass(frozen=True)
+class Classifier:
+    """What `load_classifier` returns.
+
+    Attributes:
+      network: without a device axis: it runs on one device.
+      variables: {`params`, `batch_stats`}, on the device.
+      heads: the set of classifiers, `representation` or `classifier`.
+      class_names: C names; the class numbers where the checkpoint has none.
+      image_size, resize: side of the square that the network saw, and short side before the central crop (pixels).
+      mean, std: of the RGB values in 0..1.
+      meta: of the checkpoint.
+    """
+
+    network: ExpertNetwork
+    variables: PyTree
+    heads: str
+    class_names: tuple[str, ...]
+    image_size: int
+    resize: int
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    meta: dict[str, Any]
+
+    def apply(self, variables: PyTree, images: jax.Array) -> jax.Array:
+        """Images [B,H,W,3], uint8 or float and normalised, to logits float32 [M,B,C]; pure, for `jax.jit`."""
+        if images.dtype == jnp.uint8:
+            images = make_eval_transform(mean=self.mean, std=self.std, dtype=self.network.dtype)(images)
+        return self.network.apply(variables, images, self.heads).astype(jnp.float32)
+
+
+def load_classifier(checkpoint: str, heads: str = "") -> Classifier:
+    """Reads a checkpoint: converted weights, a work directory or its weights/STAGE.
+
+    Args:
+      heads: the set of classifiers; empty: the one that the checkpoint's stage trained, else `classifier`.
+
+    Raises:
+      UserError: no checkpoint, a damaged one, unknown heads.
+    """
+    variables, meta = load_weights(checkpoint)
+    heads = heads or meta.get("heads") or "classifier"
+    if heads not in HEAD_SETS:
+        raise UserError(f"--head={heads}: expected {' or '.join(HEAD_SETS)}")
+    trained_in = (meta.get("config") or {}).get("dtype", "float32")
+    # float64 serves comparisons of training; nothing is lost by predicting in float32.
+    dtype = jnp.bfloat16 if trained_in == "bfloat16" else jnp.float32
+    network = build_model(meta["model"], meta["num_classes"], dtype=dtype)
+    return Classifier(
+        network=network,
+        variables=jax.device_put(variables),
+        heads=heads,
+        class_names=tuple(meta.get("class_names") or map(str, range(meta["num_classes"]))),
+        image_size=meta["image_size"],
+        resize=meta.get("resize") or meta["image_size"],
+        mean=tuple(meta["mean"]),
+        std=tuple(meta["std"]),
+        meta=meta,
+    )
+
+
+class BatchedLogits:
+    """Logits of batches of at most one size: smaller ones are padded, so each image shape compiles once."""
+
+    def __init__(self, classifier: Classifier, batch_size: int) -> None:
+        """Args: batch_size: images that the device sees at once."""
+        self._variables, self._batch_size = classifier.variables, batch_size
+        self._apply = jax.jit(classifier.apply)
+
+    def __call__(self, images: np.ndarray) -> np.ndarray:
+        """Images [b,H,W,3] (b <= batch size) to logits float32 [M,b,C], on the host."""
+        padding = [(0, self._batch_size - len(images)), (0, 0), (0, 0), (0, 0)]
+        logits = self._apply(self._variables, np.pad(images, padding))
+        return np.asarray(logits)[:, : len(images)]
