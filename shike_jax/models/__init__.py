@@ -55,9 +55,10 @@ def build_model(
 
 def init_variables(network: ExpertNetwork, seed: int, image_size: int) -> dict[str, Any]:
     """Fresh variables {`params`, `batch_stats`} as host arrays, a function of the seed alone."""
-    images = jnp.zeros((1, image_size, image_size, 3), network.dtype)
-    init = jax.jit(lambda key: network.init(key, images, method="init_all"))
-    return jax.tree.map(np.asarray, dict(init(jax.random.key(seed))))
+    images = jax.ShapeDtypeStruct((1, image_size, image_size, 3), network.dtype)
+    # Lazily: only the draws run, one small program per shape. Compiling all draws as one program takes far longer.
+    variables = network.lazy_init(jax.random.key(seed), images, method="init_all")
+    return jax.tree.map(np.asarray, dict(variables))
 
 
 def num_parameters(params: Any) -> int:
