@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import functools
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
-from shike_jax.config import validate
+from shike_jax.config import base, validate
 from shike_jax.errors import UserError
 
 
@@ -31,17 +33,43 @@ def load_config(argv: Sequence[str]) -> tuple[ConfigDict, list[str]]:
     file = path.split(":")[0]
     if not Path(file).is_file():
         raise UserError(f"--config={path}: no such file {file}")
+    return _parsed(functools.partial(config_flags.DEFINE_config_file, "config"), mine, path), rest
+
+
+def override_config(plain: Mapping[str, Any], argv: Sequence[str]) -> tuple[ConfigDict, list[str]]:
+    """Changes a stored configuration by any `--config.field=value`; fields that it lacks get their defaults.
+
+    Args:
+      plain: nested dicts, as checkpoints keep them.
+      argv: command-line arguments without the program's name and without `--config=FILE`.
+
+    Returns, raises: as `load_config`.
+    """
+    mine, rest = _split(argv)
+    config = base()
+    config.update(dict(plain))
+    define = functools.partial(config_flags.DEFINE_config_dict, "config", config)
+    return _parsed(define, mine, "(the checkpoint's)"), rest
+
+
+def _parsed(define: Callable[..., Any], arguments: list[str], path: str) -> ConfigDict:
     values = flags.FlagValues()
-    config_flags.DEFINE_config_file("config", flag_values=values, sys_argv=["", *mine])
     try:
-        values(["", *mine])
+        define(flag_values=values, sys_argv=["", *arguments])
+        values(["", *arguments])
         config = values["config"].value
     except UserError:
         raise
+    except AttributeError as error:  # from ml_collections: the name of the field, in quotes
+        field = str(error).strip("\"'")
+        unknown = [item for item in arguments if field in item.partition("=")[0].split(".")]
+        if not unknown:
+            raise UserError(_explain(error, path)) from error
+        raise UserError(f"{unknown[0]}: the configuration has no field {field!r}") from error
     except Exception as error:  # flags, ml_collections and the file itself raise many kinds
         raise UserError(_explain(error, path)) from error
     validate(config)
-    return config, rest
+    return config
 
 
 def _split(argv: Sequence[str]) -> tuple[list[str], list[str]]:
