@@ -16,7 +16,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from shike_jax.data.images import ImageError, center_crop, random_resized_crop
-from shike_jax.data.types import Source
+from shike_jax.data.types import Source, allowed_faults
 from shike_jax.errors import UserError
 
 Batch = dict[str, np.ndarray]
@@ -119,7 +119,7 @@ class HostPipeline:
         self._bad.add(index)
         if self._stop:
             raise UserError(f"image {name}: {reason} (to go on without such images: --config.data.bad_image=skip)")
-        if len(self._bad) > self._limit * len(self._labels):
+        if len(self._bad) > allowed_faults(self._limit, len(self._labels)):
             raise UserError(
                 f"{len(self._bad)} of {len(self._labels)} images of part {self._part} cannot be read, more than "
                 f"config.data.bad_image_limit={self._limit:g} allows; the last: {name}: {reason}"

@@ -13,7 +13,7 @@ from ml_collections import ConfigDict
 
 from shike_jax.data.files import missing_files, reader
 from shike_jax.data.splits import Part, Split, feasible_longtail_counts, longtail_subset
-from shike_jax.data.types import Report, Source
+from shike_jax.data.types import Report, Source, allowed_faults
 from shike_jax.errors import UserError
 
 
@@ -49,10 +49,11 @@ class LinePolicy:
 
     def check_limit(self, path: str, bad: int, total: int) -> None:
         """Raises UserError when more than the allowed share of a list is bad."""
-        if bad > self._limit * total:
+        if bad > allowed_faults(self._limit, total):
+            where, reason = next(iter(self.report.skipped.items()))
             raise UserError(
                 f"{path}: {bad} of {total} lines are bad, more than config.data.bad_image_limit={self._limit:g} "
-                f"allows; the first: {next(iter(self.report.skipped.items()))}"
+                f"allows; the first: {where}: {reason}"
             )
 
 
@@ -141,7 +142,7 @@ def check_labels(train: ListFile, others: list[ListFile]) -> int:
 def class_folders(lists: list[ListFile], num_classes: int) -> tuple[str, ...]:
     """Returns class names from the images' folders, or `0`, `1`, ... where the folders do not name classes.
 
-    Folders name classes when, but for at most 1 % of the lines, each folder name has one label and each label one name.
+    Folders name classes when each folder name has one label and each label one name, on all but a tenth of the lines.
 
     Raises:
       UserError: they do, and a line disagrees with the label of its folder.
@@ -157,7 +158,7 @@ def class_folders(lists: list[ListFile], num_classes: int) -> tuple[str, ...]:
             label_of[name], name_of[label] = label, name
     agreeing = sum(count for (name, label), count in pairs.items() if label_of.get(name) == label)
     total = sum(pairs.values())
-    if len(name_of) < num_classes or agreeing < 0.99 * total:
+    if len(name_of) < num_classes or agreeing < 0.9 * total:
         return tuple(map(str, range(num_classes)))
     if agreeing < total:
         for one, names in zip(lists, folders, strict=True):

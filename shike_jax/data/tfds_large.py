@@ -42,11 +42,15 @@ def load(data: ConfigDict) -> Source:
             f"{builder.data_path} is stored as {builder.info.file_format.value}, which has no random access; prepare "
             f"it with: tfds build {data.name} --file_format=array_record --data_dir={data.data_dir or '$TFDS_DATA_DIR'}"
         )
-    decoders = {"image": import_tfds().decode.SkipDecoding()}
-    records = {part: builder.as_data_source(split, decoders=decoders) for part, split in PARTS[data.name].items()}
+    records = {part: _records(builder, split) for part, split in PARTS[data.name].items()}
     if data.name == "places365_small":
         return _load_places(data, builder, records)
     return _load_natural(data, builder, records)
+
+
+def _records(builder: Any, split: str) -> Any:
+    """All examples of a tfds split by position, their images still encoded."""
+    return builder.as_data_source(split, decoders={"image": import_tfds().decode.SkipDecoding()})
 
 
 def _load_natural(data: ConfigDict, builder: Any, records: dict[str, Any]) -> Source:
@@ -107,8 +111,7 @@ def _column(builder: Any, split: str, feature: str) -> np.ndarray:
     if os.path.exists(path):
         return np.load(path)
     logging.getLogger(__name__).info("reading every %s of %s once (kept in %s)", feature, builder.info.full_name, path)
-    partial = import_tfds().decode.PartialDecoding({feature: True})
-    values = [record[feature] for record in builder.as_data_source(split, decoders=partial)]
+    values = [record[feature] for record in _records(builder, split)]
     column = np.array([v.decode() for v in values]) if isinstance(values[0], bytes) else np.array(values, np.int64)
     os.makedirs(os.path.dirname(path), exist_ok=True)
     with tempfile.NamedTemporaryFile(dir=os.path.dirname(path), suffix=".tmp", delete=False) as file:

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 
 from shike_jax.data.splits import Split
+
+
+def allowed_faults(limit: float, total: int) -> int:
+    """How many of `total` images or lines may be bad under a share `limit`; rounded up, so that small sets get one."""
+    return math.ceil(limit * total)
 
 
 @dataclass
@@ -21,7 +27,7 @@ class Report:
         """Returns the report as text lines, with at most `most` of the skipped names."""
         lines = list(self.notes)
         if self.skipped:
-            lines.append(f"{len(self.skipped)} images skipped:")
+            lines.append(f"left out: {len(self.skipped)}")
             lines += [f"  {name}: {reason}" for name, reason in list(self.skipped.items())[:most]]
             if len(self.skipped) > most:
                 lines.append(f"  ... and {len(self.skipped) - most} more")

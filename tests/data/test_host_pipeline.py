@@ -138,7 +138,7 @@ def test_an_unreadable_image_becomes_padding_and_is_reported(damaged):
     bad = source.split.parts["train"].members.tolist().index("train/a/4.png")
     np.testing.assert_array_equal(np.flatnonzero(batch["mask"] == 0), [bad])
     assert not batch["image"][bad].any()
-    assert source.report.lines()[0] == "1 images skipped:"
+    assert source.report.lines()[0] == "left out: 1"
     assert source.report.lines()[1].startswith("  train/a/4.png: ")
 
 
@@ -149,8 +149,8 @@ def test_unreadable_images_stop_the_run_when_asked(damaged):
 
 
 def test_too_many_unreadable_images_stop_the_run(damaged):
-    damaged.data.bad_image_limit = 0.05
-    with pytest.raises(UserError, match=r"1 of 10 images of part train cannot be read, more than .*0\.05 allows"):
+    damaged.data.bad_image_limit = 0.0
+    with pytest.raises(UserError, match=r"1 of 10 images of part train cannot be read, more than .*=0 allows"):
         run_damaged(damaged)
 
 

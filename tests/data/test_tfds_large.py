@@ -1,0 +1,128 @@
+"""The large tfds sources on tiny stand-ins with the real features and the real storage format."""
+
+import io
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from shike_jax import config as schema
+from shike_jax.data import sources
+from shike_jax.errors import UserError
+
+tfds = pytest.importorskip("tensorflow_datasets")
+
+
+def jpeg(value):
+    buffer = io.BytesIO()
+    Image.new("RGB", (20, 16), (value, value, value)).save(buffer, "JPEG")
+    return buffer.getvalue()
+
+
+def prepare(folder, name, features, splits, file_format="array_record"):
+    """Writes a tfds data set of that name: `splits` is {split: [record without its image, ...]}."""
+
+    def info(self):
+        named = features | {"image": tfds.features.Image(encoding_format="jpeg")}
+        return tfds.core.DatasetInfo(builder=self, features=tfds.features.FeaturesDict(named))
+
+    def generate(self, records, offset):
+        for i, record in enumerate(records):
+            yield i, record | {"image": io.BytesIO(jpeg(offset + i))}
+
+    body = {
+        "name": name,
+        "VERSION": tfds.core.Version("1.0.0"),
+        "_info": info,
+        "_generate": generate,
+        "_split_generators": lambda self, _: {
+            split: self._generate(records, 100 * n) for n, (split, records) in enumerate(splits.items())
+        },
+        "_generate_examples": lambda self: iter(()),
+    }
+    with tfds.core.registered.skip_registration():
+        builder = type(name, (tfds.core.GeneratorBasedBuilder,), body)(data_dir=str(folder), file_format=file_format)
+    builder.download_and_prepare()
+
+
+@pytest.fixture
+def data(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    made = schema.base().data
+    made.update({"source": "tfds", "profile": "natural", "data_dir": str(tmp_path / "tfds")})
+    return made
+
+
+def imagenet_lt(folder, **options):
+    features = {"label": tfds.features.ClassLabel(names=["n1", "n2", "n3"]), "file_name": tfds.features.Text()}
+    labels = {"train": [0, 1, 0, 2, 0, 1], "validation": [2, 1], "test": [0, 1, 2]}
+    splits = {
+        split: [{"label": label, "file_name": f"{split}_{i}.JPEG"} for i, label in enumerate(values)]
+        for split, values in labels.items()
+    }
+    prepare(folder, "imagenet_lt", features, splits, **options)
+
+
+def grey(encoded):
+    return int(np.asarray(Image.open(io.BytesIO(encoded)))[0, 0, 0])
+
+
+def test_imagenet_lt_reads_any_image_of_its_label(data):
+    imagenet_lt(data.data_dir)
+    data.update({"name": "imagenet_lt", "test_part": "test"})
+    for _ in range(2):  # the second time labels come from the cache
+        source = sources.load(data)
+        split = source.split
+        assert {name: len(part) for name, part in split.parts.items()} == {"train": 6, "val": 2, "test": 3}
+        assert split.class_counts.tolist() == [3, 2, 1]
+        assert split.class_names == ("n1", "n2", "n3")
+    # tfds shuffles at preparation: compare with its own reading, in its own order.
+    builder = tfds.builder_from_directory(f"{data.data_dir}/imagenet_lt/1.0.0")
+    expected = [(int(record["label"]), int(record["image"][0, 0, 0])) for record in builder.as_data_source("train")]
+    assert [label for label, _ in expected] == split.parts["train"].labels.tolist()
+    assert [value for _, value in expected] == [grey(e) for e in source.read("train", range(6))]
+    assert grey(source.read("test", [1])[0]) >= 195  # the third split starts at 200
+
+
+def test_a_longtailed_subset_reads_the_kept_images(data):
+    imagenet_lt(data.data_dir)
+    data.update({"name": "imagenet_lt", "profile": "exponential", "imbalance_factor": 1.0})
+    source = sources.load(data)
+    assert source.split.class_counts.tolist() == [1, 1, 1]
+    members = source.split.parts["train"].members
+    data.profile = "natural"
+    everything = sources.load(data)
+    assert source.read("train", [0, 1, 2]) == everything.read("train", members)
+
+
+def test_storage_without_random_access_is_explained(data):
+    imagenet_lt(data.data_dir, file_format="tfrecord")
+    data.name = "imagenet_lt"
+    with pytest.raises(UserError, match=r"stored as tfrecord.*tfds build imagenet_lt --file_format=array_record"):
+        sources.load(data)
+
+
+def test_places_lt_picks_the_listed_files(data, tmp_path):
+    features = {"label": tfds.features.ClassLabel(names=["x", "y"]), "filename": tfds.features.Text()}
+    train = [f"data_256/a/{name}.jpg" for name in ("airfield/00000001", "arena/hockey/00000001", "airfield/00000002")]
+    val = ["val_256/Places365_val_00000007.jpg"]
+    splits = {
+        "train": [{"label": 0, "filename": name} for name in train],
+        "validation": [{"label": 1, "filename": name} for name in val],
+    }
+    prepare(data.data_dir, "places365_small", features, splits)
+    lists = {
+        "train": "train/airfield/00000002.jpg 0\ntrain/arena-hockey/00000001.jpg 1\n",
+        "test": "val/arena-hockey/Places365_val_00000007.jpg 1\n",
+    }
+    for part, text in lists.items():
+        (tmp_path / f"{part}.txt").write_text(text)
+        data[f"{part}_list"] = str(tmp_path / f"{part}.txt")
+    data.name = "places365_small"
+    source = sources.load(data)
+    assert source.split.parts["train"].labels.tolist() == [0, 1]
+    assert [grey(e) for e in source.read("train", [1, 0])] == [1, 2]  # generated as numbers 1 and 2
+    assert grey(source.read("test", [0])[0]) == 100
+    (tmp_path / "train.txt").write_text(lists["train"] + "train/airfield/00000009.jpg 0\n")
+    with pytest.raises(UserError, match=r"lacks 1 files of part train, such as 'train/airfield/00000009\.jpg'"):
+        sources.load(data)
