@@ -26,7 +26,7 @@ def load_config(argv: Sequence[str]) -> tuple[ConfigDict, list[str]]:
     Raises:
       UserError: no or unreadable config file, an unknown field, a value of another type or out of range.
     """
-    mine, rest = _split(argv)
+    mine, rest = split_arguments(argv)
     path = next((a.partition("=")[2] for a in mine if a.startswith("--config=")), "")
     if not path:
         raise UserError("--config is missing: expected --config=configs/NAME.py[:arguments]")
@@ -45,7 +45,7 @@ def override_config(plain: Mapping[str, Any], argv: Sequence[str]) -> tuple[Conf
 
     Returns, raises: as `load_config`.
     """
-    mine, rest = _split(argv)
+    mine, rest = split_arguments(argv)
     config = base()
     config.update(dict(plain))
     define = functools.partial(config_flags.DEFINE_config_dict, "config", config)
@@ -72,7 +72,7 @@ def _parsed(define: Callable[..., Any], arguments: list[str], path: str) -> Conf
     return config
 
 
-def _split(argv: Sequence[str]) -> tuple[list[str], list[str]]:
+def split_arguments(argv: Sequence[str]) -> tuple[list[str], list[str]]:
     """Separates config arguments, joining `--config VALUE` to one, from all others."""
     mine, rest, items = [], [], list(argv)
     while items:
