@@ -30,8 +30,8 @@ def get_config(arguments: str | None = None):
     )  # fmt: skip
     images = _count_images(os.path.join(args["root"], "train"))
     chosen = dict(next(values for most, values in _SCALES if images <= most))
-    if args["width"] or args["backbone"] != "resnet50":
-        chosen["blocks"] = ()  # the network is the user's choice: its own depth
+    if args["backbone"] != "resnet50":
+        chosen |= {"blocks": (), "width": 0}  # another network comes in its own shape
     chosen |= {name: args[name] for name in chosen if args.get(name)}
 
     config = schema.base()
