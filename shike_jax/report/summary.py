@@ -1,0 +1,48 @@
+"""`python -m shike_jax.report.summary WORKDIR`: one run's table on the terminal, and its figure."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from shike_jax.errors import UserError, run_main
+
+COLUMNS = ("top1", "top5", "many", "medium", "few")
+
+
+def stage_table(results: Mapping[str, Any]) -> str:
+    """Accuracies (percent) at the end of each stage, the ensemble and each expert, as aligned text."""
+    experts = [f"expert {m}" for m in range(len(results["experts"]))]
+    lines = ["".join(f"{name:>15}" if i == 0 else f"{name:>9}" for i, name in enumerate(("after", *COLUMNS, *experts)))]
+    for stage in results["stages"]:
+        values = [stage[name] for name in COLUMNS] + stage["experts"]
+        cells = "".join("        -" if value is None else f"{value:9.2f}" for value in values)
+        lines.append(f"{stage['name']:>15}{cells}")
+    return "\n".join(lines)
+
+
+def main(argv: Sequence[str]) -> None:
+    """Runs the command."""
+    parser = argparse.ArgumentParser(
+        prog="python -m shike_jax.report.summary", description="Prints a finished run's table and draws its figure."
+    )
+    parser.add_argument("workdir", type=Path, help="work directory of a finished run")
+    workdir = parser.parse_args(argv).workdir
+    path = workdir / "results.json"
+    if not path.is_file():
+        raise UserError(f"{path}: no such file; expected the work directory of a finished run")
+    results = json.loads(path.read_text())
+    from shike_jax.report.figures import accuracy_by_count
+
+    figure = workdir / "accuracy_by_count.png"
+    accuracy_by_count(results, figure)
+    print(f"\n{results['split']['name']}, accuracy in percent\n{stage_table(results)}\n")
+    print(f"results      {path}\nlogs         {workdir / 'log.txt'}, {workdir / 'metrics.jsonl'}")
+    print(f"checkpoints  {workdir / 'weights'}\nfigure       {figure}")
+
+
+if __name__ == "__main__":
+    run_main(main)
