@@ -4,18 +4,23 @@ A work directory holds
 
     checkpoints/STEP/        state, optimiser and position, newest ones only (CheckpointManager, asynchronous)
     checkpoints/damaged-STEP what was found damaged and set aside
+    newest_checkpoint.json   the step saved last
     weights/STAGE/           the network's variables at the end of each stage, with what is needed to rebuild it
 
 Arrays are saved as plain host arrays, once per job, so that any number of devices and processes reads them. A digest of
-every array's bytes lies beside them: a flipped byte is found at restore, not in the results.
+every array's bytes, and one of all else that is remembered, lie beside them: a flipped byte is found at restore, not
+in the results.
 """
 
 from __future__ import annotations
 
 import hashlib
+import itertools
+import json
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import jax
 import numpy as np
 import orbax.checkpoint as ocp
 from etils import epath
@@ -27,6 +32,7 @@ from shike_jax.state import TrainState
 
 PyTree = Any
 Meta = dict[str, Any]
+_DAMAGED = "damaged-"
 
 
 def digest(tree: PyTree) -> str:
@@ -71,95 +77,129 @@ def check_names(wanted: set[str], found: set[str], where: str) -> None:
 
 
 class Checkpoints:
-    """The rolling checkpoints of one run."""
+    """The rolling checkpoints of one run: written and read by the main process alone, on behalf of all."""
 
     def __init__(self, workdir: str, keep: int) -> None:
         """Opens `workdir/checkpoints`; `keep` newest ones stay."""
         self.root = epath.Path(workdir) / "checkpoints"
         self._keep = keep
         self._manager: ocp.CheckpointManager | None = None
+        # Which step was saved last: tells a run whose checkpoints are gone from one that never had any.
+        self._note = epath.Path(workdir) / "newest_checkpoint.json"
 
     @property
     def manager(self) -> ocp.CheckpointManager:
         """The Orbax manager, opened at first use (it deletes what an interrupted save left behind)."""
         if self._manager is None:
-            options = ocp.CheckpointManagerOptions(max_to_keep=self._keep, create=True, enable_async_checkpointing=True)
+            self.root.mkdir(parents=True, exist_ok=True)
+            options = ocp.CheckpointManagerOptions(
+                max_to_keep=self._keep,
+                create=False,
+                enable_async_checkpointing=True,
+                multiprocessing_options=_alone(),
+            )
             self._manager = ocp.CheckpointManager(self.root, options=options)
         return self._manager
 
     def save(self, step: int, state: TrainState, meta: Meta) -> None:
         """Starts saving in the background; `step` counts over the whole run. Saving a step twice does nothing."""
-        if step in self.manager.all_steps():
+        if not parallel.is_main() or step in self.manager.all_steps():
             return
+        self._finish()
         tree = to_tree(state)
-        meta = {**meta, "digest": digest(tree)}
-        args = ocp.args.Composite(state=ocp.args.StandardSave(tree), meta=ocp.args.JsonSave(meta))
+        args = ocp.args.Composite(state=ocp.args.StandardSave(tree), meta=ocp.args.JsonSave(_sealed(meta, tree)))
         self.manager.save(step, args=args)
 
     def latest(self) -> str | None:
         """Path of the newest checkpoint, or None."""
-        step = self.manager.latest_step()
-        return None if step is None else str(self.root / str(step))
+        steps = _steps(self.root)
+        return str(self.root / str(steps[-1])) if steps else None
 
     def wait(self) -> None:
-        """Returns when everything is on disk."""
+        """Returns, on every process, when everything is on disk."""
         if self._manager is not None:
-            self._manager.wait_until_finished()
+            self._finish()
+        parallel.barrier("checkpoints written")
+
+    def _finish(self) -> None:
+        self.manager.wait_until_finished()
+        steps = _steps(self.root)
+        if steps:
+            partial = self._note.with_name(f".{self._note.name}")
+            partial.write_text(json.dumps({"step": steps[-1]}))
+            partial.replace(self._note)
 
     def close(self) -> None:
-        """Finishes and releases the manager."""
+        """Waits, then releases the manager."""
+        self.wait()
         if self._manager is not None:
             self._manager.close()
             self._manager = None
 
     def restore(self, say: Callable[[str], None]) -> tuple[PyTree, Meta] | None:
-        """Reads the newest good checkpoint; None when there has never been one.
+        """Reads the newest good checkpoint, for every process; None when there has never been one.
 
         Damaged ones are named (`say`), and renamed to damaged-STEP.
 
         Raises:
-          UserError: there are checkpoints, but none is good.
+          UserError: there are, or have been, checkpoints, but none is good.
         """
-        if not self.root.exists():
-            return None
-        if parallel.is_main():
-            self._set_damaged_aside(say)
-        parallel.barrier("damaged checkpoints set aside")
-        steps = _steps(self.root)
-        if not steps:
-            damaged = [p.name for p in self.root.iterdir() if p.name.startswith("damaged-")]
-            if damaged:
-                raise UserError(
-                    f"{self.root}: no good checkpoint is left ({', '.join(sorted(damaged))}); "
-                    "restore one from a copy, or start again in a new work directory"
-                )
-            return None
-        return _read(self.root / str(steps[-1]), "state")
+        return parallel.from_main(self._newest_good(say) if parallel.is_main() else None)
 
-    def _set_damaged_aside(self, say: Callable[[str], None]) -> None:
+    def _newest_good(self, say: Callable[[str], None]) -> tuple[PyTree, Meta] | None:
+        known = self._noted_step()
         for step in reversed(_steps(self.root)):
             try:
-                _read(self.root / str(step), "state")
-                return
+                loaded = _read(self.root / str(step), "state")
             except UserError as error:
-                say(f"{error}; set aside as damaged-{step}")
-                (self.root / str(step)).rename(self.root / f"damaged-{step}")
+                say(f"{error}; set aside as {_set_aside(self.root / str(step))}")
+                continue
+            if known is not None and step < known:
+                say(f"{self.root}: step {known} had been saved and is not there any more; going on from step {step}")
+            return loaded
+        damaged = sorted(p.name for p in self.root.iterdir() if _DAMAGED in p.name) if self.root.exists() else []
+        if damaged or known is not None:
+            raise UserError(
+                f"{self.root}: no good checkpoint is left ({', '.join(damaged) or f'step {known} had been saved'}); "
+                "restore one from a copy, or start again in a new work directory"
+            )
+        return None
+
+    def _noted_step(self) -> int | None:
+        if not self._note.exists():
+            return None
+        try:
+            return int(json.loads(self._note.read_text())["step"])
+        except (ValueError, KeyError, TypeError):
+            return -1  # unreadable, but there: something had been saved
+
+
+def _set_aside(path: epath.Path) -> str:
+    """Renames STEP to damaged-STEP, or damaged-STEP-2 and so on; returns the new name."""
+    names = (f"{_DAMAGED}{path.name}{suffix}" for suffix in ("", *(f"-{n}" for n in itertools.count(2))))
+    name = next(name for name in names if not (path.parent / name).exists())
+    path.rename(path.parent / name)
+    return name
 
 
 def save_weights(directory: Any, variables: PyTree, meta: Meta) -> None:
     """Writes the network's variables {`params`, `batch_stats`} and `meta`, wholly or not at all.
+
+    On several processes the main one writes; all return when it has.
 
     Args:
       directory: path or bucket URL; must not exist.
       variables: nested dicts of host arrays.
       meta: JSON: `model` (the fields of config.model), `num_classes`, `image_size`, `mean`, `std`, `class_names`, ...
     """
-    tree = to_tree(variables)
-    args = ocp.args.Composite(
-        variables=ocp.args.StandardSave(tree), meta=ocp.args.JsonSave({**meta, "digest": digest(tree)})
-    )
-    with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as checkpointer:
-        checkpointer.save(_absolute(directory), args=args)
+    if parallel.is_main():
+        tree = to_tree(variables)
+        args = ocp.args.Composite(
+            variables=ocp.args.StandardSave(tree), meta=ocp.args.JsonSave(_sealed(meta, tree))
+        )  # fmt: skip
+        with _checkpointer() as checkpointer:
+            checkpointer.save(_absolute(directory), args=args)
+    parallel.barrier("weights written")
 
 
 def load_weights(directory: Any) -> tuple[PyTree, Meta]:
@@ -191,23 +231,51 @@ def remove_unfinished(directory: Any) -> None:
 
 
 def _read(path: epath.Path, item: str) -> tuple[PyTree, Meta]:
-    """Restores one checkpoint and compares its digest."""
+    """Restores one checkpoint and compares its digests."""
     args: Mapping[str, Any] = {item: ocp.args.StandardRestore(), "meta": ocp.args.JsonRestore()}
+    checkpointer = _checkpointer()
     try:
-        with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as checkpointer:
-            loaded = checkpointer.restore(path, args=ocp.args.Composite(**args))
+        loaded = checkpointer.restore(path, args=ocp.args.Composite(**args))
         tree, meta = loaded[item], dict(loaded["meta"])
-        good = digest(tree) == meta.get("digest")
+        # Weights of version 0.1.0 and earlier carry no `seal`.
+        good = digest(tree) == meta.get("digest") and meta.pop("seal", None) in (None, _seal(meta))
     except Exception as error:  # a damaged file can fail anywhere below: parsing, checksums, missing keys
         reason = " ".join(str(error).split())[:160] or type(error).__name__
         raise UserError(f"checkpoint {path} is damaged: {reason}") from error
+    finally:
+        checkpointer.close()
     if not good:
-        raise UserError(f"checkpoint {path} is damaged: its arrays do not match their digest")
+        raise UserError(f"checkpoint {path} is damaged: its contents do not match their digest")
     return tree, meta
 
 
+def _sealed(meta: Meta, tree: PyTree) -> Meta:
+    """`meta` as it comes back from JSON, with digests of the arrays and of itself."""
+    meta = json.loads(json.dumps({**meta, "digest": digest(tree)}))
+    return {**meta, "seal": _seal(meta)}
+
+
+def _seal(meta: Meta) -> str:
+    text = json.dumps({k: v for k, v in meta.items() if k != "seal"}, sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _alone() -> ocp.options.MultiprocessingOptions:
+    """Orbax works on this process without waiting for others."""
+    index = jax.process_index()
+    return ocp.options.MultiprocessingOptions(
+        primary_host=index, active_processes={index}, barrier_sync_key_prefix=f"process{index}"
+    )
+
+
+def _checkpointer() -> ocp.Checkpointer:
+    options = ocp.CompositeOptions(multiprocessing_options=_alone())
+    handler = ocp.CompositeCheckpointHandler(composite_options=options)
+    return ocp.Checkpointer(handler, multiprocessing_options=_alone())
+
+
 def _steps(root: epath.Path) -> list[int]:
-    return sorted(int(p.name) for p in root.iterdir() if p.name.isdigit())
+    return sorted(int(p.name) for p in root.iterdir() if p.name.isdigit()) if root.exists() else []
 
 
 def _temporary(path: epath.Path) -> bool:

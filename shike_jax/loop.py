@@ -46,8 +46,8 @@ def train(config: ConfigDict, workdir: Path, started: float | None = None) -> di
     started = started or time.time()
     plain = to_plain(config)
     check_devices(config)
-    finished = open_workdir(workdir, plain, parallel.is_main())
-    parallel.barrier("work directory opened")
+    finished = open_workdir(workdir, plain) if parallel.is_main() else None
+    finished = parallel.from_main(finished)
     if finished is not None:
         if parallel.is_main():
             print(f"{workdir} is finished (top-1 {finished['top1']:.2f} %): nothing to do")
@@ -97,7 +97,7 @@ def _run_stage(run: Run, index: int, name: str, start: PyTree, step: int) -> PyT
             state, new = call(state, feed.data, inputs)
             sums.add(new)
             step += done
-            if jax.local_device_count() > 1 and jax.default_backend() == "cpu":
+            if jax.device_count() > 1 and jax.default_backend() == "cpu":
                 jax.block_until_ready(new)  # several pmapped calls in flight can starve each other of threads
             if step // config.train.log_every_steps != (step - done) // config.train.log_every_steps:
                 run.log.scalars(before + step, sums.recent(step, run.checkpoints), stage=name, epoch=epoch)
@@ -105,10 +105,11 @@ def _run_stage(run: Run, index: int, name: str, start: PyTree, step: int) -> PyT
             due = _due(step, each, config.train.checkpoint_every_epochs)
             every = config.train.checkpoint_every_steps
             wanted = every and step // every != (step - done) // every
-            if (due or wanted or run.stop.requested(before + step)) and not at_end:
+            stop = run.stop.requested()
+            if (due or wanted or stop) and not at_end:
                 sums.check(step, run.checkpoints)
                 run.checkpoints.save(before + step, state, position(run, index, name, step))
-            if run.stop.requested(before + step) and not at_end:
+            if stop and not at_end:
                 run.checkpoints.close()
                 raise Preempted(f"stopped in stage {name} at step {step}; start again to continue")
         trained = sums.finish(step, run.checkpoints)

@@ -9,6 +9,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+from shike_jax import preemption
 from shike_jax.errors import UserError, run_main
 from shike_jax.flags import load_config
 
@@ -19,8 +20,9 @@ examples:
       --config.seed=1 --config.stages.classifier.epochs=10
 
 The same command started again continues where the run was stopped; a finished run is left as it is. On SIGTERM the run
-is saved at the next step and the exit status is 75. Several processes: give each --coordinator, --processes and
---process (or start them under SLURM, Kubernetes or on a TPU pod, where they are found).
+is saved at the next step and the exit status is 75; 76 says that another process of the job was lost. Several
+processes: give each --coordinator, --processes and --process, or start them under SLURM or on a TPU pod, where they
+are found.
 """
 
 
@@ -59,15 +61,17 @@ def main(argv: Sequence[str]) -> int:
     from shike_jax.parallel import start_distributed
 
     quiet_third_parties(config.log)
-    start_distributed(args.coordinator, args.processes, args.process)
+    preemption.listen()
+    start_distributed(args.coordinator, args.processes, args.process, config.train.peer_timeout)
 
-    from shike_jax import loop, preemption
+    from shike_jax import loop, peers
 
-    try:
-        loop.train(config, args.workdir, started)
-    except preemption.Preempted as stopped:
-        print(stopped, file=sys.stderr)
-        return preemption.EXIT_STATUS
+    with peers.watched(config.train.peer_timeout):
+        try:
+            loop.train(config, args.workdir, started)
+        except preemption.Preempted as stopped:
+            print(stopped, file=sys.stderr)
+            return preemption.EXIT_STATUS
     return 0
 
 

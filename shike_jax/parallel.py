@@ -7,17 +7,24 @@ so it never grows a device axis; batches carry a leading axis of local devices. 
 from __future__ import annotations
 
 import hashlib
+import itertools
+import math
 import os
+import pickle
 from collections.abc import Callable
 from typing import Any
 
 import jax
 import numpy as np
 from jax import lax
+from jax._src import distributed  # the coordination service: barriers and a key-value store have no public name
 
 from shike_jax.errors import UserError
 
 AXIS = "devices"
+BARRIER_SECONDS = 6 * 3600
+BROADCAST_BYTES = 1 << 24
+_barriers = itertools.count()
 PyTree = Any
 
 
@@ -82,11 +89,17 @@ def split_batch(batch: PyTree, per_process: bool = False) -> PyTree:
     return jax.tree.map(take, batch)
 
 
-def start_distributed(coordinator: str | None, processes: int | None, index: int | None) -> None:
+def start_distributed(coordinator: str | None, processes: int | None, index: int | None, peer_timeout: float) -> None:
     """Joins a multi-process job when there is one; call before anything touches a device.
 
     Explicit arguments (or JAX's own JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES, JAX_PROCESS_ID) win. Without them, a
-    SLURM step of several tasks, a Kubernetes indexed job or a Cloud TPU pod is recognised by JAX itself.
+    SLURM step of several tasks or a Cloud TPU pod is recognised by JAX itself.
+
+    Args:
+      coordinator: HOST:PORT of process 0.
+      processes: number of processes of the job.
+      index: number of this process.
+      peer_timeout: seconds of silence after which a process counts as lost (see `peers`).
 
     Raises:
       UserError: the job's processes did not come together.
@@ -101,11 +114,23 @@ def start_distributed(coordinator: str | None, processes: int | None, index: int
     # Gloo carries collectives between CPU processes; other platforms ignore the setting.
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
     try:
-        # All three are None on managed clusters, where JAX finds them itself.
-        jax.distributed.initialize(coordinator, processes, index)
+        # All three are None on managed clusters, where JAX finds them itself. JAX's own heartbeat only ends what our
+        # watch could not: it says less about the reason, so it comes later.
+        jax.distributed.initialize(
+            coordinator, processes, index, heartbeat_timeout_seconds=math.ceil(1.5 * peer_timeout) + 10
+        )
     except (RuntimeError, ValueError) as error:
         where = coordinator or "(from the environment)"
         raise UserError(f"process {index} of {processes} could not join coordinator {where}: {error}") from error
+
+
+def describe() -> str:
+    """One line: processes, coordinator and devices of the job."""
+    devices = f"{jax.device_count()} x {jax.devices()[0].device_kind}"
+    if jax.process_count() == 1:
+        return f"1 process, {devices}"
+    where = distributed.global_state.coordinator_address
+    return f"{jax.process_count()} processes, coordinator {where}, {devices} ({jax.local_device_count()} here)"
 
 
 def _int_variable(name: str) -> int | None:
@@ -134,12 +159,46 @@ def assert_equal_everywhere(value: str, what: str) -> None:
         raise UserError(f"processes disagree on the {what}: process(es) {differ} differ from process 0")
 
 
-def barrier(name: str) -> None:
-    """Waits until every process has come here."""
-    if jax.process_count() > 1:
-        from jax.experimental import multihost_utils
+def find_devices() -> list[jax.Device]:
+    """All devices; the first use of JAX.
 
-        multihost_utils.sync_global_devices(name)
+    Raises:
+      UserError: none of the platform that JAX_PLATFORMS asks for.
+    """
+    try:
+        return jax.devices()
+    except (RuntimeError, AssertionError) as error:  # the latter when a platform is asked for and absent
+        asked = os.environ.get("JAX_PLATFORMS", "")
+        raise UserError(
+            f"JAX finds no device (JAX_PLATFORMS={asked!r}): unset JAX_PLATFORMS to use what there is, or install JAX "
+            f"for that platform ({' '.join(str(error).split()) or 'no plugin for it'})"
+        ) from error
+
+
+def barrier(name: str) -> None:
+    """Waits until every process has come here, however long one takes (a lost one is noticed by `peers`)."""
+    if jax.process_count() > 1:
+        # Not a collective: those have a time limit of their own on the CPU.
+        identity = f"shike_jax/{name}/{next(_barriers)}"
+        distributed.global_state.client.wait_at_barrier(identity, timeout_in_ms=BARRIER_SECONDS * 1000)
+
+
+def from_main(value: Any) -> Any:
+    """The main process's value (anything that can be pickled), on every process; what the others pass is ignored."""
+    if jax.process_count() == 1:
+        return value
+    from jax.experimental import multihost_utils
+
+    barrier("value from the main process")  # what takes long comes before: collectives have a time limit on the CPU
+    own = np.frombuffer(pickle.dumps(value, protocol=5), np.uint8) if is_main() else np.zeros(0, np.uint8)
+    size = int(multihost_utils.broadcast_one_to_all(np.array(len(own), np.int32)))
+    each = BROADCAST_BYTES if size > BROADCAST_BYTES // 256 else BROADCAST_BYTES // 256  # two shapes to compile
+    parts = []
+    for start in range(0, size, each):
+        part = np.zeros(each, np.uint8)
+        part[: len(own[start : start + each])] = own[start : start + each]
+        parts.append(np.asarray(multihost_utils.broadcast_one_to_all(part)).astype(np.uint8))
+    return pickle.loads(np.concatenate(parts)[:size].tobytes())
 
 
 def is_main() -> bool:

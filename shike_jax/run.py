@@ -62,8 +62,8 @@ class Run:
 
 
 def check_devices(config: ConfigDict) -> None:
-    """Raises UserError when a batch cannot be split evenly over the devices."""
-    devices = jax.device_count()
+    """Raises UserError when there is no device, or a batch cannot be split evenly over them."""
+    devices = len(parallel.find_devices())
     for name in config.run:
         size = config.stages[name].batch_size
         if size % devices:
@@ -77,12 +77,12 @@ def prepare(config: ConfigDict, workdir: Path, log: RunLog) -> tuple[Run, Any, t
     for line in source.report.lines():
         log.line(line)
     plain = to_plain(config)
-    parallel.assert_equal_everywhere(__version__, "code version")
+    parallel.assert_equal_everywhere(f"{code_version()} {sorted(versions().items())}", "code version")
     parallel.assert_equal_everywhere(str(sorted(plain.items())), "configuration")
     parallel.assert_equal_everywhere(split.hash, "split")
     sizes = ", ".join(f"{len(part):,} {name}" for name, part in split.parts.items())
     log.line(f"{split.name}: {sizes}, {split.num_classes} classes, split {split.hash[:12]}")
-    log.line(f"{jax.process_count()} process(es), {jax.device_count()} x {jax.devices()[0].device_kind}")
+    log.line(parallel.describe())
     axis = parallel.AXIS if config.train.sync_bn else None
     network = models.build_model(config.model, split.num_classes, dtype=jnp.dtype(config.dtype), axis_name=axis)
     history = {"stages": [], "seconds": dict.fromkeys(("start_up", "compile", "train", "evaluate"), 0.0)}
@@ -216,6 +216,16 @@ def results(run: Run, variables: PyTree) -> dict[str, Any]:
         },
         "config": to_plain(run.config),
     }
+
+
+def code_version() -> str:
+    """The package's version and a digest of its source files."""
+    import hashlib
+
+    package, total = Path(__file__).parent, hashlib.sha256()
+    for path in sorted(package.rglob("*.py")):
+        total.update(path.relative_to(package).as_posix().encode() + b"\0" + path.read_bytes())
+    return f"{__version__}+{total.hexdigest()[:12]}"
 
 
 def versions() -> dict[str, str]:

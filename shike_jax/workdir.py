@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -16,13 +17,12 @@ FREE = ("log", "train.steps_per_call", "train.eval_every_epochs", "train.checkpo
         "eval.batch_size", "data.data_dir", "data.root", "init_from")  # fmt: skip
 
 
-def open_workdir(path: Path, config: Mapping[str, Any], write: bool) -> dict[str, Any] | None:
-    """Creates or re-opens a work directory.
+def open_workdir(path: Path, config: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Creates or re-opens a work directory; on several processes only the main one does.
 
     Args:
       path: the directory.
       config: the run's configuration as plain data.
-      write: False on all processes but one.
 
     Returns:
       The results of a run that is already finished, else None.
@@ -48,14 +48,25 @@ def open_workdir(path: Path, config: Mapping[str, Any], write: bool) -> dict[str
                 f"--workdir={path} belongs to another configuration: {', '.join(differ[:4])} differ"
                 f"{' and others' if len(differ) > 4 else ''}; expected a new directory or the same settings"
             )
-    elif write:
+    else:
         if any(p.name not in ("log.txt",) for p in path.iterdir()):
             raise UserError(f"--workdir={path}: not empty and not a run of this program; expected a new directory")
         write_json(saved, config)
     results = path / "results.json"
-    if results.exists():
-        return json.loads(results.read_text())
-    return None
+    return _read_results(results) if results.exists() else None
+
+
+def _read_results(path: Path) -> dict[str, Any] | None:
+    """The results of a finished run; None, and the file set aside, when it is damaged: the run's end is repeated."""
+    try:
+        found = json.loads(path.read_text())
+        float(found["top1"])
+        return found
+    except (ValueError, KeyError, TypeError) as error:
+        aside = path.with_name(f"damaged-{path.name}")
+        print(f"{path} is damaged ({type(error).__name__}: {error}); set aside as {aside.name}", file=sys.stderr)
+        os.replace(path, aside)
+        return None
 
 
 def differences(one: Mapping[str, Any], other: Mapping[str, Any], prefix: str = "") -> list[str]:

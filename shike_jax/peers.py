@@ -1,0 +1,129 @@
+"""Noticing that another process of the job has failed, died or hangs, and ending this one with the reason.
+
+Every process reports a sign of life to the coordination service. The main process watches all of them, the others
+watch the main process, so the traffic grows with the number of processes only. Whoever fails leaves the reason in the
+service for the others. A thread does this: the main thread may be waiting in a collective that will never end.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+from jax._src import distributed
+
+from shike_jax.errors import UserError
+
+EXIT_STATUS = 76  # another process was lost: start all of them again to go on
+_ALIVE, _STOPPED = "shike_jax/alive/", "shike_jax/stopped"
+
+
+@contextlib.contextmanager
+def watched(timeout: float) -> Iterator[None]:
+    """Watches the other processes while the body runs, and tells them when it fails; nothing on a single process.
+
+    A failure ends this process at once: leaving in the ordinary way would wait for the others, who wait for it.
+
+    Args:
+      timeout: seconds without a sign of life after which a process counts as lost.
+    """
+    if jax.process_count() == 1:
+        yield
+        return
+    watch = _Watch(timeout)
+    watch.start()
+    try:
+        yield
+    except UserError as error:
+        watch.leave(2, str(error), f"error: {' '.join(str(error).split())}")
+    except jax.errors.JaxRuntimeError as error:
+        reason = f"lost contact with another process ({' '.join(str(error).split())[:300]})"
+        watch.leave(EXIT_STATUS, reason, f"error: {reason}; start all processes again to continue")
+    except Exception as error:
+        watch.leave(1, repr(error), traceback.format_exc())
+    finally:
+        watch.over.set()
+
+
+class _Watch:
+    """The signs of life of this process and those of others."""
+
+    def __init__(self, timeout: float) -> None:
+        self.timeout, self.over = timeout, threading.Event()
+        self._client, self._index = distributed.global_state.client, jax.process_index()
+        self._watched = [i for i in range(jax.process_count()) if i != self._index]
+        if self._index:
+            self._watched = [0]
+        self._pause = min(max(timeout / 12, 0.5), 5.0)  # seconds between signs
+        self._seen: dict[int, str] = {}
+        # Counted in ticks of the judging thread, not by the clock: a machine that was suspended accuses nobody.
+        self._silent = dict.fromkeys(self._watched, 0)
+
+    def start(self) -> None:
+        for task in (self._report, self._judge):
+            threading.Thread(target=task, name=f"peers{task.__name__}", daemon=True).start()
+
+    def leave(self, status: int, reason: str, message: str) -> None:
+        """Tells the others why, prints `message` and ends the process."""
+        self.over.set()
+        with contextlib.suppress(Exception):  # the others may have been faster, or the service gone
+            self._client.key_value_set(_STOPPED, json.dumps([status, self._index, reason]))
+            if self._index == 0:  # the service goes with this process: let the others read first
+                time.sleep(3 * self._pause)
+        self._end(status, message)
+
+    def _report(self) -> None:
+        """Sends signs of life and collects those of others, through calls that may block."""
+        for count in range(sys.maxsize):
+            try:
+                self._client.key_value_set(f"{_ALIVE}{self._index}", str(count), allow_overwrite=True)
+                for key, value in self._client.key_value_dir_get(_ALIVE) if self._index == 0 else self._main_sign():
+                    self._note(int(key.rsplit("/", 1)[-1]), value)
+                self._obey(self._client.key_value_try_get(_STOPPED))
+            except Exception:  # no answer, or no such key yet; silence is judged by the other thread
+                pass
+            if self.over.wait(self._pause):
+                return
+
+    def _main_sign(self) -> list[tuple[str, str]]:
+        return [(f"{_ALIVE}0", self._client.key_value_try_get(f"{_ALIVE}0"))]
+
+    def _note(self, process: int, sign: str) -> None:
+        if process in self._silent and self._seen.get(process) != sign:
+            self._seen[process], self._silent[process] = sign, 0
+
+    def _obey(self, record: str) -> None:
+        """Stops for the reason another process left, after a while in which this one may fail by itself."""
+        status, process, reason = json.loads(record)
+        if not self.over.wait(2 * self._pause):
+            self._end(status, f"error: process {process} stopped: {reason}")
+
+    def _judge(self) -> None:
+        while not self.over.wait(1.0):
+            for process in self._watched:
+                self._silent[process] += 1
+                if self._silent[process] > self.timeout:
+                    role = " (the coordinator)" if process == 0 else ""
+                    reason = f"process {process}{role} has given no sign of life for {self.timeout:g} s"
+                    message = f"error: {reason}: dead, stuck or cut off; start all processes again to continue"
+                    # The service may not answer any more: do not wait for it.
+                    threading.Thread(target=self.leave, args=(EXIT_STATUS, reason, message), daemon=True).start()
+                    time.sleep(4 * self._pause)
+                    self._end(EXIT_STATUS, message)
+
+    def _end(self, status: int, message: Any) -> None:
+        with _ENDING:  # once, whichever thread comes first
+            print(f"[process {self._index}] {message}", file=sys.stderr, flush=True)
+            sys.stdout.flush()
+            os._exit(status)
+
+
+_ENDING = threading.Lock()
