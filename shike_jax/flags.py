@@ -53,6 +53,7 @@ def override_config(plain: Mapping[str, Any], argv: Sequence[str]) -> tuple[Conf
 
 
 def _parsed(define: Callable[..., Any], arguments: list[str], path: str) -> ConfigDict:
+    mine.sort(key=lambda item: not item.startswith("--config="))  # the file comes before changes to it
     values = flags.FlagValues()
     try:
         define(flag_values=values, sys_argv=["", *arguments])
@@ -90,9 +91,9 @@ def split_arguments(argv: Sequence[str]) -> tuple[list[str], list[str]]:
 
 
 def _explain(error: Exception, path: str) -> str:
-    cause: BaseException = error
-    while isinstance(cause.__cause__ or cause.__context__, UserError):
-        return str(cause.__cause__ or cause.__context__)
+    cause = error.__cause__ or error.__context__
+    if isinstance(cause, UserError):
+        return str(cause)
     text = " ".join(str(error).split())
     return text if "--config" in text else f"--config={path}: {text}"
 
