@@ -53,7 +53,7 @@ def override_config(plain: Mapping[str, Any], argv: Sequence[str]) -> tuple[Conf
 
 
 def _parsed(define: Callable[..., Any], arguments: list[str], path: str) -> ConfigDict:
-    mine.sort(key=lambda item: not item.startswith("--config="))  # the file comes before changes to it
+    arguments = sorted(arguments, key=lambda item: not item.startswith("--config="))  # the file before changes to it
     values = flags.FlagValues()
     try:
         define(flag_values=values, sys_argv=["", *arguments])
