@@ -263,6 +263,9 @@ def _validate_stage(name: str, one: ConfigDict, choice: Any, require: Any) -> No
         require(one[field] >= 0, f"{prefix}.{field}", one[field], "a number of at least 0")
     require(0 <= one.exchange <= 1, f"{prefix}.exchange", one.exchange, "a share between 0 and 1")
     require(not one.exchange or one.sampler == "paired", f"{prefix}.sampler", one.sampler, "'paired' with exchange > 0")
+    frozen = all(pattern.startswith("heads/") for pattern in one.train)
+    expected = "parameters under heads/ with exchange > 0"
+    require(not one.exchange or frozen, f"{prefix}.train", tuple(one.train), expected)
     require(not (one.mixup and one.sampler == "paired"), f"{prefix}.mixup", one.mixup, "0 with sampler 'paired'")
     weights = [one.loss[term] for term in ("ce", "nt", "mu", "balanced")]
     require(any(weights) and min(weights) >= 0, f"{prefix}.loss", one.loss.to_dict(), "weights >= 0, not all 0")
