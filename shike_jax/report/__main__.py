@@ -1,0 +1,195 @@
+"""`python -m shike_jax.report`: tables and figures from finished runs, beside the paper's numbers."""
+
+from __future__ import annotations
+
+import argparse
+import re
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from shike_jax import __version__
+from shike_jax.arguments import Parser
+from shike_jax.errors import UserError, run_main
+from shike_jax.logs import quiet_third_parties
+from shike_jax.report import curves, figures, html, tables
+from shike_jax.report.evaluations import evaluation
+from shike_jax.report.runs import Group, by_dataset, collect, families, main_group, single_group
+
+_EPILOG = """\
+examples:
+  python -m shike_jax.report --runs=runs/table4 --output=docs/results/table4
+  python -m shike_jax.report --runs runs/if100 runs/if50 --output=report --no-evaluate
+  python -m shike_jax.report --runs=runs --output=report --reference=official_20_8.csv
+
+Written: report.md, report.html (one file, pictures inside), figures/*.png, evaluations/*.npz. Every results.json below
+the folders counts; runs that differ in nothing but the seed are one row. The figures of the experts, of the hardest
+negatives and of calibration need an evaluation of the lowest seed of each setting: RUN/evaluation.npz if it is there
+(python -m shike_jax.evaluate --checkpoint=RUN --output=RUN/evaluation.npz), else computed where the run's weights and
+data are at hand; what is missing is said in the report.
+"""
+CURVES_AT_MOST = 8
+FAMILIES_AT_MOST = 4
+
+
+class _Section:
+    """Draws one data set's figures, noting what cannot be drawn."""
+
+    def __init__(self, dataset: str, groups: Sequence[Group], output: Path, compute: bool) -> None:
+        """Evaluates the first run of each group."""
+        self.dataset, self.groups, self.output = dataset, groups, output
+        self.missing: list[str] = []
+        self.pictures: list[html.Picture] = []
+        self.evaluated: dict[str, dict[str, Any]] = {}
+        for group in groups:
+            try:
+                self.evaluated[group.label] = evaluation(group.first, output / "evaluations", compute)
+            except UserError as error:
+                self.missing.append(f"{group.label}, seed {group.first.seed}: no figures of its predictions: {error}")
+
+    def draw(self, name: str, title: str, caption: str, function: Callable[[Path], Path]) -> None:
+        """Draws one figure into figures/DATASET-NAME.png."""
+        slug = re.sub(r"[^a-z0-9]+", "_", f"{self.dataset} {name}".lower()).strip("_")
+        self.pictures.append(html.Picture(function(self.output / "figures" / f"{slug}.png"), title, caption))
+
+    def family(self, groups: Sequence[Group], name: str) -> None:
+        """The figures of one family of runs: those of its main setting, and of its single network beside it."""
+        main, single = main_group(groups), single_group(groups)
+        about = f"{main.label}, seed {main.first.seed}"
+        model, summary = main.first.config["model"], self.evaluated.get(main.label)
+        self.draw(
+            f"{name} accuracy by count", "Accuracy by training images",
+            f"Each class of {about}, per expert and for the ensemble. Dotted: the limits of many, medium and few.",
+            lambda path: figures.accuracy_by_count(main.first.results, path),
+        )  # fmt: skip
+        if summary and len(main.first.depths) > 1:
+            self.draw(
+                f"{name} best expert", "Best expert of each class (figures 1 and 3a)",
+                f"The highest accuracy among the experts of {about}, class by class; hollow: several experts are best.",
+                lambda path: figures.best_expert_per_class(summary, model, path),
+            )  # fmt: skip
+            self.draw(
+                f"{name} expert shares", "Where each expert is best (figure 3b)",
+                f"Share of the classes of each division that each expert of {about} is best at; ties are divided.",
+                lambda path: figures.best_expert_shares(summary, model, path),
+            )  # fmt: skip
+        shown = [main] if single is None or single is main else [single, main]
+        found = {group.label: self.evaluated[group.label] for group in shown if group.label in self.evaluated}
+        if found:
+            alone = "" if single else " No single network is among the runs to compare with."
+            self.draw(
+                f"{name} hardest negatives", "Hardest negatives (figure 4)",
+                "How probable the likeliest wrong class is. Left: share of the test images in each bin (logarithmic); "
+                f"right: share above a probability.{alone}",
+                lambda path: figures.hardest_negatives(found, path),
+            )  # fmt: skip
+            self.draw(
+                f"{name} reliability", "Reliability",
+                "Accuracy in 15 bins of confidence (softmax of the averaged logits); below, the images in each bin.",
+                lambda path: figures.reliability(found, path),
+            )  # fmt: skip
+
+    def training(self, references: Sequence[curves.Curve]) -> None:
+        """Training curves of all settings, and of the references as long as the runs."""
+        found = curves.of_groups(self.groups)
+        lengths = {len(curve.epochs) for curve in found}
+        shown = found[:CURVES_AT_MOST] + [curve for curve in references if len(curve.epochs) in lengths]
+        if not found:
+            self.missing.append("no training curves: none of the runs has kept its metrics.jsonl")
+            return
+        if len(found) > CURVES_AT_MOST:
+            self.missing.append(f"training curves of {len(found) - CURVES_AT_MOST} more settings")
+        self.draw(
+            "training", "Training curves",
+            "Means over seeds, their range shaded; dotted: the next stage, whose loss is another one, begins.",
+            lambda path: figures.training_curves(shown, path),
+        )  # fmt: skip
+
+    def result(self) -> html.Section:
+        """Tables first."""
+        found = [tables.results_table(self.dataset, self.groups), *tables.ablation_tables(self.dataset, self.groups)]
+        found.append(tables.stages_table(self.dataset, self.groups))
+        if self.evaluated:
+            found.append(tables.experts_table(self.dataset, self.evaluated))
+        found.append(tables.cost_table(self.dataset, self.groups))
+        return html.Section(self.dataset, found, self.pictures, self.missing)
+
+
+def write(
+    datasets: Mapping[str, Sequence[Group]], output: Path, compute: bool, references: Sequence[curves.Curve] = (),
+    remarks: Sequence[str] = (),
+) -> list[html.Section]:  # fmt: skip
+    """Writes report.md, report.html and figures/ into `output`.
+
+    Args:
+      datasets: from `runs.by_dataset`.
+      compute: evaluate runs that have no evaluation yet.
+      references: curves to draw beside those of runs of the same length.
+      remarks: said at the top.
+    """
+    (output / "figures").mkdir(parents=True, exist_ok=True)
+    sections = []
+    for dataset, groups in datasets.items():
+        section = _Section(dataset, groups, output, compute)
+        together = families(groups)
+        for number, family in enumerate(together[:FAMILIES_AT_MOST]):
+            section.family(family, str(number + 1) if len(together) > 1 else "")
+        if len(together) > FAMILIES_AT_MOST:
+            section.missing.append(f"figures of {len(together) - FAMILIES_AT_MOST} more families of settings")
+        section.training(references)
+        sections.append(section.result())
+    count = sum(len(group.runs) for groups in datasets.values() for group in groups)
+    introduction = [f"{count} finished runs, read by shike_jax {__version__}.", *remarks]
+    title = "Results"
+    (output / "report.html").write_text(html.page(title, introduction, sections))
+    (output / "report.md").write_text(_markdown(title, introduction, sections, output))
+    return sections
+
+
+def _markdown(title: str, introduction: Sequence[str], sections: Sequence[html.Section], output: Path) -> str:
+    parts = [f"# {title}", "", *(f"{text}\n" for text in introduction)]
+    for section in sections:
+        parts += [f"## {section.title}", "", *map(tables.to_markdown, section.tables)]
+        for picture in section.pictures:
+            place = picture.path.relative_to(output)
+            parts += [f"### {picture.title}", "", f"![{picture.title}]({place})", "", picture.caption, ""]
+        if section.missing:
+            parts += ["Not shown:", "", *(f"- {text}" for text in section.missing), ""]
+    return "\n".join(parts)
+
+
+def main(argv: Sequence[str]) -> None:
+    """Runs the command."""
+    parser = Parser("python -m shike_jax.report", "Collects finished runs into tables and figures.", _EPILOG)
+    parser.add_argument("--runs", type=Path, nargs="+", action="extend", required=True, metavar="DIR",
+                        help="folders with work directories, at any depth; repeatable")  # fmt: skip
+    parser.add_argument("more", type=Path, nargs="*", metavar="DIR", help=argparse.SUPPRESS)  # --runs=a b
+    parser.add_argument("--output", type=Path, required=True, metavar="DIR", help="folder to write to")
+    parser.add_argument("--no-evaluate", action="store_true", help="compute nothing; use evaluations that exist")
+    parser.add_argument("--reference", type=Path, action="append", default=[], metavar="CSV",
+                        help="a curve beside runs as long: seed, epoch, stage, train_loss, test_top1")  # fmt: skip
+    args = parser.parse_args(argv)
+    quiet_third_parties("info")
+    folders = [*args.runs, *args.more]
+    for folder in folders:
+        if not folder.is_dir():
+            raise UserError(f"--runs={folder}: no such folder")
+    runs, problems = collect(folders)
+    for line in problems:
+        print(line)
+    if not runs:
+        raise UserError(f"--runs={' '.join(map(str, folders))}: no results.json below; expected finished runs")
+    references = [curves.of_csv(path) for path in args.reference]
+    try:
+        sections = write(by_dataset(runs), args.output, not args.no_evaluate, references, problems)
+    except OSError as error:
+        raise UserError(f"--output={args.output}: {error.strerror or error}") from error
+    for section in sections:
+        print(tables.to_markdown(section.tables[0]))
+        for text in section.missing:
+            print(f"not shown: {text}")
+    print(f"written: {args.output / 'report.html'}, {args.output / 'report.md'}")
+
+
+if __name__ == "__main__":
+    run_main(main)

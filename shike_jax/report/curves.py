@@ -1,0 +1,88 @@
+"""Training curves: read from the runs' metrics.jsonl, or from a CSV file to compare with."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from shike_jax.errors import UserError
+from shike_jax.report.runs import Group
+
+
+@dataclasses.dataclass(frozen=True)
+class Curve:
+    """Training of one setting.
+
+    Attributes:
+      epochs: [E], 1, 2, ... over all stages.
+      loss, top1: [seeds, E], NaN where an epoch was not evaluated.
+      stage_starts: epochs done before each stage but the first.
+    """
+
+    label: str
+    epochs: np.ndarray
+    loss: np.ndarray
+    top1: np.ndarray
+    stage_starts: tuple[int, ...]
+
+
+def of_group(group: Group) -> Curve | None:
+    """Reads the curves of a group's runs; None when none has kept its metrics."""
+    total = sum(group.first.epochs)
+    starts = tuple(int(n) for n in np.cumsum(group.first.epochs)[:-1])
+    before = dict(zip(group.first.config["run"], (0, *starts), strict=True))
+    loss, top1 = [], []
+    for run in group.runs:
+        path = run.path / "metrics.jsonl"
+        if not path.exists():
+            continue
+        values = np.full((2, total), np.nan)
+        for line in path.read_text().splitlines():
+            record = _record(line)
+            # A resumed run repeats epochs: the later line is the one that counts.
+            if "epoch_loss" in record and record["stage"] in before:
+                values[:, before[record["stage"]] + record["epoch"]] = record["epoch_loss"], record.get("top1", np.nan)
+        loss.append(values[0])
+        top1.append(values[1])
+    if not loss:
+        return None
+    return Curve(group.label, np.arange(1, total + 1), np.stack(loss), np.stack(top1), starts)
+
+
+def _record(line: str) -> dict:
+    try:
+        return json.loads(line)
+    except ValueError:  # a run that was killed may leave half a line
+        return {}
+
+
+def of_csv(path: Path) -> Curve:
+    """Reads a CSV with the columns seed, epoch (from 0), stage (1, 2), train_loss and test_top1.
+
+    Raises:
+      UserError: unreadable, columns missing, or seeds of different length.
+    """
+    try:
+        with path.open(newline="") as file:
+            rows = list(csv.DictReader(file))
+        seeds = sorted({row["seed"] for row in rows})
+        loss, top1 = (
+            np.array([[float(row[key]) for row in rows if row["seed"] == seed] for seed in seeds])
+            for key in ("train_loss", "test_top1")
+        )
+        stages = [row["stage"] for row in rows if row["seed"] == seeds[0]]
+    except (OSError, KeyError, ValueError, TypeError, IndexError) as error:
+        expected = "a CSV file with seed, epoch, stage, train_loss, test_top1"
+        raise UserError(f"--reference={path}: {type(error).__name__} {error}; expected {expected}") from error
+    starts = tuple(i for i in range(1, len(stages)) if stages[i] != stages[i - 1])
+    return Curve(f"reference: {path.stem}", np.arange(1, len(stages) + 1), loss, top1, starts)
+
+
+def of_groups(groups: Sequence[Group]) -> list[Curve]:
+    """The curves of the groups that have kept their metrics."""
+    return [curve for curve in map(of_group, groups) if curve is not None]

@@ -1,0 +1,63 @@
+"""Evaluations that figures and tables need: read where they lie, else computed from the run's weights and kept."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from shike_jax import evaluate
+from shike_jax.data import sources
+from shike_jax.errors import UserError
+from shike_jax.inference import load_classifier
+from shike_jax.report.runs import Run
+
+
+def evaluation(run: Run, folder: Path, compute: bool) -> dict[str, Any]:
+    """The summary (`evaluate.evaluate`) of a run's test part.
+
+    Looked for in `RUN/evaluation.npz`, as `evaluate --output` writes it, then in `folder`, then computed.
+
+    Args:
+      folder: where computed ones are kept.
+      compute: False: only read.
+
+    Raises:
+      UserError: there is none and it cannot be computed (no weights, no data) or may not be.
+    """
+    known = hashlib.sha256(json.dumps([str(run.path), run.results], sort_keys=True).encode()).hexdigest()[:12]
+    cached = folder / f"{run.results['name']}-seed{run.seed}-{known}.npz"
+    for path in (run.path / "evaluation.npz", cached):
+        if path.exists():
+            return _read(path, run)
+    if not compute:
+        raise UserError("not evaluated (--no-evaluate)")
+    classifier = load_classifier(str(run.path))
+    config = evaluate.data_config(classifier)
+    data = config.data.to_json_best_effort()
+    summary, found = evaluate.evaluate(classifier, config, _source(data), config.data.test_part)
+    evaluate.save(cached, summary, found)
+    return summary
+
+
+def _read(path: Path, run: Run) -> dict[str, Any]:
+    try:
+        with np.load(path) as file:
+            summary = json.loads(str(file["summary"]))
+    except (OSError, ValueError, KeyError) as error:
+        raise UserError(f"{path}: not an evaluation ({error})") from error
+    if summary["data"]["hash"] != run.results["split"]["hash"]:
+        raise UserError(f"{path}: of another split than the run's")
+    return summary
+
+
+@functools.lru_cache(maxsize=1)
+def _source(data: str) -> sources.Source:
+    """The data of consecutive runs are mostly the same: read once. Argument: the fields of config.data as JSON."""
+    from ml_collections import ConfigDict
+
+    return sources.load(ConfigDict(json.loads(data)))

@@ -1,0 +1,195 @@
+"""Finished runs: found below folders, known by data set and settings, grouped over seeds."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import statistics
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from shike_jax.report import paper
+from shike_jax.workdir import FREE
+
+ABLATED = ("model.depths", "model.fusion", ".loss.mu", ".loss.nt")  # what tables 4 and 5 vary (ends of field names)
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """One work directory with results.
+
+    Attributes:
+      path: of the work directory.
+      results: the content of results.json.
+    """
+
+    path: Path
+    results: dict[str, Any]
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """Of the run, nested dicts."""
+        return self.results["config"]
+
+    @property
+    def seed(self) -> int:
+        """Of the run."""
+        return self.results["seed"]
+
+    @property
+    def dataset(self) -> str:
+        """A name of `paper.DATASETS`, else the split's own."""
+        counts = self.results["split"]["class_counts"]
+        return paper.DATASETS.get((len(counts), sum(counts)), self.results["split"]["name"])
+
+    @property
+    def epochs(self) -> tuple[int, ...]:
+        """Of each stage."""
+        return tuple(stage["epochs"] for stage in self.results["stages"])
+
+    @property
+    def components(self) -> tuple[bool, bool, bool, bool]:
+        """(several experts, fusion, mutual distillation, non-target distillation), as table 4 counts them."""
+        losses = [self.config["stages"][name]["loss"] for name in self.config["run"]]
+        model = self.config["model"]
+        used = [any(loss[term] for loss in losses) for term in ("mu", "nt")]
+        return len(model["depths"]) > 1, bool(model["fusion"]), *used
+
+    @property
+    def depths(self) -> tuple[int, ...]:
+        """Of the experts."""
+        return tuple(self.config["model"]["depths"])
+
+    @property
+    def is_h2t(self) -> bool:
+        """Whether a stage exchanges channels."""
+        return any(self.config["stages"][name].get("exchange") for name in self.config["run"])
+
+    def settings(self) -> dict[str, Any]:
+        """Dotted field to value, without the seed, what may vary within a run, and stages that are not run."""
+        unused = tuple(f"stages.{name}." for name in self.config["stages"] if name not in self.config["run"])
+        flat = _flatten(self.config)
+        return {k: v for k, v in flat.items() if k != "seed" and k not in FREE and not k.startswith(unused)}
+
+
+def _flatten(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in config.items():
+        flat |= _flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
+    return flat
+
+
+@dataclasses.dataclass
+class Group:
+    """Runs that differ in nothing but their seeds, by seed."""
+
+    runs: list[Run]
+    label: str = ""
+
+    @property
+    def first(self) -> Run:
+        """The run with the lowest seed."""
+        return self.runs[0]
+
+    def values(self, key: str, stage: int = -1) -> list[float]:
+        """`key` (top1, many, ...) of each run at the end of a stage, where it is known."""
+        found = [run.results["stages"][stage].get(key) for run in self.runs]
+        return [value for value in found if value is not None]
+
+
+def spread(values: Sequence[float], digits: int = 2) -> str:
+    """Mean and sample standard deviation: `54.23 ± 0.31`; one value alone; `-` for none."""
+    if not values:
+        return "-"
+    mean = f"{statistics.fmean(values):.{digits}f}"
+    return mean if len(values) == 1 else f"{mean} ± {statistics.stdev(values):.{digits}f}"
+
+
+def collect(folders: Sequence[Path]) -> tuple[list[Run], list[str]]:
+    """Reads every results.json below the folders.
+
+    Returns:
+      The runs in order of path, and one line for each file that is not the results of a run.
+    """
+    runs, problems = [], []
+    paths = sorted({path.resolve() for folder in folders for path in folder.rglob("results.json")})
+    for path in paths:
+        try:
+            run = Run(path.parent, json.loads(path.read_text()))
+            _ = run.seed, run.dataset, run.epochs, run.components, run.settings(), run.results["top1"]
+            runs.append(run)
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            problems.append(f"{path}: not the results of a run ({type(error).__name__}: {error})")
+    return runs, problems
+
+
+def by_dataset(runs: Sequence[Run]) -> dict[str, list[Group]]:
+    """Groups runs of equal settings, per data set, labelled by what tells them apart."""
+    datasets: dict[str, dict[str, Group]] = {}
+    for run in runs:
+        key = json.dumps([run.settings(), run.results["split"]["hash"]], sort_keys=True)
+        datasets.setdefault(run.dataset, {}).setdefault(key, Group([])).runs.append(run)
+    found = {}
+    for name, groups in datasets.items():
+        found[name] = list(groups.values())
+        for group in found[name]:
+            group.runs.sort(key=lambda run: run.seed)
+        _label(found[name])
+        found[name].sort(key=_order)
+    return found
+
+
+def _order(group: Group) -> tuple[Any, ...]:
+    return sum(group.first.components), len(group.first.depths), group.first.components, group.label
+
+
+def differing(groups: Sequence[Group]) -> list[str]:
+    """Dotted fields in which the groups' settings differ."""
+    settings = [group.first.settings() for group in groups]
+    fields = sorted({field for one in settings for field in one})
+    return [field for field in fields if any(one.get(field) != settings[0].get(field) for one in settings)]
+
+
+def _label(groups: list[Group]) -> None:
+    """Names a table's rows where only its components differ, else the settings that differ."""
+    fields = [field for field in differing(groups) if field != "name"]
+    titles = {row.components: row.title for row in paper.TABLE4}
+    rows = [titles.get(group.first.components) for group in groups]
+    named = fields and all(field.endswith(ABLATED) for field in fields) and None not in rows
+    for group, row in zip(groups, rows, strict=True):
+        settings = group.first.settings()
+        texts = [f"{_short(field)}={_text(settings[field])}" for field in fields if field in settings]
+        name = group.first.results["name"]
+        if named:
+            group.label = row if rows.count(row) == 1 else f"{row}, {paper.letters(group.first.depths)}"
+        else:
+            group.label = ", ".join([name, *texts]) if texts else name
+
+
+def _short(field: str) -> str:
+    return field.removeprefix("stages.").removeprefix("model.").removeprefix("data.")
+
+
+def _text(value: Any) -> str:
+    return "(" + ",".join(map(str, value)) + ")" if isinstance(value, list) else str(value)
+
+
+def families(groups: Sequence[Group]) -> list[list[Group]]:
+    """Groups that differ in nothing but what tables 4 and 5 vary."""
+    found: dict[str, list[Group]] = {}
+    for group in groups:
+        same = {k: v for k, v in group.first.settings().items() if not k.endswith(ABLATED) and k != "name"}
+        found.setdefault(json.dumps(same, sort_keys=True), []).append(group)
+    return list(found.values())
+
+
+def main_group(groups: Sequence[Group]) -> Group:
+    """The one whose figures are drawn: most components, then most experts, then the most seeds."""
+    return max(groups, key=lambda g: (sum(g.first.components), len(g.first.depths), len(g.runs)))
+
+
+def single_group(groups: Sequence[Group]) -> Group | None:
+    """The single network that figure 4 compares with: one expert, no fusion where there is a choice."""
+    singles = [group for group in groups if not group.first.components[0]]
+    return min(singles, key=lambda group: sum(group.first.components)) if singles else None

@@ -1,0 +1,171 @@
+"""Tables of a report: measured results beside the published ones."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from shike_jax.report import paper
+from shike_jax.report.runs import Group, families, spread
+
+SCORES = ("top1", "top5", "many", "medium", "few")
+TITLES = ("top-1", "top-5", "many", "medium", "few")
+
+
+@dataclasses.dataclass(frozen=True)
+class Table:
+    """Text cells; the first column names the row.
+
+    Attributes:
+      ours: rows (by position) that hold measured results, set off from the published ones.
+    """
+
+    title: str
+    header: tuple[str, ...]
+    rows: list[tuple[str, ...]]
+    note: str = ""
+    ours: frozenset[int] = frozenset()
+
+
+def to_markdown(table: Table) -> str:
+    """Returns the table with aligned columns, its title as a heading and its note below."""
+    rows = [[cell.replace("|", "\\|") for cell in row] for row in (table.header, *table.rows)]
+    for i in table.ours:
+        rows[i + 1] = [f"**{cell}**" if column < 1 else cell for column, cell in enumerate(rows[i + 1])]
+    widths = [max(3, *map(len, column)) for column in zip(*rows, strict=True)]
+    rule = ["-" * widths[0], *("-" * (w - 1) + ":" for w in widths[1:])]
+    rows.insert(1, rule)
+    lines = [
+        "| " + " | ".join([row[0].ljust(widths[0]), *(c.rjust(w) for c, w in zip(row[1:], widths[1:], strict=True))])
+        + " |" for row in rows
+    ]  # fmt: skip
+    return "\n".join([f"### {table.title}", "", *lines, *(["", table.note] if table.note else []), ""])
+
+
+def results_table(dataset: str, groups: Sequence[Group]) -> Table:
+    """Every group of a data set, below what is published for it."""
+    methods = {"h2t" if group.first.is_h2t else "shike" for group in groups}
+    known = [r for r in paper.REFERENCES if r.dataset == dataset]
+    backbones = {group.first.config["model"]["backbone"] for group in groups}
+    known = [r for r in known if not r.backbone or r.backbone in backbones]
+    # Published context belongs to the paper's table; the other system's rows only beside its runs.
+    known = [r for r in known if r.method != "h2t" or "h2t" in methods]
+    rows = [
+        (_source(r), _epochs(r.epochs), "", *(_number(getattr(r, key)) for key in SCORES))
+        for r in sorted(known, key=lambda r: (r.method in methods, r.top1))
+    ]
+    first = len(rows)
+    for group in groups:
+        scores = [spread(group.values(key)) for key in SCORES]
+        rows.append((group.label, _epochs(group.first.epochs), str(len(group.runs)), *scores))
+    note = "Percent of the test set at the last epoch; many, medium and few are means over classes. ± is the sample "
+    note += "standard deviation over seeds. Rows in bold were measured with this code."
+    return Table(dataset, ("result", "epochs", "seeds", *TITLES), rows, note, frozenset(range(first, len(rows))))
+
+
+def stages_table(dataset: str, groups: Sequence[Group]) -> Table:
+    """What each stage ended with, and each expert alone."""
+    experts = max(len(group.first.depths) for group in groups)
+    rows = []
+    for group in groups:
+        for index, stage in enumerate(group.first.results["stages"]):
+            alone = [
+                spread([run.results["stages"][index]["experts"][m] for run in group.runs])
+                if m < len(group.first.depths) else "" for m in range(experts)
+            ]  # fmt: skip
+            scores = [spread(group.values(key, index)) for key in ("top1", "many", "medium", "few")]
+            rows.append((f"{group.label}: {stage['name']}", str(stage["epochs"]), *scores, *alone))
+    header = ("stage", "epochs", "top-1", "many", "medium", "few", *(f"expert {m + 1}" for m in range(experts)))
+    return Table(f"{dataset}: at the end of each stage", header, rows)
+
+
+def ablation_tables(dataset: str, groups: Sequence[Group]) -> list[Table]:
+    """Tables 4 and 5 of each family of runs that differ in their components, or in the depths of their experts."""
+    found = []
+    for family in families(groups):
+        # One group per row: table 4's experts are those of most of the family.
+        usual = max((g.first.depths for g in family), key=lambda d: (sum(d == g.first.depths for g in family), len(d)))
+        rows4 = {g.first.components: g for g in family if g.first.depths == usual or not g.first.components[0]}
+        rows4 = {row: rows4[row.components] for row in paper.TABLE4 if row.components in rows4}
+        if len(rows4) > 1:
+            found.append(_table4(dataset, rows4))
+        fused = [g for g in family if g.first.components[1] and (not g.first.components[0] or all(g.first.components))]
+        rows5 = {paper.letters(g.first.depths): g for g in fused}
+        if len(rows5) > 1:
+            found.append(_table5(dataset, rows5))
+    return found
+
+
+def _table4(dataset: str, measured: Mapping[paper.Ablation, Group]) -> Table:
+    rows = []
+    for row in paper.TABLE4:
+        group = measured.get(row)
+        cells = [spread(group.values(key)) for key in ("top1", "many", "medium", "few")] if group else ["-"] * 4
+        marks = ["x" if on else "" for on in row.components]
+        rows.append((row.title, *marks, f"{row.top1:.2f}", *cells, str(len(group.runs)) if group else "0"))
+    header = ("components", "MoE", "DKF", "L_mu", "L_nt", "paper", "top-1", "many", "medium", "few", "seeds")
+    note = _setting(paper.TABLE4_DATASET, dataset, next(iter(measured.values())))
+    return Table(f"Table 4: components, {dataset}", header, rows, note)
+
+
+def _table5(dataset: str, measured: Mapping[str, Group]) -> Table:
+    rows = []
+    for arrangement in [*paper.TABLE5, *(a for a in measured if a not in paper.TABLE5)]:
+        group, published = measured.get(arrangement), paper.TABLE5.get(arrangement)
+        scores = [spread(group.values(key)) for key in ("top1", "many", "medium", "few")] if group else ["-"] * 4
+        seeds = str(len(group.runs)) if group else "0"
+        rows.append((arrangement, str(len(arrangement)), _number(published), *scores, seeds))
+    header = ("depths", "experts", "paper", "top-1", "many", "medium", "few", "seeds")
+    note = _setting(paper.TABLE5_DATASET, dataset, next(iter(measured.values())))
+    return Table(f"Table 5: experts by depth, {dataset}", header, rows, note)
+
+
+def _setting(published: str, dataset: str, group: Group) -> str:
+    """Says on what the paper's column was measured when it was something else."""
+    ours = f"{dataset}, {group.first.config['model']['backbone']}, {_epochs(group.first.epochs)} epochs"
+    if dataset == published and group.first.epochs == (180, 20):
+        return f"Measured: {ours}."
+    return f"Measured: {ours}. The paper's column is {published}, 180 + 20 epochs: compare the order, not the numbers."
+
+
+def experts_table(dataset: str, evaluated: Mapping[str, Mapping[str, Any]]) -> Table:
+    """Calibration and diversity: {label: evaluation summary}."""
+    rows = []
+    for label, summary in evaluated.items():
+        for heads, found in summary["heads"].items():
+            shares = found["agreement"]
+            cells = [found["top1"], found["macro_f1"], found["ece"], shares["disagreement"], shares["oracle"]]
+            cells += [shares["none_right"], found["hardest_negative"]["above_half"]]
+            rows.append((f"{label}: {heads} classifiers", *map(_number, cells)))
+    header = ("run", "top-1", "macro F1", "ECE", "pairs differ", "any right", "none right", "p(hardest wrong) > 0.5")
+    note = "In percent, lowest seed of each setting. ECE: 15 bins, softmax of the averaged logits. Pairs differ: "
+    note += "images on which two experts predict differently, mean over pairs. Any right: at least one expert is."
+    return Table(f"{dataset}: calibration and agreement of the experts", header, rows, note)
+
+
+def cost_table(dataset: str, groups: Sequence[Group]) -> Table:
+    """Parameters and time."""
+    rows = []
+    for group in groups:
+        first = group.first.results
+        seconds = {k: [run.results["seconds"][k] for run in group.runs] for k in first["seconds"]}
+        times = [spread(seconds.get(k, []), 1) for k in ("start_up", "compile", "train", "evaluate")]
+        devices = f"{first['devices']['count']} x {first['devices']['kind']}"
+        rows.append((group.label, f"{first['num_parameters']:,}", *times, devices, first["versions"].get("jax", "-")))
+    header = ("run", "parameters", "start-up s", "compile s", "train s", "evaluate s", "devices", "jax")
+    return Table(f"{dataset}: size and time", header, rows)
+
+
+def _source(reference: paper.Reference) -> str:
+    method = {"shike": "SHIKE", "h2t": "H2T"}.get(reference.method, reference.method)
+    backbone = f", {reference.backbone}" if reference.backbone else ""
+    return f"{method}{backbone} ({reference.source})"
+
+
+def _epochs(epochs: Sequence[int]) -> str:
+    return " + ".join(map(str, epochs)) or "-"
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None else f"{value:.2f}"
