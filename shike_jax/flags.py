@@ -61,12 +61,8 @@ def _parsed(define: Callable[..., Any], arguments: list[str], path: str) -> Conf
         config = values["config"].value
     except UserError:
         raise
-    except AttributeError as error:  # from ml_collections: the name of the field, in quotes
-        field = str(error).strip("\"'")
-        unknown = [item for item in arguments if field in item.partition("=")[0].split(".")]
-        if not unknown:
-            raise UserError(_explain(error, path)) from error
-        raise UserError(f"{unknown[0]}: the configuration has no field {field!r}") from error
+    except (AttributeError, KeyError) as error:
+        raise UserError(_unknown_field(error, arguments) or _explain(error, path)) from error
     except Exception as error:  # flags, ml_collections and the file itself raise many kinds
         raise UserError(_explain(error, path)) from error
     validate(config)
@@ -88,6 +84,17 @@ def split_arguments(argv: Sequence[str]) -> tuple[list[str], list[str]]:
         else:
             rest.append(item)
     return mine, rest
+
+
+def _unknown_field(error: Exception, arguments: Sequence[str]) -> str:
+    """Names the argument with a field that does not exist; empty when none of them is to blame."""
+    text: Any = error
+    while isinstance(text, Exception):  # ml_collections wraps one error in another
+        text = text.args[0] if text.args else ""
+    field, _, suggestion = str(text).partition("\n")  # the name in quotes, perhaps a suggestion
+    field = field.strip("\"'")
+    blamed = [item for item in arguments if field in item.partition("=")[0].split(".")]
+    return f"{blamed[0]}: the configuration has no field {field!r}. {suggestion}".strip() if blamed else ""
 
 
 def _explain(error: Exception, path: str) -> str:

@@ -1,0 +1,103 @@
+"""The command: files written, HTML whole and self-contained, missing pieces named."""
+
+import base64
+from html.parser import HTMLParser
+
+import matplotlib.image
+import pytest
+
+from shike_jax.errors import UserError
+from shike_jax.report.__main__ import main
+from tests.report.made import write_run
+
+VOID = {"meta", "link", "img", "br"}
+PLAIN = ("model.depths=(1,)", "model.fusion=False", "stages.representation.loss.mu=0.0",
+         "stages.representation.loss.nt=0.0")  # fmt: skip
+
+
+class Page(HTMLParser):
+    """Checks that tags nest, and collects references and texts."""
+
+    def __init__(self):
+        super().__init__()
+        self.open, self.references, self.text, self.count = [], [], [], {}
+
+    def handle_starttag(self, tag, attributes):
+        self.count[tag] = self.count.get(tag, 0) + 1
+        self.references += [value for name, value in attributes if name in ("src", "href", "srcset", "data")]
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        self.text.append(data)
+
+
+@pytest.fixture(scope="module")
+def report(tmp_path_factory):
+    """SHIKE with all its files; a single network that has nothing but its results."""
+    folder = tmp_path_factory.mktemp("report")
+    write_run(folder / "runs" / "shike" / "seed0", config="cifar_lt.py:official,epochs=4,classifier_epochs=2")
+    write_run(folder / "runs" / "<plain>", curve=False, evaluation=False, changes=PLAIN,
+              config="cifar_lt.py:official,epochs=4,classifier_epochs=2", top1=45.0)  # fmt: skip
+    main([f"--runs={folder / 'runs' / 'shike'}", str(folder / "runs" / "<plain>"), f"--output={folder / 'out'}",
+          "--no-evaluate"])  # fmt: skip
+    return folder / "out"
+
+
+def test_html_is_whole_and_refers_to_nothing_outside(report):
+    page = Page()
+    text = (report / "report.html").read_text()
+    page.feed(text)
+    page.close()
+    assert page.open == []
+    assert all(ref.startswith(("#", "data:")) for ref in page.references)
+    assert "url(" not in text
+    assert "@import" not in text
+    pictures = [ref for ref in page.references if ref.startswith("data:image/png;base64,")]
+    assert len(pictures) == page.count["img"] == 6
+    for picture in pictures:
+        assert base64.b64decode(picture.partition(",")[2]).startswith(b"\x89PNG")
+    assert page.count["table"] == 5
+    assert "56.34" in page.text
+
+
+def test_missing_pieces_are_named(report):
+    for name in ("report.html", "report.md"):
+        text = (report / name).read_text()
+        assert "plain network, seed 0: no figures of its predictions: not evaluated (--no-evaluate)" in text
+
+
+def test_markdown_shows_the_same_pictures(report):
+    text = (report / "report.md").read_text()
+    places = [line.partition("](")[2].rstrip(")") for line in text.splitlines() if line.startswith("![")]
+    assert len(places) == 6
+    for place in places:
+        assert matplotlib.image.imread(report / place).std() > 0.01
+
+
+def test_runs_without_weights_say_so(tmp_path):
+    write_run(tmp_path / "runs", evaluation=False, config="digits_lt.py", data="digits")
+    main([f"--runs={tmp_path / 'runs'}", f"--output={tmp_path / 'out'}"])
+    text = (tmp_path / "out" / "report.md").read_text()
+    assert "no stage has been finished yet" in text or "neither a work directory" in text
+    assert "Accuracy by training images" in text
+    assert "figure 4" not in text
+
+
+def test_an_evaluation_of_other_data_is_refused(tmp_path):
+    write_run(tmp_path / "runs" / "a", config="digits_lt.py", data="digits")
+    path = tmp_path / "runs" / "a" / "results.json"
+    path.write_text(path.read_text().replace('"hash": "digits"', '"hash": "other"'))
+    main([f"--runs={tmp_path / 'runs'}", f"--output={tmp_path / 'out'}", "--no-evaluate"])
+    assert "of another split than the run" in (tmp_path / "out" / "report.md").read_text()
+
+
+def test_nothing_to_report(tmp_path):
+    with pytest.raises(UserError, match="no such folder"):
+        main([f"--runs={tmp_path / 'absent'}", f"--output={tmp_path / 'out'}"])
+    with pytest.raises(UserError, match=r"no results\.json below"):
+        main([f"--runs={tmp_path}", f"--output={tmp_path / 'out'}"])
+    assert not (tmp_path / "out").exists()

@@ -1,0 +1,140 @@
+"""Grouping and tables from hand-made results."""
+
+import statistics
+
+import pytest
+
+from shike_jax.report import paper, tables
+from shike_jax.report.runs import by_dataset, collect, main_group, single_group, spread
+from tests.report.made import write_run
+
+ROWS = {
+    "plain": ("model.depths=(1,)", "model.fusion=False", "stages.representation.loss.mu=0.0",
+              "stages.representation.loss.nt=0.0"),
+    "moe_dkf_mu": ("stages.representation.loss.nt=0.0",),
+    "shike": (),
+}  # fmt: skip
+TOP1 = {"plain": (50.0, 51.0), "moe_dkf_mu": (55.0,), "shike": (56.0, 57.0, 55.0)}
+
+
+@pytest.fixture(scope="module")
+def groups(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("runs")
+    for name, changes in ROWS.items():
+        for seed, top1 in enumerate(TOP1[name]):
+            # The number of steps per call and the batch of evaluation do not make another setting.
+            free = (f"train.steps_per_call={seed}", f"eval.batch_size={100 + seed}")
+            place = folder / name / f"seed{seed}"
+            write_run(place, curve=False, evaluation=False, changes=(*changes, *free), top1=top1, seed=seed)
+    (folder / "other").mkdir()
+    (folder / "other" / "results.json").write_text("{}")
+    runs, problems = collect([folder])
+    assert len(runs) == 6
+    assert len(problems) == 1
+    assert "not the results of a run" in problems[0]
+    return by_dataset(runs)
+
+
+def row(table, name):
+    [found] = [r for r in table.rows if r[0] == name]
+    return dict(zip(table.header, found, strict=True))
+
+
+def test_runs_are_grouped_over_seeds_and_known_by_their_data(groups):
+    assert list(groups) == ["CIFAR100-LT, IF 100"]
+    found = groups["CIFAR100-LT, IF 100"]
+    assert {g.label: [run.seed for run in g.runs] for g in found} == {
+        "plain network": [0, 1], "MoE + DKF + mu": [0], "all: SHIKE": [0, 1, 2],
+    }  # fmt: skip
+    assert main_group(found).label == "all: SHIKE"
+    assert single_group(found).label == "plain network"
+
+
+def test_mean_and_standard_deviation():
+    assert spread([]) == "-"
+    assert spread([55.0]) == "55.00"
+    assert spread([55.0, 56.0, 57.0]) == "56.00 ± 1.00"  # sample deviation: sqrt((1 + 0 + 1) / 2)
+    assert spread([50.0, 51.0]) == f"50.50 ± {statistics.stdev([50, 51]):.2f}"
+
+
+def test_results_stand_beside_published_ones(groups):
+    table = tables.results_table("CIFAR100-LT, IF 100", groups["CIFAR100-LT, IF 100"])
+    ours = row(table, "all: SHIKE")
+    assert (ours["top-1"], ours["seeds"], ours["epochs"], ours["few"]) == (
+        "56.00 ± 1.00",
+        "3",
+        "180 + 20",
+        "46.00 ± 1.00",
+    )
+    assert row(table, "SHIKE (paper, table 1)")["top-1"] == "56.30"
+    log = row(table, "SHIKE (authors' log)")
+    assert (log["top-1"], log["top-5"]) == ("56.34", "83.60")
+    assert row(table, "SHIKE (public PyTorch run, seed 0)")["epochs"] == "20 + 8"
+    assert not [r for r in table.rows if "H2T" in r[0]]
+    assert {table.rows[i][0] for i in table.ours} == {"plain network", "MoE + DKF + mu", "all: SHIKE"}
+
+
+def test_table_4(groups):
+    [table] = tables.ablation_tables("CIFAR100-LT, IF 100", groups["CIFAR100-LT, IF 100"])
+    assert [r[0] for r in table.rows] == [r.title for r in paper.TABLE4]
+    assert [r[table.header.index("paper")] for r in table.rows] == [
+        "50.04", "54.23", "55.26", "55.59", "55.79", "54.82", "56.34"
+    ]  # fmt: skip
+    plain = row(table, "plain network")
+    assert (plain["MoE"], plain["DKF"], plain["top-1"], plain["seeds"]) == ("", "", "50.50 ± 0.71", "2")
+    partial = row(table, "MoE + DKF + mu")
+    assert (partial["MoE"], partial["DKF"], partial["L_mu"], partial["L_nt"]) == ("x", "x", "x", "")
+    assert (row(table, "MoE")["top-1"], row(table, "MoE")["seeds"]) == ("-", "0")
+    assert "compare the order" not in table.note
+
+
+def test_table_5_and_other_data_are_named(tmp_path):
+    terms_off = ("stages.representation.loss.mu=0.0", "stages.representation.loss.nt=0.0")
+    for name, depths, changes in (("A", "(1,)", terms_off), ("AB", "(1,2)", ()), ("BAB", "(2,1,2)", ())):
+        changes = (f"model.depths={depths}", *changes)
+        write_run(tmp_path / name, curve=False, evaluation=False, config="digits_lt.py", changes=changes, data="digits")
+    [(dataset, groups)] = by_dataset(collect([tmp_path])[0]).items()
+    assert dataset == "digits_lt"
+    found = tables.ablation_tables(dataset, groups)
+    table = found[-1]
+    assert table.title.startswith("Table 5")
+    assert row(table, "AB")["paper"] == "57.39"
+    assert row(table, "AB")["top-1"] == "55.00"
+    assert row(table, "ABCC")["seeds"] == "0"
+    assert row(table, "BAB")["paper"] == "-"
+    assert "compare the order, not the numbers" in table.note
+
+
+def test_settings_that_differ_are_the_labels(tmp_path):
+    for lr in ("0.1", "0.2"):
+        write_run(tmp_path / lr, curve=False, evaluation=False, changes=(f"stages.representation.lr={lr}",))
+    [groups] = by_dataset(collect([tmp_path])[0]).values()
+    assert [g.label for g in groups] == ["cifar100_lt_if100, representation.lr=0.1",
+                                         "cifar100_lt_if100, representation.lr=0.2"]  # fmt: skip
+    assert tables.ablation_tables("x", groups) == []
+
+
+def test_stages_and_costs(groups):
+    found = groups["CIFAR100-LT, IF 100"]
+    stages = tables.stages_table("x", found)
+    assert row(stages, "all: SHIKE: representation")["top-1"] == "48.00 ± 1.00"
+    assert row(stages, "plain network: classifier")["expert 2"] == ""
+    assert row(tables.cost_table("x", found), "all: SHIKE")["parameters"] == "1,277,008"
+
+
+def test_markdown_is_a_table(groups):
+    table = tables.results_table("CIFAR100-LT, IF 100", groups["CIFAR100-LT, IF 100"])
+    lines = [line for line in tables.to_markdown(table).splitlines() if line.startswith("|")]
+    assert len(lines) == len(table.rows) + 2
+    assert len({line.count("|") for line in lines}) == 1
+    assert len({len(line) for line in lines}) == 1
+
+
+def test_published_numbers_are_those_of_the_reference(shared):
+    """The numbers in the module against the text that they were taken from."""
+    text = (shared / "reference.md").read_text()
+    line4 = next(line for line in text.splitlines() if line.startswith("Table 4"))
+    assert [float(part.split()[-1].rstrip(".")) for part in line4.split(";")] == [r.top1 for r in paper.TABLE4]
+    line5 = next(line for line in text.splitlines() if line.startswith("Table 5"))
+    for arrangement, top1 in paper.TABLE5.items():
+        assert f"{arrangement} {top1:.2f}" in line5
