@@ -110,7 +110,7 @@ TABLE4 = (
     Ablation("moe_dkf_mu", "MoE + DKF + mu", True, True, True, False, 55.59),
     Ablation("moe_dkf_nt", "MoE + DKF + nt", True, True, False, True, 55.79),
     Ablation("moe_mu_nt", "MoE + mu + nt, no DKF", True, False, True, True, 54.82),
-    Ablation("shike", "all: SHIKE", True, True, True, True, 56.34),
+    Ablation("shike", "SHIKE (all)", True, True, True, True, 56.34),
 )
 
 # Table 5 (ImageNet-LT, ResNet-50): experts by the depth of the features that they fuse; A, B, C = stage 1, 2, 3.

@@ -141,7 +141,10 @@ def by_dataset(runs: Sequence[Run]) -> dict[str, list[Group]]:
 
 
 def _order(group: Group) -> tuple[Any, ...]:
-    return sum(group.first.components), len(group.first.depths), group.first.components, group.label
+    """As in tables 4 and 5."""
+    rows, run = [row.components for row in paper.TABLE4], group.first
+    place = rows.index(run.components) if run.components in rows else sum(run.components)
+    return place, len(run.depths), run.depths, group.label
 
 
 def differing(groups: Sequence[Group]) -> list[str]:

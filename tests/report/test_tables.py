@@ -44,9 +44,9 @@ def test_runs_are_grouped_over_seeds_and_known_by_their_data(groups):
     assert list(groups) == ["CIFAR100-LT, IF 100"]
     found = groups["CIFAR100-LT, IF 100"]
     assert {g.label: [run.seed for run in g.runs] for g in found} == {
-        "plain network": [0, 1], "MoE + DKF + mu": [0], "all: SHIKE": [0, 1, 2],
+        "plain network": [0, 1], "MoE + DKF + mu": [0], "SHIKE (all)": [0, 1, 2],
     }  # fmt: skip
-    assert main_group(found).label == "all: SHIKE"
+    assert main_group(found).label == "SHIKE (all)"
     assert single_group(found).label == "plain network"
 
 
@@ -59,7 +59,7 @@ def test_mean_and_standard_deviation():
 
 def test_results_stand_beside_published_ones(groups):
     table = tables.results_table("CIFAR100-LT, IF 100", groups["CIFAR100-LT, IF 100"])
-    ours = row(table, "all: SHIKE")
+    ours = row(table, "SHIKE (all)")
     assert (ours["top-1"], ours["seeds"], ours["epochs"], ours["few"]) == (
         "56.00 ± 1.00",
         "3",
@@ -71,7 +71,7 @@ def test_results_stand_beside_published_ones(groups):
     assert (log["top-1"], log["top-5"]) == ("56.34", "83.60")
     assert row(table, "SHIKE (public PyTorch run, seed 0)")["epochs"] == "20 + 8"
     assert not [r for r in table.rows if "H2T" in r[0]]
-    assert {table.rows[i][0] for i in table.ours} == {"plain network", "MoE + DKF + mu", "all: SHIKE"}
+    assert {table.rows[i][0] for i in table.ours} == {"plain network", "MoE + DKF + mu", "SHIKE (all)"}
 
 
 def test_table_4(groups):
@@ -117,9 +117,9 @@ def test_settings_that_differ_are_the_labels(tmp_path):
 def test_stages_and_costs(groups):
     found = groups["CIFAR100-LT, IF 100"]
     stages = tables.stages_table("x", found)
-    assert row(stages, "all: SHIKE: representation")["top-1"] == "48.00 ± 1.00"
+    assert row(stages, "SHIKE (all): representation")["top-1"] == "48.00 ± 1.00"
     assert row(stages, "plain network: classifier")["expert 2"] == ""
-    assert row(tables.cost_table("x", found), "all: SHIKE")["parameters"] == "1,277,008"
+    assert row(tables.cost_table("x", found), "SHIKE (all)")["parameters"] == "1,277,008"
 
 
 def test_markdown_is_a_table(groups):
