@@ -13,6 +13,7 @@ from shike_jax.augment import make_eval_transform
 from shike_jax.checkpoints import load_weights
 from shike_jax.errors import UserError
 from shike_jax.models import HEAD_SETS, ExpertNetwork, build_model
+from shike_jax.parallel import find_devices
 
 PyTree = Any
 
@@ -55,8 +56,9 @@ def load_classifier(checkpoint: str, heads: str = "") -> Classifier:
       heads: the set of classifiers; empty: the one that the checkpoint's stage trained, else `classifier`.
 
     Raises:
-      UserError: no checkpoint, a damaged one, unknown heads.
+      UserError: no checkpoint, a damaged one, unknown heads, no device of the platform asked for.
     """
+    find_devices()
     variables, meta = load_weights(checkpoint)
     heads = heads or meta.get("heads") or "classifier"
     if heads not in HEAD_SETS:

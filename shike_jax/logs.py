@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import time
 import warnings
 from collections.abc import Mapping
@@ -14,10 +15,13 @@ import numpy as np
 
 
 def quiet_third_parties(level: str) -> None:
-    """Silences other libraries' warnings unless `level` is debug."""
+    """Silences other libraries' warnings unless `level` is debug; call before they are imported."""
     if level == "debug":
         logging.basicConfig(level=logging.INFO)
         return
+    # TensorFlow, which clu imports, logs to stderr before anyone can ask it not to.
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
     warnings.filterwarnings("ignore")
     logging.getLogger().setLevel(logging.ERROR)
     try:
@@ -48,6 +52,11 @@ class RunLog:
         except ImportError as error:
             self.line(f"no TensorBoard files: {error.name or error} is not installed")
             return None
+
+    @property
+    def has_tensorboard(self) -> bool:
+        """Whether images and histograms go anywhere."""
+        return self._writer is not None
 
     def line(self, text: str) -> None:
         """Prints a line (not when quiet) and keeps it in log.txt."""

@@ -13,6 +13,7 @@ from ml_collections import ConfigDict
 
 from shike_jax import metrics, parallel, steps
 from shike_jax.augment import make_eval_transform
+from shike_jax.card import write_card
 from shike_jax.checkpoints import Checkpoints
 from shike_jax.config import to_plain
 from shike_jax.data import sampling
@@ -26,6 +27,7 @@ from shike_jax.timing import CompileTime
 from shike_jax.workdir import open_workdir, write_json
 
 PyTree = Any
+SHOWN = 16  # augmented images that TensorBoard gets at the start of a stage
 
 
 def train(config: ConfigDict, workdir: Path, started: float | None = None) -> dict[str, Any]:
@@ -62,6 +64,7 @@ def train(config: ConfigDict, workdir: Path, started: float | None = None) -> di
         run.checkpoints.close()
         found = results(run, state)
         if parallel.is_main():
+            write_card(workdir / "card.md", found, run.source.split)
             write_json(workdir / "results.json", found)
         log.line(f"top-1 {found['top1']:.2f} %: results in {workdir / 'results.json'}")
         return found
@@ -94,6 +97,8 @@ def _run_stage(run: Run, index: int, name: str, start: PyTree, step: int) -> PyT
         began, compiled = time.time(), CompileTime.total
         sums = _Sums(f"stage {name}, epoch {epoch}")
         for done, inputs in feed.calls(plan, first, together, _epoch_seed(config.seed, index, epoch)):
+            if step == 0:
+                _show_batch(run, program, before, inputs)
             state, new = call(state, feed.data, inputs)
             sums.add(new)
             step += done
@@ -223,6 +228,17 @@ def _epoch_seed(seed: int, stage: int, epoch: int) -> int:
     return int(np.random.SeedSequence([seed, stage, epoch]).generate_state(1)[0])
 
 
+def _show_batch(run: Run, program: steps.Program, step: int, inputs: PyTree) -> None:
+    """Sends some images of a batch, augmented, to TensorBoard; `inputs` of a compiled call."""
+    if not run.log.has_tensorboard:
+        return
+    item = jax.tree.map(lambda x: np.asarray(x)[0, 0, :SHOWN], inputs)
+    images = item["image"] if "image" in item else run.source.images["train"][item["index"]]
+    views = np.asarray(jax.jit(run.augment)(images, jax.random.split(program.key, len(images))), np.float32)
+    data = run.config.data
+    run.log.images(step, "augmented", np.clip(views * np.array(data.std) + np.array(data.mean), 0, 1))
+
+
 def _report_epoch(
     run: Run, name: str, epoch: int, step: int, trained: dict[str, float], evaluation: dict[str, Any] | None,
     rate: float, seconds: float,
@@ -237,6 +253,8 @@ def _report_epoch(
         scores = {key: evaluation[key] for key in ("top1", "top5", "many", "medium", "few", "experts")}
         values |= scores
         text += "".join(f"  {key} {_cell(scores[key])}" for key in ("top1", "many", "medium", "few"))
+        accuracies = np.array([value for value in evaluation["per_class"] if value is not None])
+        run.log.histogram(step, f"{name}/per_class_top1", accuracies)
     run.log.scalars(step, values, stage=name, epoch=epoch)
     run.log.line(f"{text}  {speed:7.0f} img/s  left {clock(left)}")
 

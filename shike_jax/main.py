@@ -10,8 +10,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from shike_jax import preemption
+from shike_jax.arguments import Parser
 from shike_jax.errors import UserError, run_main
 from shike_jax.flags import load_config
+from shike_jax.logs import quiet_third_parties
 
 _EPILOG = """\
 examples:
@@ -28,11 +30,10 @@ are found.
 
 def parse(argv: Sequence[str]) -> argparse.Namespace:
     """Parses the flags that are not the configuration's."""
-    parser = argparse.ArgumentParser(
-        prog="python -m shike_jax.main",
-        description="Trains one run as configured, evaluates it and writes WORKDIR/results.json.",
-        epilog=_EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+    parser = Parser(
+        "python -m shike_jax.main",
+        "Trains one run as configured, evaluates it and writes WORKDIR/results.json.",
+        _EPILOG,
     )
     parser.add_argument("--config", metavar="FILE[:ARGUMENTS]", help="configuration; --config.FIELD=VALUE changes it")
     parser.add_argument("--workdir", type=Path, help="directory of the run; created, or continued")
@@ -53,14 +54,13 @@ def main(argv: Sequence[str]) -> int:
         raise UserError("--workdir is missing: expected a directory for checkpoints, logs and results")
 
     # Before JAX or TensorFlow wake up.
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     if config.dtype == "float64":
         os.environ["JAX_ENABLE_X64"] = "1"
 
-    from shike_jax.logs import quiet_third_parties
+    quiet_third_parties(config.log)
+
     from shike_jax.parallel import start_distributed
 
-    quiet_third_parties(config.log)
     preemption.listen()
     start_distributed(args.coordinator, args.processes, args.process, config.train.peer_timeout)
 

@@ -29,7 +29,8 @@ def count_correct(logits: Array, labels: Array, mask: Array) -> dict[str, Array]
 
     Returns:
       `count` [C]: examples; `top1`, `top5` [C]: right by the averaged logits; `experts` [M,C]: right by each expert
-      alone; `loss` []: summed cross-entropy of the averaged logits, in nats. All float32 sums over the batch.
+      alone; `loss` []: summed cross-entropy of the averaged logits, in nats; `calibration` [3,bins]: examples, summed
+      confidence and right ones per bin of confidence (see `calibration`). All float32 sums over the batch.
     """
     classes = logits.shape[-1]
     mean = jnp.mean(logits, 0)
@@ -37,13 +38,18 @@ def count_correct(logits: Array, labels: Array, mask: Array) -> dict[str, Array]
     weight = jax.nn.one_hot(labels, classes) * real[:, None]
     rank = _target_rank(mean, labels)
     right = (jnp.argmax(logits, -1) == labels).astype(jnp.float32)
-    nll = -_at_label(jax.nn.log_softmax(mean), labels)
+    log_p = jax.nn.log_softmax(mean)
+    nll = -_at_label(log_p, labels)
+    confidence = jnp.exp(jnp.max(log_p, -1)).astype(jnp.float32)
+    place = jnp.clip(jnp.ceil(confidence * CALIBRATION_BINS).astype(jnp.int32) - 1, 0, CALIBRATION_BINS - 1)
+    binned = jax.nn.one_hot(place, CALIBRATION_BINS) * real[:, None]
     return {
         "count": jnp.sum(weight, 0),
         "top1": (rank < 1).astype(jnp.float32) @ weight,
         "top5": (rank < 5).astype(jnp.float32) @ weight,
         "experts": right @ weight,
         "loss": jnp.sum(jnp.where(real > 0, nll, 0)).astype(jnp.float32),
+        "calibration": jnp.stack([jnp.ones_like(confidence), confidence, rank < 1]) @ binned,
     }
 
 
@@ -83,7 +89,7 @@ def summarise(counts: Mapping[str, Any], divisions: Mapping[str, np.ndarray]) ->
     Returns:
       `top1`, `top5` (over examples), `many`, `medium`, `few` (mean over the division's classes of the class accuracy;
       None for an empty division), `experts` (top-1 of each), `loss`, `examples`, `per_class` and `experts_per_class`
-      (percent; None where a class has no example).
+      (percent; None where a class has no example); `ece`, percent, where `calibration` was counted.
     """
     count = np.asarray(counts["count"], np.float64)
     total = count.sum()
@@ -93,6 +99,9 @@ def summarise(counts: Mapping[str, Any], divisions: Mapping[str, np.ndarray]) ->
     result |= _division_means(accuracy, divisions)
     result["experts"] = [_percent(row, total) for row in experts]
     result["loss"] = float(counts["loss"]) / max(total, 1)
+    if "calibration" in counts:
+        _, confidence, hits = np.asarray(counts["calibration"], np.float64)
+        result["ece"] = _percent(np.abs(confidence - hits), total)
     result["examples"] = int(total)
     result["per_class"] = _listed(accuracy)
     result["experts_per_class"] = [_listed(_class_accuracy(row, count)) for row in experts]

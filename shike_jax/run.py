@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +50,22 @@ class Run:
     def labels(self) -> np.ndarray:
         """Labels of the training examples, int32 [N]."""
         return self.source.split.parts["train"].labels
+
+    @functools.cached_property
+    def augment(self) -> Callable[..., Any]:
+        """The augmentation of all stages, normalisation included."""
+        data, augment = self.config.data, self.config.augment
+        return make_train_augment(
+            crop="pad" if augment.crop == "pad" else "none",  # random resized crops are the host's
+            pad=augment.pad,
+            flip=augment.flip and augment.crop != "random_resized",
+            policy=augment.policy,
+            policy_args=augment.randaugment.to_dict() if augment.policy == "randaugment" else {},
+            cutout=augment.cutout,
+            mean=data.mean,
+            std=data.std,
+            dtype=self.network.dtype,
+        )
 
     def stage_steps(self, name: str) -> tuple[int, int]:
         """(steps per epoch, steps in all) of a stage."""
@@ -126,18 +144,6 @@ def make_program(run: Run, index: int, name: str, params: PyTree) -> steps.Progr
     """The stage's step, from its configuration."""
     config, stage = run.config, run.config.stages[name]
     trainable = optim.trainable_mask(params, stage.train)
-    policy = config.augment.policy
-    augment = make_train_augment(
-        crop="pad" if config.augment.crop == "pad" else "none",  # random resized crops are the host's
-        pad=config.augment.pad,
-        flip=config.augment.flip and config.augment.crop != "random_resized",
-        policy=policy,
-        policy_args=config.augment.randaugment.to_dict() if policy == "randaugment" else {},
-        cutout=config.augment.cutout,
-        mean=config.data.mean,
-        std=config.data.std,
-        dtype=run.network.dtype,
-    )
     return steps.Program(
         network=run.network,
         stage=to_plain(stage),
@@ -146,7 +152,7 @@ def make_program(run: Run, index: int, name: str, params: PyTree) -> steps.Progr
         updated=jax.tree.map(lambda _: True, trainable) if stage.decay_frozen else trainable,
         optimizer=optim.sgd(stage.momentum, stage.weight_decay),
         schedule=optim.learning_rate(stage, stage.epochs, run.stage_steps(name)[0]),
-        augment=augment,
+        augment=run.augment,
         key=jax.random.fold_in(jax.random.key(config.seed), index),
     )
 

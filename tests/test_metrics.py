@@ -130,3 +130,16 @@ def test_absent_classes_and_empty_divisions_are_none():
     assert (found["many"], found["medium"], found["few"]) == (100, None, None)
     assert found["per_class"] == [None, 100, None]
     assert found["f1_per_class"] == [None, 100, None]
+
+
+def test_counted_calibration_is_that_of_the_examples():
+    draw = np.random.default_rng(5)
+    logits = draw.normal(0, 2, (2, 40, 4)).astype(np.float32)
+    labels, mask = draw.integers(0, 4, 40), (np.arange(40) < 33).astype(np.float32)
+    halves = [metrics.count_correct(logits[:, part], labels[part], mask[part]) for part in (slice(25), slice(25, 40))]
+    counts = {name: np.asarray(value) + np.asarray(halves[1][name]) for name, value in halves[0].items()}
+    divisions = {"many": np.arange(2), "medium": np.arange(2, 4), "few": np.arange(0)}
+    shares = np.exp(logits[:, :33].mean(0))
+    shares /= shares.sum(1, keepdims=True)
+    expected = metrics.calibration(shares.max(1), shares.argmax(1) == labels[:33])["ece"]
+    assert metrics.summarise(counts, divisions)["ece"] == pytest.approx(expected, abs=1e-3)

@@ -1,0 +1,131 @@
+"""The model card `card.md` beside every finished run: what the model is, how good, on what data, for what use."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from shike_jax.data.splits import Split
+
+Results = Mapping[str, Any]
+
+
+def write_card(path: Path, results: Results, split: Split) -> None:
+    """Writes the card.
+
+    Args:
+      path: of the file, in the work directory.
+      results: what results.json holds.
+      split: of the data, for class names and divisions.
+    """
+    sections = (_head(results, split), _scores(results, split), _data(results, split), _training(results),
+                _use(split, path.parent), _limits(results, split), _details(results))  # fmt: skip
+    path.write_text("\n\n".join(sections) + "\n")
+
+
+def _head(results: Results, split: Split) -> str:
+    model, data = results["config"]["model"], results["config"]["data"]
+    fusion = "with" if model["fusion"] else "without"
+    return (
+        f"# {results['name']}: a classifier of {split.num_classes} classes for long-tailed data\n\n"
+        f"{len(model['depths'])} experts on a {model['backbone']} ({results['num_parameters']:,} parameters) {fusion} "
+        f"depth-wise knowledge fusion, trained on {split.name}; input {data['image_size']} x {data['image_size']} px "
+        f"RGB. The prediction averages the experts' logits (SHIKE, CVPR 2023)."
+    )
+
+
+def _scores(results: Results, split: Split) -> str:
+    part = results["config"]["data"]["test_part"]
+    rows = [("top-1 accuracy, %", results["top1"]), ("top-5 accuracy, %", results["top5"])]
+    rows += [
+        (f"{name}-shot classes ({len(classes)}), mean accuracy, %", results[name])
+        for name, classes in split.divisions.items()
+    ]
+    rows += [(f"expert {m + 1} alone, top-1, %", value) for m, value in enumerate(results["experts"])]
+    rows.append(("expected calibration error (15 bins), %", results["stages"][-1]["ece"]))
+    rows.append(("cross-entropy, nats", results["stages"][-1]["loss"]))
+    lines = [
+        f"## Results\n\nOn the {len(split.parts[part]):,} images of part `{part}`, after the last epoch.\n",
+        "| measure | value |",
+        "|---|---|",
+        *(f"| {name} | {_number(value)} |" for name, value in rows),
+    ]
+    if len(results["stages"]) > 1:
+        names = ("top1", *split.divisions)
+        lines += ["", f"| after stage | {' | '.join(names)} |", "|---" * (len(names) + 1) + "|"]
+        lines += [f"| {s['name']} | {' | '.join(_number(s[name]) for name in names)} |" for s in results["stages"]]
+    return "\n".join(lines)
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None else f"{value:.2f}"
+
+
+def _data(results: Results, split: Split) -> str:
+    counts, bounds = split.class_counts, {"shots": "many > 100 training images, few < 20", "h2t": "H2T's class ranges"}
+    order = counts.argsort(kind="stable")[::-1]
+    parts = ", ".join(f"{name} {len(part):,}" for name, part in split.parts.items())
+    ends = [f"{split.class_names[c]} ({counts[c]:,})" for c in (order[0], order[-1])]
+    divisions = ", ".join(f"{name} {len(classes)}" for name, classes in split.divisions.items())
+    return "\n".join([
+        "## Data\n",
+        f"- {split.name}: {split.rule}",
+        f"- images: {parts}",
+        f"- training images of a class: from {ends[0]} down to {ends[1]}",
+        f"- classes by division ({bounds[split.division_rule]}): {divisions}",
+        f"- split hash (SHA-256 of rule, members and labels): `{split.hash}`",
+    ])  # fmt: skip
+
+
+def _training(results: Results) -> str:
+    stages, devices, seconds = results["config"]["stages"], results["devices"], results["seconds"]
+    columns = ("stage", "epochs", "batch", "peak learning rate", "losses", "what trains")
+    lines = ["## Training\n", f"| {' | '.join(columns)} |", "|---" * len(columns) + "|"]
+    for found in results["stages"]:
+        stage = stages[found["name"]]
+        terms = [f"{weight:g} {term}" for term, weight in stage["loss"].items() if term != "form" and weight]
+        losses = " + ".join(terms) + (f" ({stage['loss']['form']})" if len(terms) > 1 else "")
+        trains = ", ".join(f"`{pattern}`" for pattern in stage["train"])
+        row = (found["name"], found["epochs"], stage["batch_size"], stage["lr"], losses, trains)
+        lines.append(f"| {' | '.join(map(str, row))} |")
+    spent = ", ".join(f"{name.replace('_', '-')} {value:,.0f} s" for name, value in seconds.items())
+    lines += ["", f"{devices['count']} x {devices['kind']}, seed {results['seed']}; {spent}. No model was selected on "
+              "the evaluated images: these are the weights after the last epoch."]  # fmt: skip
+    return "\n".join(lines)
+
+
+def _use(split: Split, workdir: Path) -> str:
+    return (
+        f"## Use\n\nMeant for pictures like those it was trained on, each showing one of the {split.num_classes} "
+        "classes. In the folder that holds this run:\n\n"
+        f"    python -m shike_jax.predict --checkpoint={workdir.name} --images=PICTURES --output=predictions.csv\n"
+        f"    python -m shike_jax.evaluate --checkpoint={workdir.name}\n"
+        f"    python -m shike_jax.export --checkpoint={workdir.name} --output=exported"
+    )
+
+
+def _limits(results: Results, split: Split) -> str:
+    few = split.divisions["few"]
+    lines = [
+        "## Limits\n",
+        "- It always answers with one of its classes, even for a picture of something else.",
+        "- Its probabilities are off from frequencies by the calibration error above, on average.",
+    ]
+    if len(few) and results["few"] is not None:
+        lines.append(
+            f"- {len(few)} classes had fewer training images than the few-shot bound; their mean accuracy is "
+            f"{results['few']:.1f} %, and that of a single class rests on few test images."
+        )
+    untested = [name for name, value in zip(split.class_names, results["per_class"], strict=True) if value is None]
+    if untested:
+        lines.append(f"- Not measured, for want of test images: {', '.join(untested[:5])}"
+                     f"{f' and {len(untested) - 5} more' if len(untested) > 5 else ''}.")  # fmt: skip
+    return "\n".join(lines)
+
+
+def _details(results: Results) -> str:
+    versions = ", ".join(f"{name} {version}" for name, version in results["versions"].items())
+    config = json.dumps(results["config"], indent=1)
+    return f"## Versions\n\n{versions}\n\n## Configuration\n\n```json\n{config}\n```"

@@ -1,0 +1,60 @@
+"""The console command `shike-jax`: every command of this package behind one name."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from collections.abc import Sequence
+
+from shike_jax.errors import UserError, run_main
+
+# subcommand: the module whose `main(argv)` it is, and what it does
+COMMANDS = {
+    "train": ("shike_jax.main", "train, evaluate and resume a run: python -m shike_jax.main"),
+    "evaluate": ("shike_jax.evaluate", "accuracies of a checkpoint, in detail"),
+    "predict": ("shike_jax.predict", "classes of your images: terminal, .csv or .npz"),
+    "convert": ("shike_jax.convert.__main__", "PyTorch weights to a checkpoint, and back"),
+    "export": ("shike_jax.export", "a function that runs without this package"),
+    "inspect": ("shike_jax.data.inspect", "what a configuration trains on, in numbers and pictures"),
+    "report": ("shike_jax.report.__main__", "tables and figures of finished runs"),
+    "benchmark": ("shike_jax.benchmark", "speed on this machine"),
+    "doctor": ("shike_jax.doctor", "what this machine offers, and what is wrong"),
+}
+_LINES = "\n".join(f"  {name:<10} {text}" for name, (_, text) in COMMANDS.items())
+HELP = f"""\
+usage: shike-jax COMMAND [OPTIONS]
+
+Long-tailed image recognition with SHIKE, in JAX.
+
+commands:
+{_LINES}
+
+  shike-jax COMMAND --help explains one. From your own photographs to predictions:
+
+  shike-jax train --config=configs/folder_lt.py:root=photos --workdir=runs/mine
+  shike-jax predict --checkpoint=runs/mine --images=new --output=new.csv
+"""
+
+
+def main(argv: Sequence[str]) -> int | None:
+    """Runs a subcommand with the arguments behind it.
+
+    Raises:
+      UserError: no such subcommand, and whatever the subcommand raises.
+    """
+    if not argv or argv[0] in ("-h", "--help", "help"):
+        print(HELP, end="")
+        return 0
+    name, *rest = argv
+    if name not in COMMANDS:
+        raise UserError(f"{name!r} is no command; expected one of {', '.join(COMMANDS)} (see shike-jax --help)")
+    return importlib.import_module(COMMANDS[name][0]).main(rest)
+
+
+def entry() -> None:
+    """What the installed command calls."""
+    run_main(main, sys.argv[1:])
+
+
+if __name__ == "__main__":
+    entry()

@@ -1,0 +1,139 @@
+"""`shike-jax doctor`: what this machine offers (devices, versions, data) and what is wrong with it."""
+
+from __future__ import annotations
+
+import os
+import platform
+import shutil
+from collections.abc import Sequence
+from importlib import metadata
+from pathlib import Path
+
+from shike_jax import __version__
+from shike_jax.arguments import Parser
+from shike_jax.errors import run_main
+
+_EPILOG = """\
+example:
+  python -m shike_jax.doctor
+
+Lines that begin with `problem:` say what is wrong and what to do. The exit status is 0 without problems, 1 with some.
+Nothing is installed or changed, and no data are read.
+"""
+NEEDED = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "ml_collections", "absl-py", "numpy", "pillow")
+# What each optional package is for; alternatives are tried in order.
+OPTIONAL = {
+    ("tensorflow", "tensorflow-cpu"): "tfds data, SavedModel export, TensorBoard files",
+    ("tensorflow-datasets",): "CIFAR and other data sets of tfds",
+    ("clu",): "TensorBoard files",
+    ("scikit-learn",): "the digits of configs/digits_lt.py",
+    ("matplotlib",): "figures of reports and of data.inspect",
+}
+ROOM = 2e9  # bytes of free disk below which checkpoints may not fit
+
+
+class Findings:
+    """Lines of facts, and problems with advice."""
+
+    def __init__(self) -> None:
+        """Starts empty."""
+        self.lines: list[str] = []
+        self.problems: list[str] = []
+
+    def fact(self, name: str, value: object) -> None:
+        """Notes a fact."""
+        self.lines.append(f"{name:<22} {value}")
+
+
+def _version(names: Sequence[str]) -> str | None:
+    for name in names:
+        try:
+            return metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return None
+
+
+def check_versions(found: Findings) -> None:
+    """This package, Python and libraries."""
+    found.fact("shike_jax", __version__)
+    found.fact("python", f"{platform.python_version()} on {platform.platform()}")
+    for name in NEEDED:
+        version = _version((name,))
+        found.fact(name, version or "absent")
+        if version is None:
+            found.problems.append(f"{name} is not installed: pip install -r requirements.txt")
+    for names, use in OPTIONAL.items():
+        found.fact(names[0], _version(names) or f"absent (only for: {use})")
+
+
+def check_devices(found: Findings) -> None:
+    """What JAX computes on, tried with one product."""
+    try:
+        import jax
+        import jax.numpy as jnp
+
+        from shike_jax.parallel import find_devices
+
+        devices = find_devices()
+        total = float(jnp.ones((64, 64)).dot(jnp.ones((64, 64))).sum())
+    except Exception as error:  # a broken installation fails in many ways
+        found.problems.append(" ".join(str(error).split())[:300])
+        return
+    found.fact("devices", f"{len(devices)} x {devices[0].device_kind} ({devices[0].platform})")
+    if total != 64**3:
+        found.problems.append(f"a product of matrices of ones gave {total}, expected {64**3}: the device is faulty")
+    if devices[0].platform == "cpu" and shutil.which("nvidia-smi"):
+        found.problems.append("there is an NVIDIA driver, but JAX uses the CPU: pip install -U 'jax[cuda13]'")
+    cache = os.environ.get("JAX_COMPILATION_CACHE_DIR") or jax.config.jax_compilation_cache_dir
+    found.fact("compilation cache", cache or "off (set JAX_COMPILATION_CACHE_DIR to keep compiled programs)")
+    if cache and "://" not in cache and Path(cache).exists() and not os.access(cache, os.W_OK):
+        found.problems.append(f"JAX_COMPILATION_CACHE_DIR={cache} is not writable: choose another folder")
+
+
+def check_machine(found: Findings) -> None:
+    """Cores, memory and room on the disk."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    found.fact("cores", cores)
+    try:
+        found.fact("memory", f"{os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES') / 2**30:.0f} GiB")
+    except (AttributeError, ValueError, OSError):
+        found.fact("memory", "unknown")
+    free = shutil.disk_usage(".").free
+    found.fact("free disk here", f"{free / 1e9:.0f} GB")
+    if free < ROOM:
+        found.problems.append(f"only {free / 1e9:.1f} GB are free here: put --workdir on another disk")
+
+
+def check_data(found: Findings) -> None:
+    """Data sets that tensorflow-datasets has prepared."""
+    named = os.environ.get("TFDS_DATA_DIR")
+    folder = Path(named or "~/tensorflow_datasets").expanduser()
+    found.fact("tfds folder", f"{folder} (from {'$TFDS_DATA_DIR' if named else 'the default'})")
+    if named and not folder.is_dir():
+        found.problems.append(f"TFDS_DATA_DIR={named}: no such folder; set it to where data sets were prepared")
+    prepared = sorted({path.parent.relative_to(folder) for path in folder.glob("*/**/dataset_info.json")})
+    found.fact("prepared data sets", ", ".join(map(str, prepared)) or "none (digits and folders need none)")
+    if prepared and _version(("tensorflow-datasets",)) is None:
+        found.problems.append("data sets are prepared, but tensorflow-datasets is not installed to read them")
+
+
+def diagnose() -> Findings:
+    """All checks."""
+    found = Findings()
+    for check in (check_versions, check_devices, check_machine, check_data):
+        check(found)
+    return found
+
+
+def main(argv: Sequence[str]) -> int:
+    """Prints the findings; returns 1 when there are problems."""
+    Parser("python -m shike_jax.doctor", "Says what this machine offers and what is wrong.", _EPILOG).parse_args(argv)
+    found = diagnose()
+    print("\n".join(found.lines))
+    print("\n".join(f"problem: {text}" for text in found.problems) or "no problems found")
+    return 1 if found.problems else 0
+
+
+if __name__ == "__main__":
+    run_main(main)
