@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import argparse
 import os
 from collections.abc import Sequence
 
+from shike_jax.arguments import Parser
 from shike_jax.data import arrays, sources
 from shike_jax.errors import run_main
 from shike_jax.flags import load_config
@@ -22,11 +22,10 @@ file is never overwritten.
 
 def main(argv: Sequence[str]) -> None:
     """Loads the configured split and writes it."""
-    parser = argparse.ArgumentParser(
-        prog="python -m shike_jax.data.export",
-        description="Writes a small-image split (CIFAR, digits) with its images as one compressed .npz file.",
-        epilog=_EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+    parser = Parser(
+        "python -m shike_jax.data.export",
+        "Writes a small-image split (CIFAR, digits) with its images as one compressed .npz file.",
+        _EPILOG,
     )
     parser.add_argument("--config", metavar="FILE[:ARGS]", help="configuration; --config.field=value changes fields")
     parser.add_argument("--output", required=True, metavar="FILE.npz", help="file to write; must not exist")

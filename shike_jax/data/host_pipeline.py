@@ -8,6 +8,7 @@ resize (measured by `shike_jax.data.bench_input`).
 from __future__ import annotations
 
 import collections
+import logging
 import os
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -20,6 +21,8 @@ from shike_jax.data.types import Source, allowed_faults
 from shike_jax.errors import UserError
 
 Batch = dict[str, np.ndarray]
+_LOG = logging.getLogger(__name__)
+NAMED = 10  # unreadable images named as they are met; the rest is only counted
 CHUNK = 8  # images of one task: keeps the threads' bookkeeping small beside the decoding
 
 
@@ -116,6 +119,8 @@ class HostPipeline:
         name = str(self._members[index])
         reason = (error.strerror or str(error)) if isinstance(error, OSError) else str(error)
         self._skipped[name] = reason
+        if index not in self._bad and len(self._bad) < NAMED:
+            _LOG.warning("image %s left out: %s", name, reason)
         self._bad.add(index)
         if self._stop:
             raise UserError(f"image {name}: {reason} (to go on without such images: --config.data.bad_image=skip)")

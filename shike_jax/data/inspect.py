@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any
 import numpy as np
 from ml_collections import ConfigDict
 
+from shike_jax.arguments import Parser
 from shike_jax.data import sources
 from shike_jax.data.host_pipeline import HostPipeline
 from shike_jax.data.splits import Split
@@ -139,11 +139,10 @@ def draw(source: Source, config: ConfigDict, path: Path) -> None:
 
 def main(argv: Sequence[str]) -> None:
     """Prints sizes, counts, divisions and hash; writes JSON and a figure on request."""
-    parser = argparse.ArgumentParser(
-        prog="python -m shike_jax.data.inspect",
-        description="Shows the split of a configuration: sizes, class counts, divisions, hash, samples.",
-        epilog=_EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+    parser = Parser(
+        "python -m shike_jax.data.inspect",
+        "Shows the split of a configuration: sizes, class counts, divisions, hash, samples.",
+        _EPILOG,
     )
     parser.add_argument("--config", metavar="FILE[:ARGS]", help="configuration; --config.field=value changes fields")
     parser.add_argument("--json", type=Path, help="file to write the numbers to")

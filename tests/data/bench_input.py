@@ -118,7 +118,10 @@ def tf_data(encoded: list[bytes]) -> Callable[[int], None]:
 
 
 def measure(encoded: list[bytes], rounds: int) -> dict[str, float]:
-    """Images per second of each side: medians over rounds, the sides taking turns; the first round does not count."""
+    """Images per second of processor time of each side, so that other programs on the machine do not count.
+
+    Medians over rounds in which the sides take turns; the first round does not count.
+    """
     sides = {
         "this package: crop, flip (the rest runs on the device)": this_package(encoded),
         "torchvision's recipe on Pillow, with RandAugment": torchvision_recipe(encoded, True),
@@ -127,10 +130,10 @@ def measure(encoded: list[bytes], rounds: int) -> dict[str, float]:
     }
     seconds: dict[str, list[float]] = {name: [] for name in sides}
     for seed, (name, run) in itertools.product(range(-1, rounds), sides.items()):
-        began = time.perf_counter()
+        began = time.process_time()
         run(seed + 1)
         if seed >= 0:
-            seconds[name].append(time.perf_counter() - began)
+            seconds[name].append(time.process_time() - began)
     return {name: round(len(encoded) / statistics.median(times), 1) for name, times in seconds.items()}
 
 
@@ -150,6 +153,7 @@ def main() -> None:
         "command": " ".join(["taskset -c 0 python -m tests.data.bench_input", *sys.argv[1:]]),
         "commit": head.stdout.strip(),
         "device": f"{platform.machine()} CPU, {len(os.sched_getaffinity(0))} core",
+        "load_average": round(os.getloadavg()[0], 1),
         "versions": {"python": platform.python_version(), "numpy": np.__version__, "pillow": PIL.__version__},
         "images": f"{len(encoded)} JPEGs of {WIDTH}x{HEIGHT}, {np.mean([len(e) for e in encoded]) / 1e3:.1f} KB each",
         "images_per_second_per_core": rates,

