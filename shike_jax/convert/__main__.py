@@ -7,6 +7,7 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
+from shike_jax.arguments import Parser
 from shike_jax.checkpoints import load_weights, save_weights
 from shike_jax.convert.names import MODELS, family_of, model_settings, to_state_dict, to_variables
 from shike_jax.convert.reader import read_state_dict, write_state_dict
@@ -25,11 +26,10 @@ pickled files cannot run code: anything but tensors, containers and numbers in t
 
 
 def _parse(argv: Sequence[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="python -m shike_jax.convert",
-        description="Converts PyTorch weights to a checkpoint of this package, or back with --reverse.",
-        epilog=_EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+    parser = Parser(
+        "python -m shike_jax.convert",
+        "Converts PyTorch weights to a checkpoint of this package, or back with --reverse.",
+        _EPILOG,
     )
     parser.add_argument("--model", required=True, help=f"the network: {', '.join(MODELS)}")
     parser.add_argument(
