@@ -2,22 +2,25 @@
 
 A work directory holds
 
-    checkpoints/STEP/        state, optimiser and position, newest ones only (CheckpointManager, asynchronous)
+    checkpoints/STEP/        state, optimiser and position, newest ones only (written in the background)
     checkpoints/damaged-STEP what was found damaged and set aside
     newest_checkpoint.json   the step saved last
     weights/STAGE/           the network's variables at the end of each stage, with what is needed to rebuild it
 
-Arrays are saved as plain host arrays, once per job, so that any number of devices and processes reads them. A digest of
-every array's bytes, and one of all else that is remembered, lie beside them: a flipped byte is found at restore, not
-in the results.
+Arrays are saved as plain host arrays, once per job, so that any number of devices and processes reads them. Each folder
+holds a manifest with a digest of every file, and a digest over all arrays: a flipped byte is found at restore, not in
+the results.
 """
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import itertools
 import json
+import pathlib
 from collections.abc import Callable, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 import jax
@@ -26,9 +29,10 @@ import orbax.checkpoint as ocp
 from etils import epath
 from flax import serialization, traverse_util
 
-from shike_jax import parallel
+from shike_jax import manifest, parallel
 from shike_jax.errors import UserError
 from shike_jax.state import TrainState
+from shike_jax.workdir import write_json
 
 PyTree = Any
 Meta = dict[str, Any]
@@ -81,34 +85,46 @@ class Checkpoints:
 
     def __init__(self, workdir: str, keep: int) -> None:
         """Opens `workdir/checkpoints`; `keep` newest ones stay."""
-        self.root = epath.Path(workdir) / "checkpoints"
+        self.root = _absolute(workdir) / "checkpoints"
         self._keep = keep
-        self._manager: ocp.CheckpointManager | None = None
+        self._worker = ThreadPoolExecutor(1, "checkpoints")
+        self._saving: Future | None = None
         # Which step was saved last: tells a run whose checkpoints are gone from one that never had any.
-        self._note = epath.Path(workdir) / "newest_checkpoint.json"
+        self._note = pathlib.Path(workdir) / "newest_checkpoint.json"
 
-    @property
-    def manager(self) -> ocp.CheckpointManager:
+    @functools.cached_property
+    def _manager(self) -> ocp.CheckpointManager:
         """The Orbax manager, opened at first use (it deletes what an interrupted save left behind)."""
-        if self._manager is None:
-            self.root.mkdir(parents=True, exist_ok=True)
-            options = ocp.CheckpointManagerOptions(
-                max_to_keep=self._keep,
-                create=False,
-                enable_async_checkpointing=True,
-                multiprocessing_options=_alone(),
-            )
-            self._manager = ocp.CheckpointManager(self.root, options=options)
-        return self._manager
+        self.root.mkdir(parents=True, exist_ok=True)
+        # Not asynchronous by itself: the manifest belongs behind it, in the same background thread.
+        options = ocp.CheckpointManagerOptions(
+            max_to_keep=self._keep, create=False, enable_async_checkpointing=False, multiprocessing_options=_alone()
+        )
+        return ocp.CheckpointManager(self.root, options=options)
 
     def save(self, step: int, state: TrainState, meta: Meta) -> None:
         """Starts saving in the background; `step` counts over the whole run. Saving a step twice does nothing."""
-        if not parallel.is_main() or step in self.manager.all_steps():
+        if not parallel.is_main():
             return
         self._finish()
-        tree = to_tree(state)
-        args = ocp.args.Composite(state=ocp.args.StandardSave(tree), meta=ocp.args.JsonSave(_sealed(meta, tree)))
-        self.manager.save(step, args=args)
+        if step in _steps(self.root):
+            return
+        # Copies: the devices' buffers are given to the next step, and `meta` goes on changing.
+        tree, text = jax.tree.map(np.array, to_tree(state)), json.dumps(meta)
+        self._saving = self._worker.submit(self._save, step, tree, json.loads(text))
+
+    def _save(self, step: int, tree: PyTree, meta: Meta) -> None:
+        meta = {**meta, "digest": digest(tree)}
+        args = ocp.args.Composite(state=ocp.args.StandardSave(tree), meta=ocp.args.JsonSave(meta))
+        self._manager.save(step, args=args)
+        manifest.write(self.root / str(step))
+        write_json(self._note, {"step": step})
+
+    def _finish(self) -> None:
+        """Waits for the save in progress; raises what went wrong in it."""
+        if self._saving is not None:
+            saving, self._saving = self._saving, None
+            saving.result()
 
     def latest(self) -> str | None:
         """Path of the newest checkpoint, or None."""
@@ -117,24 +133,13 @@ class Checkpoints:
 
     def wait(self) -> None:
         """Returns, on every process, when everything is on disk."""
-        if self._manager is not None:
-            self._finish()
+        self._finish()
         parallel.barrier("checkpoints written")
 
-    def _finish(self) -> None:
-        self.manager.wait_until_finished()
-        steps = _steps(self.root)
-        if steps:
-            partial = self._note.with_name(f".{self._note.name}")
-            partial.write_text(json.dumps({"step": steps[-1]}))
-            partial.replace(self._note)
-
     def close(self) -> None:
-        """Waits, then releases the manager."""
+        """Waits, then releases everything; nothing can be saved afterwards."""
         self.wait()
-        if self._manager is not None:
-            self._manager.close()
-            self._manager = None
+        self._worker.shutdown()
 
     def restore(self, say: Callable[[str], None]) -> tuple[PyTree, Meta] | None:
         """Reads the newest good checkpoint, for every process; None when there has never been one.
@@ -176,7 +181,8 @@ class Checkpoints:
 
 def _set_aside(path: epath.Path) -> str:
     """Renames STEP to damaged-STEP, or damaged-STEP-2 and so on; returns the new name."""
-    names = (f"{_DAMAGED}{path.name}{suffix}" for suffix in ("", *(f"-{n}" for n in itertools.count(2))))
+    endings = itertools.chain([""], (f"-{n}" for n in itertools.count(2)))
+    names = (f"{_DAMAGED}{path.name}{ending}" for ending in endings)
     name = next(name for name in names if not (path.parent / name).exists())
     path.rename(path.parent / name)
     return name
@@ -195,10 +201,11 @@ def save_weights(directory: Any, variables: PyTree, meta: Meta) -> None:
     if parallel.is_main():
         tree = to_tree(variables)
         args = ocp.args.Composite(
-            variables=ocp.args.StandardSave(tree), meta=ocp.args.JsonSave(_sealed(meta, tree))
-        )  # fmt: skip
+            variables=ocp.args.StandardSave(tree), meta=ocp.args.JsonSave({**meta, "digest": digest(tree)})
+        )
         with _checkpointer() as checkpointer:
             checkpointer.save(_absolute(directory), args=args)
+        manifest.write(_absolute(directory))
     parallel.barrier("weights written")
 
 
@@ -231,33 +238,24 @@ def remove_unfinished(directory: Any) -> None:
 
 
 def _read(path: epath.Path, item: str) -> tuple[PyTree, Meta]:
-    """Restores one checkpoint and compares its digests."""
+    """Restores one checkpoint after comparing its files with their manifest, and its arrays with their digest."""
+    if changed := manifest.differences(path):
+        more = f" and {len(changed) - 1} more" if len(changed) > 1 else ""
+        raise UserError(f"checkpoint {path} is damaged: {changed[0]}{more}")
     args: Mapping[str, Any] = {item: ocp.args.StandardRestore(), "meta": ocp.args.JsonRestore()}
     checkpointer = _checkpointer()
     try:
         loaded = checkpointer.restore(path, args=ocp.args.Composite(**args))
         tree, meta = loaded[item], dict(loaded["meta"])
-        # Weights of version 0.1.0 and earlier carry no `seal`.
-        good = digest(tree) == meta.get("digest") and meta.pop("seal", None) in (None, _seal(meta))
+        good = digest(tree) == meta.get("digest")
     except Exception as error:  # a damaged file can fail anywhere below: parsing, checksums, missing keys
         reason = " ".join(str(error).split())[:160] or type(error).__name__
         raise UserError(f"checkpoint {path} is damaged: {reason}") from error
     finally:
         checkpointer.close()
     if not good:
-        raise UserError(f"checkpoint {path} is damaged: its contents do not match their digest")
+        raise UserError(f"checkpoint {path} is damaged: its arrays do not match their digest")
     return tree, meta
-
-
-def _sealed(meta: Meta, tree: PyTree) -> Meta:
-    """`meta` as it comes back from JSON, with digests of the arrays and of itself."""
-    meta = json.loads(json.dumps({**meta, "digest": digest(tree)}))
-    return {**meta, "seal": _seal(meta)}
-
-
-def _seal(meta: Meta) -> str:
-    text = json.dumps({k: v for k, v in meta.items() if k != "seal"}, sort_keys=True)
-    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def _alone() -> ocp.options.MultiprocessingOptions:

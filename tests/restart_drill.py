@@ -1,0 +1,164 @@
+"""Kills a small run again and again and compares its end with an uninterrupted run, bit for bit.
+
+    python tests/restart_drill.py FOLDER --kills 20 --terms 5 --seed 0
+
+A third of the SIGKILLs each comes at a random moment of the start, at a random moment of the training, and while a
+checkpoint is being written. After a SIGTERM the exit status must be 75 and the newest checkpoint that of the last step.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import os
+import pathlib
+import random
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+from flax.traverse_util import flatten_dict
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+from shike_jax.checkpoints import load_weights  # noqa: E402
+
+MOMENTS = ("start", "training", "saving")
+START_SECONDS = 300  # more than any start takes
+
+
+def flags(epochs: int) -> list[str]:
+    """A small digits run of `epochs` + 1 epochs that saves every third step and records every step."""
+    return [
+        f"--config=configs/digits_lt.py:width=4,epochs={epochs},classifier_epochs=1",
+        "--config.model.depths=(1, 2)",
+        "--config.train.checkpoint_every_steps=3",
+        "--config.train.log_every_steps=1",
+        "--config.train.eval_every_epochs=0",
+    ]
+
+
+class Drill:
+    """Runs of one configuration under a folder."""
+
+    def __init__(self, folder: pathlib.Path, epochs: int, seed: int) -> None:
+        self.folder, self.epochs, self.random = folder, epochs, random.Random(seed)
+        self.records: list[dict] = []
+
+    def start(self, name: str) -> subprocess.Popen:
+        """Starts, or continues, the run of work directory `name`."""
+        environment = {
+            **os.environ,
+            "JAX_PLATFORMS": "cpu",
+            "JAX_COMPILATION_CACHE_DIR": str(self.folder / "cache"),
+            "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+        }
+        command = [sys.executable, "-m", "shike_jax.main", f"--workdir={self.folder / name}", *flags(self.epochs)]
+        output = (self.folder / f"{name}.log").open("a")
+        return subprocess.Popen(command, cwd=ROOT, env=environment, stdout=output, stderr=output)
+
+    def finish(self, name: str) -> None:
+        """Lets the run of `name` come to its end."""
+        status = self.start(name).wait()
+        assert status == 0, f"{name} ended with status {status}: see {self.folder / name}.log"
+
+    def kill(self, name: str, moment: str) -> None:
+        """Starts the run, and SIGKILLs it at a random moment of the named kind."""
+        process = self.start(name)
+        if moment == "start":
+            self._sleep(process, self.random.uniform(0.0, 8.0))
+        else:
+            self._wait_for_steps(process, name)
+        if moment == "training":
+            self._sleep(process, self.random.uniform(0.0, 1.0))
+        elif moment == "saving":
+            checkpoints = self.folder / name / "checkpoints"
+            while process.poll() is None and not any(checkpoints.glob("*orbax-checkpoint-tmp*")):
+                time.sleep(0.002)
+            self._sleep(process, self.random.uniform(0.0, 0.1))
+        torn = [p.name for p in (self.folder / name / "checkpoints").glob("*tmp*")]
+        process.kill()
+        status = process.wait()
+        assert status == -signal.SIGKILL, f"the run ended with {status} before it could be killed: use more epochs"
+        self._record(name, signal="KILL", moment=moment, half_written=torn)
+
+    def terminate(self, name: str) -> None:
+        """Starts the run, SIGTERMs it at a random moment, and checks that nothing is lost."""
+        process = self.start(name)
+        self._wait_for_steps(process, name)
+        self._sleep(process, self.random.uniform(0.0, 1.0))
+        process.terminate()
+        began = time.time()
+        status = process.wait()
+        assert status == 75, f"exit status {status} after SIGTERM, expected 75"
+        record = self._record(name, signal="TERM", status=status, seconds=round(time.time() - began, 2))
+        assert record["saved"] == record["last_step"], f"saved step {record['saved']} of {record['last_step']}"
+
+    def same_end(self, one: str, other: str) -> None:
+        """Asserts that two finished runs agree bit for bit, after every stage."""
+        for stage in ("representation", "classifier"):
+            a, b = (flatten_dict(load_weights(self.folder / x / "weights" / stage)[0], sep="/") for x in (one, other))
+            assert a.keys() == b.keys()
+            differ = [path for path in a if not np.array_equal(a[path], b[path])]
+            assert not differ, f"{stage}: {len(differ)} of {len(a)} arrays differ, first {differ[0]}"
+        a, b = (json.loads((self.folder / x / "results.json").read_text()) for x in (one, other))
+        assert a["per_class"] == b["per_class"]
+        assert [s["steps"] for s in a["stages"]] == [s["steps"] for s in b["stages"]]
+
+    def _sleep(self, process: subprocess.Popen, seconds: float) -> None:
+        """Sleeps, but not beyond the process's end."""
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(seconds)
+
+    def _wait_for_steps(self, process: subprocess.Popen, name: str) -> None:
+        """Waits until the run has done steps since it was started."""
+        before, limit = self._last_step(name)[1], time.time() + START_SECONDS
+        while process.poll() is None and time.time() < limit and self._last_step(name)[1] < before + 2:
+            time.sleep(0.01)
+
+    def _last_step(self, name: str) -> tuple[int, int]:
+        """(last step recorded, number of lines recorded)."""
+        path = self.folder / name / "metrics.jsonl"
+        lines = path.read_text().splitlines() if path.exists() else []
+        for line in reversed(lines):
+            try:
+                return json.loads(line)["step"], len(lines)
+            except ValueError:  # cut off by a kill
+                continue
+        return 0, len(lines)
+
+    def _record(self, name: str, **facts: object) -> dict:
+        steps = [int(p.name) for p in (self.folder / name / "checkpoints").glob("*") if p.name.isdigit()]
+        facts |= {"last_step": self._last_step(name)[0], "saved": max(steps, default=None)}
+        self.records.append(facts)
+        print(json.dumps(facts), flush=True)
+        return facts
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("folder", type=pathlib.Path)
+    parser.add_argument("--kills", type=int, default=20)
+    parser.add_argument("--terms", type=int, default=5)
+    parser.add_argument("--epochs", type=int, default=20)
+    parser.add_argument("--seed", type=int, default=0)
+    args = parser.parse_args()
+    args.folder.mkdir(parents=True)
+    drill = Drill(args.folder, args.epochs, args.seed)
+    drill.finish("uninterrupted")
+    plan = [*(MOMENTS[i % len(MOMENTS)] for i in range(args.kills)), *["term"] * args.terms]
+    drill.random.shuffle(plan)
+    for moment in plan:
+        drill.terminate("interrupted") if moment == "term" else drill.kill("interrupted", moment)
+    drill.finish("interrupted")
+    drill.same_end("uninterrupted", "interrupted")
+    during = sum(bool(r.get("half_written")) for r in drill.records)
+    print(f"{args.kills} kills ({during} with a half-written checkpoint), {args.terms} SIGTERMs: equal bit for bit")
+
+
+if __name__ == "__main__":
+    main()

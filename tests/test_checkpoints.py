@@ -1,0 +1,269 @@
+"""Checkpoints: what is read back is what was written, or an error says so; never something else."""
+
+import json
+import random
+import shutil
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from shike_jax.checkpoints import Checkpoints, load_weights, remove_unfinished, restore_into, save_weights
+from shike_jax.errors import UserError
+from shike_jax.state import TrainState
+
+STEPS = (10, 20, 30)
+
+
+def make_state(step: int) -> TrainState:
+    rng = np.random.default_rng(step)
+    params = {"trunk": {"conv1": {"kernel": rng.standard_normal((3, 3, 3, 8)).astype(np.float32)}}}
+    params["heads"] = {"kernel": jnp.asarray(rng.standard_normal((8, 5)), jnp.bfloat16)}
+    stats = {"trunk": {"bn1": {"mean": rng.standard_normal(8)}}}
+    return TrainState(
+        np.asarray(step, np.int32), params, stats, {"trace": {"trunk": rng.standard_normal(8), "heads": None}}
+    )
+
+
+def make_meta(step: int) -> dict:
+    return {"stage": "representation", "stage_index": 0, "step": step, "history": {"seconds": {"train": step / 7}}}
+
+
+def assert_is(loaded: tuple, step: int) -> None:
+    """The loaded tree and meta are exactly those saved at `step`."""
+    tree, meta = loaded
+    assert {k: meta[k] for k in make_meta(step)} == make_meta(step)
+    state = restore_into(make_state(0), tree, "here")
+    want = make_state(step)
+    assert int(state.step) == step
+    for get in (
+        lambda s: s.params["trunk"]["conv1"]["kernel"],
+        lambda s: s.params["heads"]["kernel"],
+        lambda s: s.batch_stats["trunk"]["bn1"]["mean"],
+        lambda s: s.opt_state["trace"]["trunk"],
+    ):
+        assert get(state).dtype == get(want).dtype
+        assert np.array_equal(np.asarray(get(state)), np.asarray(get(want)))
+    assert state.opt_state["trace"]["heads"] is None
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory):
+    """A work directory with three checkpoints."""
+    workdir = tmp_path_factory.mktemp("saved")
+    checkpoints = Checkpoints(str(workdir), keep=3)
+    for step in STEPS:
+        checkpoints.save(step, make_state(step), make_meta(step))
+    checkpoints.close()
+    return workdir
+
+
+@pytest.fixture
+def workdir(saved, tmp_path):
+    """A copy to damage."""
+    return shutil.copytree(saved, tmp_path / "w")
+
+
+def restore(workdir) -> tuple[tuple | None, list[str]]:
+    said: list[str] = []
+    return Checkpoints(str(workdir), keep=3).restore(said.append), said
+
+
+def test_newest_is_read_back_exactly(workdir):
+    loaded, said = restore(workdir)
+    assert_is(loaded, 30)
+    assert said == []
+
+
+def test_only_the_newest_are_kept(tmp_path):
+    checkpoints = Checkpoints(str(tmp_path), keep=2)
+    for step in STEPS:
+        checkpoints.save(step, make_state(step), make_meta(step))
+    checkpoints.close()
+    assert sorted(p.name for p in (tmp_path / "checkpoints").iterdir()) == ["20", "30"]
+    assert checkpoints.latest().endswith("/30")
+
+
+def test_nothing_saved_yet(tmp_path):
+    assert restore(tmp_path) == (None, [])
+
+
+# --- damage ---------------------------------------------------------------------------------------------------------
+
+
+def files_of(folder) -> list:
+    """The checkpoint's files; a lost manifest alone is no damage and has a test of its own."""
+    return sorted(p for p in folder.rglob("*") if p.is_file() and p.stat().st_size and p.name != "manifest.json")
+
+
+def flip(path, rng) -> None:
+    data = bytearray(path.read_bytes())
+    data[rng.randrange(len(data))] ^= 1 << rng.randrange(8)
+    path.write_bytes(bytes(data))
+
+
+def truncate(path, rng) -> None:
+    path.write_bytes(path.read_bytes()[: rng.randrange(path.stat().st_size)])
+
+
+def remove(path, rng) -> None:
+    path.unlink()
+
+
+def any_file(change):
+    return lambda newest, rng: change(rng.choice(files_of(newest)), rng)
+
+
+def largest_file(change):
+    return lambda newest, rng: change(max(files_of(newest), key=lambda p: p.stat().st_size), rng)
+
+
+def meta_file(change):
+    return lambda newest, rng: change(files_of(newest / "meta")[0], rng)
+
+
+def empty(newest, rng) -> None:
+    shutil.rmtree(newest)
+    newest.mkdir()
+
+
+FAULTS = (
+    *((f"flip{i}", any_file(flip)) for i in range(5)),
+    *((f"truncate{i}", any_file(truncate)) for i in range(4)),
+    *((f"remove{i}", any_file(remove)) for i in range(3)),
+    ("flip-arrays", largest_file(flip)),
+    ("flip-meta", meta_file(flip)),
+    ("truncate-arrays", largest_file(truncate)),
+    ("remove-arrays", largest_file(remove)),
+    ("no-state", lambda newest, rng: shutil.rmtree(newest / "state")),
+    ("no-meta", lambda newest, rng: shutil.rmtree(newest / "meta")),
+    ("flip-manifest", lambda newest, rng: flip(newest / "manifest.json", rng)),
+    ("truncate-manifest", lambda newest, rng: truncate(newest / "manifest.json", rng)),
+    ("empty", empty),
+    ("gone", lambda newest, rng: shutil.rmtree(newest)),
+)
+
+
+@pytest.mark.parametrize(("name", "fault"), FAULTS, ids=[name for name, _ in FAULTS])
+def test_damaged_newest_falls_back(workdir, name, fault):
+    rng = random.Random(name)
+    fault(workdir / "checkpoints" / "30", rng)
+    loaded, said = restore(workdir)
+    assert_is(loaded, 20)
+    assert "/30 is damaged" in said[0] or (name == "gone" and "step 30 had been saved" in said[0])
+    assert (workdir / "checkpoints" / "damaged-30").exists() == (name != "gone")
+    again, _ = restore(workdir)
+    assert again[1] == loaded[1]
+
+
+def test_no_manifest_leaves_the_digest(workdir):
+    newest = workdir / "checkpoints" / "30"
+    (newest / "manifest.json").unlink()
+    assert_is(restore(workdir)[0], 30)  # killed between the last file and the manifest
+    shutil.rmtree(newest / "state")
+    shutil.copytree(workdir / "checkpoints" / "20" / "state", newest / "state")
+    loaded, said = restore(workdir)
+    assert_is(loaded, 20)
+    assert "do not match their digest" in said[0]
+
+
+def test_two_damaged_fall_back_to_the_third(workdir):
+    for step in (20, 30):
+        largest_file(truncate)(workdir / "checkpoints" / str(step), random.Random(step))
+    loaded, said = restore(workdir)
+    assert_is(loaded, 10)
+    assert len(said) == 3 and "step 30 had been saved" in said[-1]
+
+
+def test_none_good_stops_every_time(workdir):
+    for step in STEPS:
+        largest_file(flip)(workdir / "checkpoints" / str(step), random.Random(step))
+    for _ in range(2):
+        with pytest.raises(UserError, match=r"no good checkpoint is left \(damaged-10, damaged-20, damaged-30\)"):
+            restore(workdir)
+
+
+@pytest.mark.parametrize("part", ["checkpoints", "checkpoints/*"])
+def test_lost_checkpoints_are_not_a_fresh_start(workdir, part):
+    for path in workdir.glob(part):
+        shutil.rmtree(path)
+    with pytest.raises(UserError, match="step 30 had been saved"):
+        restore(workdir)
+
+
+def test_same_step_damaged_twice(workdir):
+    for _ in range(2):
+        (workdir / "checkpoints" / "30" / "meta").mkdir(parents=True, exist_ok=True)
+        empty(workdir / "checkpoints" / "30", None)
+        restore(workdir)
+    assert {p.name for p in (workdir / "checkpoints").glob("damaged*")} == {"damaged-30", "damaged-30-2"}
+
+
+# --- strict restore -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda tree: tree["params"].pop("heads"), "lacks params/heads/kernel"),
+        (lambda tree: tree["params"].update(extra=np.zeros(1)), "has unexpected params/extra"),
+        (lambda tree: tree["params"]["heads"].update(kernel=np.zeros((8, 6))), r"kernel has shape \(8, 6\), expected"),
+    ],
+)
+def test_restore_is_strict(workdir, change, message):
+    (tree, _), _ = restore(workdir)
+    change(tree)
+    with pytest.raises(UserError, match=message):
+        restore_into(make_state(0), tree, "here")
+
+
+# --- weights --------------------------------------------------------------------------------------------------------
+
+
+def make_variables(seed: int) -> dict:
+    return {"params": {"w": np.random.default_rng(seed).standard_normal((4, 4))}, "batch_stats": {"m": np.ones(3)}}
+
+
+def test_weights_of_the_last_stage_are_loaded(tmp_path):
+    for index, stage in enumerate(("representation", "classifier")):
+        save_weights(tmp_path / "weights" / stage, make_variables(index), {"stage": stage, "stage_index": index})
+    for where, index in ((tmp_path, 1), (tmp_path / "weights" / "representation", 0)):
+        variables, meta = load_weights(where)
+        assert meta["stage_index"] == index
+        assert np.array_equal(variables["params"]["w"], make_variables(index)["params"]["w"])
+
+
+def test_damaged_weights_are_refused(tmp_path):
+    save_weights(tmp_path / "w", make_variables(0), {"stage": "representation"})
+    largest_file(flip)(tmp_path / "w", random.Random(0))
+    with pytest.raises(UserError, match="is damaged"):
+        load_weights(tmp_path / "w")
+
+
+def test_changed_meta_is_refused(tmp_path):
+    save_weights(tmp_path / "w", make_variables(0), {"num_classes": 10})
+    path = next(p for p in files_of(tmp_path / "w" / "meta") if b"num_classes" in p.read_bytes())
+    path.write_text(json.dumps({**json.loads(path.read_text()), "num_classes": 11}))
+    with pytest.raises(UserError, match="has changed"):
+        load_weights(tmp_path / "w")
+
+
+def test_unfinished_weights_are_removed(tmp_path):
+    save_weights(tmp_path / "whole", make_variables(0), {})
+    shutil.copytree(tmp_path / "whole", tmp_path / "half.orbax-checkpoint-tmp")
+    remove_unfinished(tmp_path)
+    assert [p.name for p in tmp_path.iterdir()] == ["whole"]
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda path: None, "no such folder"),
+        (lambda path: path.mkdir(), "neither a work directory"),
+        (lambda path: (path / "weights").mkdir(parents=True), "no stage has been finished"),
+    ],
+)
+def test_nothing_to_load(tmp_path, make, message):
+    make(tmp_path / "w")
+    with pytest.raises(UserError, match=message):
+        load_weights(tmp_path / "w")
