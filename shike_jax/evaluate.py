@@ -154,7 +154,7 @@ def describe(summary: dict[str, Any]) -> str:
     titles = ("top-1", "top-5", "many", "medium", "few", "macro F1", "ECE")
     rows = [["percent", *titles]]
     for name, found in heads.items():
-        rows.append([f"{name} classifiers, ensemble", *(_cell(found[key]) for key in columns)])
+        rows.append([f"{name} heads, ensemble", *(_cell(found[key]) for key in columns)])
         for m, (top1, division) in enumerate(zip(found["experts"], found["experts_divisions"], strict=True)):
             cells = (top1, None, division["many"], division["medium"], division["few"], None, None)
             rows.append([f"  expert {m + 1} alone", *map(_cell, cells)])
@@ -164,7 +164,7 @@ def describe(summary: dict[str, Any]) -> str:
         shares = found["agreement"]
         keys = ("disagreement", "unanimous", "oracle", "all_right", "none_right")
         cells = [*(shares[key] for key in keys), found["hardest_negative"]["above_half"]]
-        rows.append([f"{name} classifiers, experts", *map(_cell, cells)])
+        rows.append([f"{name} heads, experts", *map(_cell, cells)])
     lines += _aligned(rows)
     if len(data["class_names"]) <= 100:
         lines += ["", *_aligned(_class_rows(data, heads))]
@@ -175,7 +175,7 @@ def _class_rows(data: dict[str, Any], heads: dict[str, Any]) -> list[list[str]]:
     """Accuracy and F1 of each class, most training images first, with the last set of classifiers."""
     name, found = list(heads.items())[-1]
     experts = [f"expert {m + 1}" for m in range(len(found["experts"]))]
-    rows = [[f"{name} classifiers", "train", data["part"], "accuracy", "F1", *experts]]
+    rows = [[f"{name} heads", "train", data["part"], "accuracy", "F1", *experts]]
     for c in np.argsort(-np.array(data["class_counts"]), kind="stable"):
         cells = [found["per_class"][c], found["f1_per_class"][c], *(e[c] for e in found["experts_per_class"])]
         counts = [f"{data['class_counts'][c]:,}", f"{found['examples_per_class'][c]:,}"]

@@ -12,12 +12,12 @@ from shike_jax.report.tables import Table
 
 _STYLE = """
 :root { color-scheme: light; }
-body { font: 15px/1.5 system-ui, sans-serif; color: #1a1a1a; background: #fff; max-width: 60rem; margin: 2rem auto;
+body { font: 15px/1.5 system-ui, sans-serif; color: #1a1a1a; background: #fff; max-width: 72rem; margin: 2rem auto;
   padding: 0 1rem; }
 h1 { font-size: 1.6rem; } h2 { font-size: 1.25rem; margin-top: 2.5rem; border-bottom: 1px solid #999; }
 nav { font-size: .9rem; }
 .scroll { overflow-x: auto; margin: 1.5rem 0; }
-table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
+table { border-collapse: collapse; font-size: .9rem; font-variant-numeric: tabular-nums; }
 caption { text-align: left; font-weight: 600; padding-bottom: .3rem; }
 th, td { padding: .2rem .6rem; text-align: right; white-space: nowrap; }
 th:first-child, td:first-child { text-align: left; }
@@ -26,8 +26,9 @@ tbody tr:last-child > * { border-bottom: 2px solid #333; }
 tbody th { font-weight: 400; }
 tr.ours > * { font-weight: 600; background: #eef4f9; }
 p.note, figcaption { font-size: .88rem; color: #444; max-width: 48rem; }
-figure { margin: 1.5rem 0; } img { max-width: 100%; height: auto; }
-@media print { figure, table { break-inside: avoid; } body { max-width: none; } }
+figure { margin: 1.5rem 0; max-width: 54rem; } img { max-width: 100%; height: auto; }
+@media print { figure, table { break-inside: avoid; } body { max-width: none; }
+  .scroll { overflow: visible; } table { font-size: 7.5pt; } th, td { padding: .15rem .35rem; } }
 """
 
 

@@ -61,7 +61,8 @@ def results_table(dataset: str, groups: Sequence[Group]) -> Table:
         rows.append((group.label, _epochs(group.first.epochs), str(len(group.runs)), *scores))
     note = "Percent of the test set at the last epoch; many, medium and few are means over classes. ± is the sample "
     note += "standard deviation over seeds. Rows in bold were measured with this code."
-    return Table(dataset, ("result", "epochs", "seeds", *TITLES), rows, note, frozenset(range(first, len(rows))))
+    header = ("result", "epochs", "seeds", *TITLES)
+    return Table(f"{dataset}: results", header, rows, note, frozenset(range(first, len(rows))))
 
 
 def stages_table(dataset: str, groups: Sequence[Group]) -> Table:
@@ -71,10 +72,10 @@ def stages_table(dataset: str, groups: Sequence[Group]) -> Table:
     for group in groups:
         for index, stage in enumerate(group.first.results["stages"]):
             alone = [
-                spread([run.results["stages"][index]["experts"][m] for run in group.runs])
+                spread([run.results["stages"][index]["experts"][m] for run in group.runs], 1)
                 if m < len(group.first.depths) else "" for m in range(experts)
             ]  # fmt: skip
-            scores = [spread(group.values(key, index)) for key in ("top1", "many", "medium", "few")]
+            scores = [spread(group.values(key, index), 1) for key in ("top1", "many", "medium", "few")]
             rows.append((f"{group.label}: {stage['name']}", str(stage["epochs"]), *scores, *alone))
     header = ("stage", "epochs", "top-1", "many", "medium", "few", *(f"expert {m + 1}" for m in range(experts)))
     return Table(f"{dataset}: at the end of each stage", header, rows)
@@ -137,7 +138,7 @@ def experts_table(dataset: str, evaluated: Mapping[str, Mapping[str, Any]]) -> T
             shares = found["agreement"]
             cells = [found["top1"], found["macro_f1"], found["ece"], shares["disagreement"], shares["oracle"]]
             cells += [shares["none_right"], found["hardest_negative"]["above_half"]]
-            rows.append((f"{label}: {heads} classifiers", *map(_number, cells)))
+            rows.append((f"{label}: {heads} heads", *map(_number, cells)))
     header = ("run", "top-1", "macro F1", "ECE", "pairs differ", "any right", "none right", "p(hardest wrong) > 0.5")
     note = "In percent, lowest seed of each setting. ECE: 15 bins, softmax of the averaged logits. Pairs differ: "
     note += "images on which two experts predict differently, mean over pairs. Any right: at least one expert is."

@@ -117,7 +117,7 @@ def test_settings_that_differ_are_the_labels(tmp_path):
 def test_stages_and_costs(groups):
     found = groups["CIFAR100-LT, IF 100"]
     stages = tables.stages_table("x", found)
-    assert row(stages, "SHIKE (all): representation")["top-1"] == "48.00 ± 1.00"
+    assert row(stages, "SHIKE (all): representation")["top-1"] == "48.0 ± 1.0"
     assert row(stages, "plain network: classifier")["expert 2"] == ""
     assert row(tables.cost_table("x", found), "SHIKE (all)")["parameters"] == "1,277,008"
 
