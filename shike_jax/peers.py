@@ -15,7 +15,6 @@ import threading
 import time
 import traceback
 from collections.abc import Iterator
-from typing import Any
 
 import jax
 from jax._src import distributed
@@ -62,7 +61,7 @@ class _Watch:
         self._watched = [i for i in range(jax.process_count()) if i != self._index]
         if self._index:
             self._watched = [0]
-        self._pause = min(max(timeout / 12, 0.5), 5.0)  # seconds between signs
+        self._pause = min(max(timeout / 12, 0.5), 2.0)  # seconds between signs
         self._seen: dict[int, str] = {}
         # Counted in ticks of the judging thread, not by the clock: a machine that was suspended accuses nobody.
         self._silent = dict.fromkeys(self._watched, 0)
@@ -72,13 +71,14 @@ class _Watch:
             threading.Thread(target=task, name=f"peers{task.__name__}", daemon=True).start()
 
     def leave(self, status: int, reason: str, message: str) -> None:
-        """Tells the others why, prints `message` and ends the process."""
+        """Prints `message`, tells the others why and ends the process."""
         self.over.set()
+        self._say(message)
         with contextlib.suppress(Exception):  # the others may have been faster, or the service gone
             self._client.key_value_set(_STOPPED, json.dumps([status, self._index, reason]))
             if self._index == 0:  # the service goes with this process: let the others read first
                 time.sleep(3 * self._pause)
-        self._end(status, message)
+        os._exit(status)
 
     def _report(self) -> None:
         """Sends signs of life and collects those of others, through calls that may block."""
@@ -104,7 +104,8 @@ class _Watch:
         """Stops for the reason another process left, after a while in which this one may fail by itself."""
         status, process, reason = json.loads(record)
         if not self.over.wait(2 * self._pause):
-            self._end(status, f"error: process {process} stopped: {reason}")
+            self._say(f"error: process {process} stopped: {reason}")
+            os._exit(status)
 
     def _judge(self) -> None:
         while not self.over.wait(1.0):
@@ -117,13 +118,8 @@ class _Watch:
                     # The service may not answer any more: do not wait for it.
                     threading.Thread(target=self.leave, args=(EXIT_STATUS, reason, message), daemon=True).start()
                     time.sleep(4 * self._pause)
-                    self._end(EXIT_STATUS, message)
+                    os._exit(EXIT_STATUS)
 
-    def _end(self, status: int, message: Any) -> None:
-        with _ENDING:  # once, whichever thread comes first
-            print(f"[process {self._index}] {message}", file=sys.stderr, flush=True)
-            sys.stdout.flush()
-            os._exit(status)
-
-
-_ENDING = threading.Lock()
+    def _say(self, message: str) -> None:
+        sys.stdout.flush()
+        print(f"[process {self._index}] {message}", file=sys.stderr, flush=True)
