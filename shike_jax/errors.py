@@ -17,6 +17,9 @@ def run_main(main: Callable[[Sequence[str]], int | None], argv: Sequence[str] | 
     except UserError as error:
         print("error: " + " ".join(str(error).split()), file=sys.stderr)
         code = 2
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        code = 130
     except BrokenPipeError:  # `... | head`
         code = 0
     sys.exit(code)

@@ -24,7 +24,7 @@ from shike_jax.preemption import Preempted
 from shike_jax.run import Run, check_devices, make_program, position, prepare, results, save_stage
 from shike_jax.state import TrainState, start_stage, variables_of
 from shike_jax.timing import CompileTime
-from shike_jax.workdir import open_workdir, write_json
+from shike_jax.workdir import discard_untrained, open_workdir, write_json
 
 PyTree = Any
 SHOWN = 16  # augmented images that TensorBoard gets at the start of a stage
@@ -57,6 +57,12 @@ def train(config: ConfigDict, workdir: Path, started: float | None = None) -> di
     log = RunLog(workdir, config.log, parallel.is_main())
     try:
         run, state, (first, step) = prepare(config, workdir, log)
+    except UserError:
+        log.close()
+        if parallel.is_main():
+            discard_untrained(workdir)
+        raise
+    try:
         run.history["seconds"]["start_up"] += time.time() - started - CompileTime.total
         run.history["seconds"]["compile"] += CompileTime.total
         for index in range(first, len(config.run)):

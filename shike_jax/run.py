@@ -110,9 +110,10 @@ def prepare(config: ConfigDict, workdir: Path, log: RunLog) -> tuple[Run, Any, t
     run = Run(config, workdir, source, network, feeds, log, checkpoints, StopRequest(), Progress(0), history)
     if parallel.is_main():
         remove_unfinished(workdir / "weights")
+    warm = load_weights(config.init_from)[0] if config.init_from and restored is None else None
     fresh = models.init_variables(network, config.seed, config.data.image_size)
     if restored is None:
-        state, start = _initial_variables(run, fresh), (0, 0)
+        state, start = _initial_variables(run, fresh, warm), (0, 0)
     else:
         tree, meta = restored
         if meta["split_hash"] != split.hash:
@@ -130,11 +131,10 @@ def prepare(config: ConfigDict, workdir: Path, log: RunLog) -> tuple[Run, Any, t
     return run, state, start
 
 
-def _initial_variables(run: Run, fresh: PyTree) -> PyTree:
-    if not run.config.init_from:
+def _initial_variables(run: Run, fresh: PyTree, warm: PyTree | None) -> PyTree:
+    if warm is None:
         return fresh
-    variables, _ = load_weights(run.config.init_from)
-    merged, report = warm_start(variables, fresh)
+    merged, report = warm_start(warm, fresh)
     for line in report.summary().splitlines():
         run.log.line(f"{run.config.init_from}: {line}")
     return merged

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -54,6 +55,17 @@ def open_workdir(path: Path, config: Mapping[str, Any]) -> dict[str, Any] | None
         write_json(saved, config)
     results = path / "results.json"
     return _read_results(results) if results.exists() else None
+
+
+def discard_untrained(path: Path) -> None:
+    """Removes what the start of a run wrote when it failed before any training, so that a mended command can begin."""
+    if any((path / name).exists() for name in ("checkpoints", "weights", "results.json")):
+        return
+    shutil.rmtree(path / "tensorboard", ignore_errors=True)
+    for name in ("config.json", "log.txt", "metrics.jsonl"):
+        (path / name).unlink(missing_ok=True)
+    if not any(path.iterdir()):
+        path.rmdir()
 
 
 def _read_results(path: Path) -> dict[str, Any] | None:

@@ -132,7 +132,8 @@ def _check(name: str, found: Mapping[str, Any], expected: Mapping[str, tuple[int
     ]
     problems = {"missing": missing, "not expected": extra, "wrong shape": wrong}
     if any(problems.values()):
-        text = "; ".join(f"{problem}: {_listed(items)}" for problem, items in problems.items() if items)
+        most = 4 // sum(map(bool, problems.values()))
+        text = "; ".join(f"{problem}: {_listed(items, most)}" for problem, items in problems.items() if items)
         raise UserError(f"these are not the tensors of {name}: {text}")
 
 

@@ -31,4 +31,6 @@ def load(data: ConfigDict) -> Source:
     if data.test_part not in source.split.parts:
         parts = ", ".join(source.split.parts)
         raise UserError(f"config.data.test_part={data.test_part!r}: {source.split.name} has {parts}")
+    if source.split.num_classes < 2:
+        raise UserError(f"{source.split.name}: a single class, {source.split.class_names[0]}; expected at least two")
     return source
