@@ -9,6 +9,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from shike_jax.models.convolution import convolve
+
 Array = jax.Array
 
 # He et al., fan-in, gain sqrt(2): the authors' `kaiming_normal_`. Not truncated, unlike Flax's default.
@@ -33,15 +35,7 @@ class Conv(nn.Module):
         """Applies the convolution."""
         shape = (self.size, self.size, x.shape[-1] // self.groups, self.features)
         kernel = self.param("kernel", he_normal, shape, param_dtype(self.dtype))
-        pad = self.size // 2
-        return lax.conv_general_dilated(
-            x.astype(self.dtype),
-            kernel.astype(self.dtype),
-            (self.stride, self.stride),
-            ((pad, pad), (pad, pad)),
-            dimension_numbers=("NHWC", "HWIO", "NHWC"),
-            feature_group_count=self.groups,
-        )
+        return convolve(x.astype(self.dtype), kernel.astype(self.dtype), self.stride, self.groups)
 
 
 class BatchNorm(nn.Module):
