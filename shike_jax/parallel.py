@@ -117,7 +117,7 @@ def start_distributed(coordinator: str | None, processes: int | None, index: int
         # All three are None on managed clusters, where JAX finds them itself. JAX's own heartbeat only ends what our
         # watch could not: it says less about the reason, so it comes later.
         jax.distributed.initialize(
-            coordinator, processes, index, heartbeat_timeout_seconds=math.ceil(1.5 * peer_timeout) + 10
+            coordinator, processes, index, heartbeat_timeout_seconds=max(100, math.ceil(1.5 * peer_timeout))
         )
     except (RuntimeError, ValueError) as error:
         where = coordinator or "(from the environment)"

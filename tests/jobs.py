@@ -41,12 +41,9 @@ class Job:
             command = [sys.executable, "-m", "shike_jax.main", f"--workdir={workdir}", *flags]
             self._logs.append(workdir.parent / f"{workdir.name}-{index}.out")
             with self._logs[-1].open("w") as log:
-                self.processes.append(
-                    subprocess.Popen(
-                        command + (together if processes > 1 else []),
-                        cwd=ROOT, env=environment, stdout=log, stderr=subprocess.STDOUT,
-                    )  # fmt: skip
-                )
+                command += together if processes > 1 else []
+                process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=log, stderr=subprocess.STDOUT)
+                self.processes.append(process)
 
     def output(self, index: int = 0) -> str:
         return self._logs[index].read_text(errors="replace")

@@ -1,0 +1,95 @@
+#!/usr/bin/env bash
+# One training run on a Cloud TPU pod slice: create it, run on all workers, create it anew when preempted, delete it.
+#
+#   TPU_NAME=shike TPU_ZONE=us-east5-b TPU_TYPE=v5litepod-16 BUCKET=my-runs \
+#     bash launch/tpu_pod.sh [--dry-run] all -- --config=configs/imagenet_lt.py --workdir=runs/imagenet
+#
+# Steps, also one at a time instead of `all`: create, setup (code, requirements, bucket), run, delete.
+# --dry-run prints the commands and starts nothing.
+#
+# Needs: gcloud, logged in, with TPU quota; a Cloud Storage bucket $BUCKET, mounted on the workers as runs/ (a preempted
+# slice loses its disks), so --workdir must lie in runs/. $TPU_PROJECT (default: gcloud's), $TPU_VERSION (default
+# v2-alpha-tpuv5-lite), $TPU_FLAGS (default --spot) and $TPU_RESTARTS (default 100) may be set.
+set -euo pipefail
+
+usage() {
+  echo "usage: TPU_NAME=.. TPU_ZONE=.. TPU_TYPE=.. BUCKET=.. $0 [--dry-run] all|create|setup|run|delete [-- FLAGS OF main]" >&2
+  exit 2
+}
+dry=
+if [[ ${1:-} == --dry-run ]]; then
+  dry=1
+  shift
+fi
+[[ ${1:-} =~ ^(all|create|setup|run|delete)$ ]] || usage
+step=$1
+shift
+if [[ ${1:-} == -- ]]; then shift; fi
+[[ -n ${TPU_NAME:-} && -n ${TPU_ZONE:-} && -n ${TPU_TYPE:-} && -n ${BUCKET:-} ]] || usage
+if [[ $step =~ ^(all|run)$ && $# -eq 0 ]]; then usage; fi
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+
+where=(--zone="$TPU_ZONE")
+if [[ -n ${TPU_PROJECT:-} ]]; then where+=(--project="$TPU_PROJECT"); fi
+
+# Prints a command; runs it, too, unless --dry-run.
+go() {
+  printf '+' >&2
+  printf ' %q' "$@" >&2
+  printf '\n' >&2
+  if [[ -z $dry ]]; then "$@"; fi
+}
+tpu() { go gcloud compute tpus tpu-vm "$@"; }
+on_all_workers() { tpu ssh "$TPU_NAME" "${where[@]}" --worker=all --command="$1"; }
+
+create() {
+  local flags
+  read -ra flags <<<"${TPU_FLAGS---spot}"
+  tpu create "$TPU_NAME" "${where[@]}" --accelerator-type="$TPU_TYPE" \
+    --version="${TPU_VERSION:-v2-alpha-tpuv5-lite}" "${flags[@]}"
+}
+
+setup() {
+  local archive=/tmp/shike_jax.tar.gz
+  go git archive --format=tar.gz --output="$archive" HEAD
+  tpu scp "$archive" "$TPU_NAME:shike_jax.tar.gz" "${where[@]}" --worker=all
+  on_all_workers "mkdir -p shike && tar -xzf shike_jax.tar.gz -C shike && cd shike && python3 -m venv .venv &&
+    .venv/bin/pip install -q -r requirements.txt 'jax[tpu]'"
+  on_all_workers "mkdir -p shike/runs && (mountpoint -q shike/runs || gcsfuse --implicit-dirs $(printf %q "$BUCKET") shike/runs)"
+}
+
+train() {
+  local flags
+  flags=$(printf ' %q' "$@")
+  on_all_workers "cd shike && .venv/bin/python -m shike_jax.main$flags"
+}
+
+delete() { tpu delete "$TPU_NAME" "${where[@]}" --quiet; }
+
+# Runs until finished; a slice that is no longer there is replaced.
+train_with_restarts() {
+  local start state
+  for ((start = 0; start <= ${TPU_RESTARTS:-100}; start++)); do
+    if train "$@"; then return 0; fi
+    state=$(gcloud compute tpus tpu-vm describe "$TPU_NAME" "${where[@]}" --format='value(state)' || echo GONE)
+    echo "start $start ended early; the slice is $state" >&2
+    if [[ $state != READY ]]; then
+      delete || true
+      create
+      setup
+    fi
+  done
+  echo "started $start times: giving up" >&2
+  return 1
+}
+
+case $step in
+  all)
+    create
+    setup
+    train_with_restarts "$@"
+    delete
+    ;;
+  run) train_with_restarts "$@" ;;
+  *) "$step" ;;
+esac
