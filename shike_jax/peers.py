@@ -115,9 +115,10 @@ class _Watch:
                     role = " (the coordinator)" if process == 0 else ""
                     reason = f"process {process}{role} has given no sign of life for {self.timeout:g} s"
                     message = f"error: {reason}: dead, stuck or cut off; start all processes again to continue"
-                    # The service may not answer any more: do not wait for it.
-                    threading.Thread(target=self.leave, args=(EXIT_STATUS, reason, message), daemon=True).start()
-                    time.sleep(4 * self._pause)
+                    if process == 0:  # the service is lost with it
+                        self._say(message)
+                    else:
+                        self.leave(EXIT_STATUS, reason, message)
                     os._exit(EXIT_STATUS)
 
     def _say(self, message: str) -> None:
