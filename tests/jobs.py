@@ -23,7 +23,10 @@ def digits(representation: int = 2, classifier: int = 1, *changes: str) -> list[
 class Job:
     """The processes of one job; `output(i)` is what process i has printed."""
 
-    def __init__(self, workdir: pathlib.Path, flags: list[str], processes: int = 1, devices: int = 1) -> None:
+    def __init__(
+        self, workdir: pathlib.Path, flags: list[str], processes: int = 1, devices: int = 1, own: tuple = ()
+    ) -> None:
+        """`own` holds more flags for each process."""
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             port = free.getsockname()[1]
@@ -41,7 +44,7 @@ class Job:
             command = [sys.executable, "-m", "shike_jax.main", f"--workdir={workdir}", *flags]
             self._logs.append(workdir.parent / f"{workdir.name}-{index}.out")
             with self._logs[-1].open("w") as log:
-                command += together if processes > 1 else []
+                command += [*(together if processes > 1 else []), *(own[index] if own else [])]
                 process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=log, stderr=subprocess.STDOUT)
                 self.processes.append(process)
 
