@@ -43,7 +43,8 @@ examples:
       --config.stages.representation.epochs=3
   python launch/sweep.py grid --config=configs/cifar_lt.py --workdir=runs/lr --rows='lr=0.1_*' --dry-run \\
       --set=stages.representation.lr=0.1,0.15 --set='model.depths=(1,2,1),(1,2)'
-  python launch/sweep.py seeds --config=configs/imagenet_lt.py --workdir=runs/in --seeds=0,1,2 --slurm
+  python launch/sweep.py seeds --config=configs/imagenet_lt.py --workdir=runs/in --seeds=0,1,2 --slurm \\
+      --sbatch=--nodes=2 --sbatch=--time=4:00:00
 
 Each run has WORKDIR/ROW/seedN, its output is in WORKDIR/logs. The same command again skips what is finished and
 continues what was interrupted. Exit status: 0 all finished, 1 some failed, 75 stopped by a signal, 2 wrong input.
@@ -269,8 +270,8 @@ def array_script(jobs: Sequence[Job], at_once: int) -> str:
     ])  # fmt: skip
 
 
-def submit(jobs: Sequence[Job], at_once: int, workdir: Path) -> int:
-    """Writes WORKDIR/array.sbatch for what is not finished and gives it to SLURM; returns the exit status."""
+def submit(jobs: Sequence[Job], at_once: int, workdir: Path, options: Sequence[str]) -> int:
+    """Writes WORKDIR/array.sbatch for what is not finished, gives it to sbatch with `options`; returns the status."""
     waiting = [job for job in jobs if job.results() is None]
     if not waiting:
         print("all runs are finished")
@@ -280,7 +281,7 @@ def submit(jobs: Sequence[Job], at_once: int, workdir: Path) -> int:
     script.write_text(array_script(waiting, at_once))
     if shutil.which("sbatch") is None:
         raise UserError(f"--slurm: sbatch was not found; written for a machine that has it: {script}")
-    return subprocess.run(["sbatch", str(script)]).returncode
+    return subprocess.run(["sbatch", *options, str(script)]).returncode
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -293,6 +294,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--rows", default="", metavar="ROW,ROW", help="only these rows (* matches anything)")
     parser.add_argument("--jobs", type=int, default=1, metavar="N", help="runs at a time (default 1; SLURM: no limit)")
     parser.add_argument("--slurm", action="store_true", help="submit a job array instead of running here")
+    parser.add_argument("--sbatch", action="append", default=[], metavar="OPTION",
+                        help="passed on to sbatch, such as --sbatch=--ntasks-per-node=1; repeatable")  # fmt: skip
     parser.add_argument("--dry-run", action="store_true", help="print the commands (with --slurm the script) only")
     return parser
 
@@ -310,7 +313,9 @@ def main(argv: Sequence[str]) -> int:
         commands = "\n".join(shlex.join(["python", *job.command[1:]]) for job in jobs)
         print(array_script(jobs, args.jobs) if args.slurm else commands)
         return 0
-    return submit(jobs, args.jobs, args.workdir) if args.slurm else run_local(jobs, args.jobs, args.workdir / "logs")
+    if args.slurm:
+        return submit(jobs, args.jobs, args.workdir, args.sbatch)
+    return run_local(jobs, args.jobs, args.workdir / "logs")
 
 
 if __name__ == "__main__":

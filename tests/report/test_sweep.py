@@ -155,6 +155,23 @@ def test_a_signal_stops_all_and_says_so(sweep, tmp_path, capsys):
     assert "c: started" not in text
 
 
+def test_only_unfinished_runs_are_submitted(sweep, tmp_path, monkeypatch, capfd):
+    sbatch = tmp_path / "sbatch"
+    sbatch.write_text('#!/bin/sh\necho "got $@"\n')
+    sbatch.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    monkeypatch.setattr(sweep, "array_script", lambda jobs, at_once: "\n".join(job.name for job in jobs))
+    jobs = [stand_in(sweep, tmp_path, "a", FAIL), stand_in(sweep, tmp_path, "b", FAIL)]
+    (jobs[0].workdir / "results.json").write_text('{"top1": 1.0}')
+    assert sweep.submit(jobs, 1, tmp_path, ["--nodes=2"]) == 0
+    script = tmp_path / "array.sbatch"
+    assert capfd.readouterr().out == f"got --nodes=2 {script}\n"
+    assert script.read_text() == "b"
+    monkeypatch.setenv("PATH", "")
+    with pytest.raises(UserError, match="sbatch was not found"):
+        sweep.submit(jobs, 1, tmp_path, [])
+
+
 def test_the_job_array_hands_each_task_its_run(sweep, tmp_path, monkeypatch):
     launch = tmp_path / "launch"
     launch.mkdir()
