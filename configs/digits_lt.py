@@ -2,7 +2,7 @@
 
     python -m shike_jax.main --config=configs/digits_lt.py --workdir=runs/digits
 
-Arguments: `official` or `paper`; imbalance_factor=20, width=8, epochs=12, classifier_epochs=6.
+Arguments: `official` or `paper`; imbalance_factor=20, width=8, epochs=80, classifier_epochs=20.
 """
 
 from shike_jax import config as schema
@@ -11,7 +11,7 @@ from shike_jax import config as schema
 def get_config(arguments: str | None = None):
     """A narrow ResNet with SHIKE's three experts on 16x16 digits."""
     args = schema.parse_arguments(
-        arguments, ("official", "paper"), imbalance_factor=20.0, width=8, epochs=12, classifier_epochs=6
+        arguments, ("official", "paper"), imbalance_factor=20.0, width=8, epochs=80, classifier_epochs=20
     )
     config = schema.base()
     config.name = "digits_lt"

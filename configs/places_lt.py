@@ -12,7 +12,6 @@ Here: not yet measured.
 """
 
 from shike_jax import config as schema
-from shike_jax.errors import UserError
 
 
 def get_config(arguments: str | None = None):
@@ -22,7 +21,7 @@ def get_config(arguments: str | None = None):
         source="lists", root="", lists="", weights="", backbone="resnet152", epochs=30, classifier_epochs=20, lr=0.02,
     )  # fmt: skip
     if not args["weights"]:
-        raise UserError("config argument weights is missing: expected a converted ImageNet ResNet-152, or weights=none")
+        raise schema.UserError("config argument weights is missing: expected a converted ImageNet ResNet-152, or weights=none")
     config = schema.base()
     config.name = "places_lt"
     schema.photograph_recipe(
