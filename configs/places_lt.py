@@ -21,7 +21,7 @@ def get_config(arguments: str | None = None):
         source="lists", root="", lists="", weights="", backbone="resnet152", epochs=30, classifier_epochs=20, lr=0.02,
     )  # fmt: skip
     if not args["weights"]:
-        raise schema.UserError("config argument weights is missing: expected a converted ImageNet ResNet-152, or weights=none")
+        raise schema.UserError("config argument weights is missing: expected converted ImageNet weights, or none")
     config = schema.base()
     config.name = "places_lt"
     schema.photograph_recipe(
