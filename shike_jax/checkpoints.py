@@ -127,7 +127,8 @@ class Checkpoints:
             saving.result()
 
     def latest(self) -> str | None:
-        """Path of the newest checkpoint, or None."""
+        """Path of the newest checkpoint, once it is on disk; None without one."""
+        self._finish()
         steps = _steps(self.root)
         return str(self.root / str(steps[-1])) if steps else None
 

@@ -40,8 +40,8 @@ def open_workdir(path: Path, config: Mapping[str, Any]) -> dict[str, Any] | None
     saved = path / "config.json"
     if saved.exists():
         try:
-            known = json.loads(saved.read_text())
-        except ValueError as error:
+            known = dict(json.loads(saved.read_text()))
+        except (ValueError, TypeError) as error:
             raise UserError(f"{saved}: not valid JSON ({error}); expected the configuration of the run here") from error
         differ = [key for key in differences(known, config) if key not in FREE]
         if differ:

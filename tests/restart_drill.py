@@ -11,7 +11,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
-import os
 import pathlib
 import random
 import signal
@@ -26,45 +25,41 @@ ROOT = pathlib.Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from shike_jax.checkpoints import load_weights  # noqa: E402
+from tests.jobs import Job, digits  # noqa: E402
 
 MOMENTS = ("start", "training", "saving")
 START_SECONDS = 300  # more than any start takes
-
-
-def flags(epochs: int) -> list[str]:
-    """A small digits run of `epochs` + 1 epochs that saves every third step and records every step."""
-    return [
-        f"--config=configs/digits_lt.py:width=4,epochs={epochs},classifier_epochs=1",
-        "--config.model.depths=(1, 2)",
-        "--config.train.checkpoint_every_steps=3",
-        "--config.train.log_every_steps=1",
-        "--config.train.eval_every_epochs=0",
-    ]
 
 
 class Drill:
     """Runs of one configuration under a folder."""
 
     def __init__(self, folder: pathlib.Path, epochs: int, seed: int) -> None:
-        self.folder, self.epochs, self.random = folder, epochs, random.Random(seed)
+        self.folder, self.random = folder, random.Random(seed)
         self.records: list[dict] = []
+        # Saves every third step and records every step.
+        self._flags = digits(epochs, 1, "train.checkpoint_every_steps=3", "train.log_every_steps=1",
+                             "train.eval_every_epochs=0")  # fmt: skip
+
+    def run(self, kills: int, terms: int) -> None:
+        """An uninterrupted run, one that is interrupted in random order, and the comparison."""
+        self.finish("uninterrupted")
+        plan = [*(MOMENTS[i % len(MOMENTS)] for i in range(kills)), *["term"] * terms]
+        self.random.shuffle(plan)
+        for moment in plan:
+            self.terminate("interrupted") if moment == "term" else self.kill("interrupted", moment)
+        self.finish("interrupted")
+        self.same_end("uninterrupted", "interrupted")
 
     def start(self, name: str) -> subprocess.Popen:
         """Starts, or continues, the run of work directory `name`."""
-        environment = {
-            **os.environ,
-            "JAX_PLATFORMS": "cpu",
-            "JAX_COMPILATION_CACHE_DIR": str(self.folder / "cache"),
-            "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-        }
-        command = [sys.executable, "-m", "shike_jax.main", f"--workdir={self.folder / name}", *flags(self.epochs)]
-        output = (self.folder / f"{name}.log").open("a")
-        return subprocess.Popen(command, cwd=ROOT, env=environment, stdout=output, stderr=output)
+        (process,) = Job(self.folder / name, self._flags).processes
+        return process
 
     def finish(self, name: str) -> None:
         """Lets the run of `name` come to its end."""
-        status = self.start(name).wait()
-        assert status == 0, f"{name} ended with status {status}: see {self.folder / name}.log"
+        job = Job(self.folder / name, self._flags)
+        assert job.wait(3600) == [0], job.output()[-2000:]
 
     def kill(self, name: str, moment: str) -> None:
         """Starts the run, and SIGKILLs it at a random moment of the named kind."""
@@ -144,18 +139,12 @@ def main() -> None:
     parser.add_argument("folder", type=pathlib.Path)
     parser.add_argument("--kills", type=int, default=20)
     parser.add_argument("--terms", type=int, default=5)
-    parser.add_argument("--epochs", type=int, default=20)
+    parser.add_argument("--epochs", type=int, default=12)
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
     args.folder.mkdir(parents=True)
     drill = Drill(args.folder, args.epochs, args.seed)
-    drill.finish("uninterrupted")
-    plan = [*(MOMENTS[i % len(MOMENTS)] for i in range(args.kills)), *["term"] * args.terms]
-    drill.random.shuffle(plan)
-    for moment in plan:
-        drill.terminate("interrupted") if moment == "term" else drill.kill("interrupted", moment)
-    drill.finish("interrupted")
-    drill.same_end("uninterrupted", "interrupted")
+    drill.run(args.kills, args.terms)
     during = sum(bool(r.get("half_written")) for r in drill.records)
     print(f"{args.kills} kills ({during} with a half-written checkpoint), {args.terms} SIGTERMs: equal bit for bit")
 

@@ -1,0 +1,133 @@
+"""Kills, signals, damage and warm starts: nothing lost, nothing started over in silence."""
+
+import json
+import os
+
+import numpy as np
+import pytest
+from flax.traverse_util import flatten_dict
+
+from shike_jax import loop, models
+from shike_jax.checkpoints import load_weights, save_weights
+from shike_jax.config import to_plain
+from shike_jax.errors import UserError
+from shike_jax.flags import load_config
+from shike_jax.workdir import open_workdir
+from tests.jobs import Job, digits, recorded_steps
+from tests.restart_drill import Drill
+
+
+def test_kill_while_saving_and_sigterm_change_nothing(tmp_path):
+    drill = Drill(tmp_path, epochs=2, seed=0)
+    drill.kill("interrupted", "saving")
+    drill.terminate("interrupted")
+    drill.finish("interrupted")
+    drill.finish("uninterrupted")
+    drill.same_end("uninterrupted", "interrupted")
+
+
+@pytest.mark.slow
+def test_twenty_kills_and_five_sigterms_change_nothing(tmp_path):
+    drill = Drill(tmp_path, epochs=12, seed=1)
+    drill.run(kills=20, terms=5)
+
+
+@pytest.mark.slow
+def test_sigterm_to_one_of_two_processes_stops_both_at_the_same_step(tmp_path):
+    flags = digits(8, 1, "train.log_every_steps=1", "train.checkpoint_every_epochs=0")
+    job = Job(tmp_path / "w", flags, processes=2)
+    while recorded_steps(tmp_path / "w") < 5:
+        assert all(process.poll() is None for process in job.processes), job.output()
+    job.processes[1].terminate()
+    assert job.wait() == [75, 75], job.output()[-2000:]
+    lines = (tmp_path / "w" / "metrics.jsonl").read_text().splitlines()
+    (saved,) = (int(p.name) for p in (tmp_path / "w" / "checkpoints").iterdir())
+    assert saved == json.loads(lines[-1])["step"]
+
+
+# --- within this process --------------------------------------------------------------------------------------------
+
+SHORT = ("stages.representation.max_steps=2", "stages.classifier.max_steps=1", "log=quiet")
+
+
+def configured(*changes: str):
+    return load_config(digits(1, 1, *SHORT, *changes))[0]
+
+
+def test_loss_that_is_not_finite_stops_with_all_that_matters(tmp_path):
+    config = configured("stages.representation.max_steps=8", "stages.representation.lr=1e30",
+                        "stages.representation.warmup_lr=0.0", "stages.representation.warmup_epochs=0",
+                        "train.checkpoint_every_steps=1")  # fmt: skip
+    with pytest.raises(UserError) as stopped:
+        loop.train(config, tmp_path / "w")
+    said = str(stopped.value)
+    assert "the loss is not finite in stage representation, epoch 0, by step" in said
+    assert all(f" {term} " in said or f"({term} " in said for term in ("loss", "ce", "nt", "mu"))
+    newest = max(int(p.name) for p in (tmp_path / "w" / "checkpoints").iterdir() if p.name.isdigit())
+    assert f"last good checkpoint: {tmp_path / 'w' / 'checkpoints' / str(newest)}" in said
+
+
+def test_warm_start_with_other_classes_then_resume_wins(tmp_path):
+    """From weights of 7 classes: all but the heads is taken over; once there is a checkpoint, it is what counts."""
+    config = configured("train.checkpoint_every_steps=1")
+    seven = models.init_variables(models.build_model(config.model, 7), 5, config.data.image_size)
+    save_weights(tmp_path / "elsewhere" / "seven", seven, {"num_classes": 7})
+    config.init_from = str(tmp_path / "elsewhere" / "seven")
+    for name in config.run:  # nothing moves
+        config.stages[name].update({"lr": 0.0, "warmup_lr": 0.0, "weight_decay": 0.0})
+    loop.train(config, tmp_path / "w")
+    found = flatten_dict(load_weights(tmp_path / "w" / "weights" / "representation")[0]["params"], sep="/")
+    want = flatten_dict(seven["params"], sep="/")
+    assert found.keys() == want.keys()
+    for path, value in found.items():
+        if path.startswith("heads/"):
+            assert value.shape[-1] == 10
+        else:
+            assert np.array_equal(value, want[path]), path
+
+    (tmp_path / "w" / "results.json").unlink()
+    config.init_from = str(tmp_path / "nowhere")  # not looked at any more
+    loop.train(config, tmp_path / "w")
+    assert "continuing in stage" in (tmp_path / "w" / "log.txt").read_text()
+    with pytest.raises(UserError, match="no such folder"):
+        loop.train(config, tmp_path / "new")
+
+
+# --- damaged files of the work directory ----------------------------------------------------------------------------
+
+
+@pytest.fixture
+def finished(tmp_path):
+    config = to_plain(configured())
+    open_workdir(tmp_path, config)
+    (tmp_path / "results.json").write_text(json.dumps({"top1": 50.0}))
+    return tmp_path, config
+
+
+def test_finished_run_is_recognised(finished):
+    assert open_workdir(*finished) == {"top1": 50.0}
+
+
+@pytest.mark.parametrize("text", ["", '{"top1": 50', "[]", '{"top5": 1}', '{"top1": "x"}', "\x00\x00"])
+def test_damaged_results_are_set_aside(finished, capsys, text):
+    workdir, config = finished
+    (workdir / "results.json").write_text(text)
+    assert open_workdir(workdir, config) is None
+    assert "results.json is damaged" in capsys.readouterr().err
+    assert (workdir / "damaged-results.json").read_text() == text
+
+
+@pytest.mark.parametrize("text", ["", '{"seed": ', "[]", "\x00\x00", '{"seed": 0}'])
+def test_damaged_config_stops(finished, text):
+    workdir, config = finished
+    (workdir / "config.json").write_text(text)
+    with pytest.raises(UserError, match=r"config\.json|another configuration"):
+        open_workdir(workdir, config)
+    assert (workdir / "config.json").read_text() == text
+
+
+def test_lost_config_stops(finished):
+    workdir, config = finished
+    os.remove(workdir / "config.json")
+    with pytest.raises(UserError, match="not empty and not a run of this program"):
+        open_workdir(workdir, config)
