@@ -64,6 +64,22 @@ def test_every_layout_trains_alike(tmp_path):
 
 
 @pytest.mark.slow
+def test_one_checkpoint_counts_alike_on_every_layout(tmp_path):
+    """Weights are loaded, left as they are for one step, and evaluated: to the same counts, exactly."""
+    finish(tmp_path / "source", digits(1, 1, "stages.representation.max_steps=4", *FLOAT64))
+    still = (f"stages.classifier.{field}" for field in ("max_steps=1", "lr=0.0", "warmup_lr=0.0", "weight_decay=0.0",
+                                                        "bn_trunk=running", "bn_experts=running"))  # fmt: skip
+    flags = digits(1, 1, *FLOAT64, *still, "run=('classifier',)", f"init_from={tmp_path / 'source'}")
+    found = {}
+    for name, (processes, devices) in {"1 device": (1, 1), **LAYOUTS}.items():
+        finish(tmp_path / name, flags, processes, devices)
+        results = json.loads((tmp_path / name / "results.json").read_text())
+        found[name] = {key: results[key] for key in ("top1", "top5", "experts", "per_class", "experts_per_class")}
+        print(name, found[name]["top1"], found[name]["per_class"])
+    assert all(value == found["1 device"] for value in found.values())
+
+
+@pytest.mark.slow
 def test_checkpoint_moves_between_layouts(tmp_path):
     """2 x 4 devices, stopped; 1 device, stopped; 2 x 4 again to the end: as if nothing had happened."""
     flags = digits(2, 1, *FLOAT64, "train.checkpoint_every_steps=2", "train.log_every_steps=1")
