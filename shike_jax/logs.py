@@ -37,6 +37,7 @@ class RunLog:
 
     def __init__(self, workdir: Path, level: str, active: bool) -> None:
         """Args: level: quiet, info or debug. active: False on all processes but one."""
+        quiet_third_parties(level)  # for callers from Python; the command has done so already
         self._level, self._active, self._writer = level, active, None
         self._text = self._json = None
         if active:

@@ -1,0 +1,69 @@
+"""docs/guide.md runs from top to bottom: Python blocks in one namespace, commands through their mains."""
+
+import importlib
+import re
+import shlex
+
+import pytest
+
+from tests.conftest import ROOT
+
+# Shorter than the guide's own training; the default configuration trains for longer.
+SHORT = ["--config.stages.representation.epochs=10", "--config.stages.classifier.epochs=5",
+         "--config.train.eval_every_epochs=0"]  # fmt: skip
+BLOCK = re.compile(r"^```(python|bash)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+
+
+@pytest.fixture(scope="module")
+def tour(tmp_path_factory):
+    """Runs the guide in a folder of its own; returns what its Python blocks left, and the folder."""
+    folder = tmp_path_factory.mktemp("guide")
+    (folder / "configs").symlink_to(ROOT / "configs")
+    names = {}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        for kind, text in BLOCK.findall((ROOT / "docs" / "guide.md").read_text()):
+            if kind == "python":
+                exec(compile(text, "docs/guide.md", "exec"), names)
+            else:
+                for command in text.strip().splitlines():
+                    _run(command)
+    return names, folder
+
+
+def _run(command):
+    python, flag, module, *arguments = shlex.split(command)
+    assert (python, flag) == ("python", "-m")
+    try:
+        main = importlib.import_module(module).main
+    except AttributeError:
+        main = importlib.import_module(f"{module}.__main__").main
+    assert not main(arguments + (SHORT if module == "shike_jax.main" else []))
+
+
+def test_training_learns_and_the_third_stage_keeps_it(tour):
+    names, folder = tour
+    assert names["results"]["top1"] > 20  # chance: 10
+    assert names["polished"]["top1"] > 20
+    assert [stage["name"] for stage in names["polished"]["stages"]] == ["polish"]
+    assert (folder / "runs" / "digits" / "card.md").read_text().startswith("# digits_lt: a classifier of 10 classes")
+
+
+def test_experts_agree_with_the_results_of_training(tour):
+    names, _ = tour
+    assert 100 * names["together"].mean() == pytest.approx(names["results"]["top1"], abs=0.4)
+    assert 100 * names["alone"].mean(1) == pytest.approx(names["results"]["experts"], abs=0.4)
+
+
+def test_pictures_were_predicted_and_the_export_agrees(tour):
+    names, folder = tour
+    rows = (folder / "predictions.csv").read_text().splitlines()
+    assert rows[0] == "file,class_1,probability_1,class_2,probability_2" and len(rows) == 4
+    assert names["probabilities"].shape == (7, 10)
+    assert names["probabilities"].sum(1) == pytest.approx([1] * 7, abs=1e-5)
+
+
+def test_configuration_of_the_second_section(tour):
+    names, _ = tour
+    assert names["config"].run == ("polish",)
+    assert float(names["focal"](names["logits"], names["labels"]).mean()) > 0
