@@ -41,15 +41,21 @@ def watched(timeout: float) -> Iterator[None]:
     watch.start()
     try:
         yield
-    except UserError as error:
-        watch.leave(2, str(error), f"error: {' '.join(str(error).split())}")
-    except jax.errors.JaxRuntimeError as error:
-        reason = f"lost contact with another process ({' '.join(str(error).split())[:300]})"
-        watch.leave(EXIT_STATUS, reason, f"error: {reason}; start all processes again to continue")
     except Exception as error:
-        watch.leave(1, repr(error), traceback.format_exc())
+        watch.leave(*_account(error))
     finally:
         watch.over.set()
+
+
+def _account(error: Exception) -> tuple[int, str, str]:
+    """(exit status, reason for the others, message here) of a failure."""
+    text = " ".join(str(error).split())
+    if isinstance(error, UserError):
+        return 2, text, f"error: {text}"
+    if isinstance(error, jax.errors.JaxRuntimeError) and "RESOURCE_EXHAUSTED" not in text:
+        reason = f"lost contact with another process ({text[:300]})"
+        return EXIT_STATUS, reason, f"error: {reason}; start all processes again to continue"
+    return 1, repr(error), traceback.format_exc()
 
 
 class _Watch:

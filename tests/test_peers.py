@@ -118,6 +118,7 @@ def test_reason_of_another_process_is_passed_on(job, capsys):
             76,
             "lost contact with another process (Gloo all-reduce",
         ),
+        (jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: out of memory"), 1, "Traceback"),
         (KeyError("k"), 1, "Traceback"),
     ],
 )
