@@ -1,0 +1,54 @@
+"""The model card says what its numbers say, and reads without any other file."""
+
+import numpy as np
+
+from shike_jax import card
+from shike_jax.config import base, shike_stages, to_plain
+from shike_jax.data.splits import Part, Split
+
+
+def results_and_split():
+    labels = np.repeat([0, 1, 2], [150, 40, 3]).astype(np.int32)
+    test = np.array([0, 0, 1], np.int32)
+    parts = {"train": Part(np.arange(193), labels), "test": Part(np.arange(3), test)}
+    split = Split("zoo", "folder, natural counts", 0, ("ant", "bee", "cat"), parts)
+    config = base()
+    shike_stages(config, "official", (180, 20))
+    scores = {"top1": 66.6667, "top5": 100.0, "many": 50.0, "medium": 100.0, "few": None, "ece": 12.345, "loss": 0.75}
+    stages = [{"name": "representation", "epochs": 180, "steps": 9, **scores, "top1": 33.3333},
+              {"name": "classifier", "epochs": 20, "steps": 5, **scores}]  # fmt: skip
+    results = {
+        "name": "zoo", **scores, "experts": [60.0, 70.0, 80.0], "stages": stages, "per_class": [50.0, 100.0, None],
+        "num_parameters": 1234567, "seed": 4, "seconds": {"start_up": 3.0, "train": 1500.4}, "config": to_plain(config),
+        "versions": {"shike_jax": "0.1.0", "jax": "1.2.3"},
+        "devices": {"kind": "cpu", "platform": "cpu", "count": 2, "processes": 1},
+    }  # fmt: skip
+    return results, split
+
+
+def test_card_holds_scores_data_training_use_and_limits(tmp_path):
+    results, split = results_and_split()
+    (tmp_path / "run").mkdir()
+    card.write_card(tmp_path / "run" / "card.md", results, split)
+    text = (tmp_path / "run" / "card.md").read_text()
+    for fact in (
+        "# zoo: a classifier of 3 classes",
+        "1,234,567 parameters",
+        "| top-1 accuracy, % | 66.67 |",
+        "| many-shot classes (1), mean accuracy, % | 50.00 |",
+        "| few-shot classes (1), mean accuracy, % | - |",
+        "| expert 3 alone, top-1, % | 80.00 |",
+        "| expected calibration error (15 bins), % | 12.35 |",
+        "| representation | 33.33 | 50.00 | 100.00 | - |",
+        "images: train 193, test 3",
+        "from ant (150) down to cat (3)",
+        split.hash,
+        "| representation | 180 | 128 | 0.15 | 1 ce + 1 mu + 10 nt (official) | `.*` |",
+        "| classifier | 20 | 128 | 0.1 | 1 balanced | `heads/classifier/.*` |",
+        "2 x cpu, seed 4; start-up 3 s, train 1,500 s",
+        "predict --checkpoint=run ",
+        "Not measured, for want of test images: cat.",
+        "jax 1.2.3",
+        '"imbalance_factor": 1.0',
+    ):
+        assert fact in text, fact
