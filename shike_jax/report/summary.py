@@ -15,7 +15,7 @@ COLUMNS = ("top1", "top5", "many", "medium", "few")
 
 def stage_table(results: Mapping[str, Any]) -> str:
     """Accuracies (percent) at the end of each stage, the ensemble and each expert, as aligned text."""
-    experts = [f"expert {m}" for m in range(len(results["experts"]))]
+    experts = [f"expert {m + 1}" for m in range(len(results["experts"]))]
     lines = ["".join(f"{name:>15}" if i == 0 else f"{name:>9}" for i, name in enumerate(("after", *COLUMNS, *experts)))]
     for stage in results["stages"]:
         values = [stage[name] for name in COLUMNS] + stage["experts"]
