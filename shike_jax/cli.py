@@ -17,7 +17,7 @@ COMMANDS = {
     "export": ("shike_jax.export", "a function that runs without this package"),
     "inspect": ("shike_jax.data.inspect", "what a configuration trains on, in numbers and pictures"),
     "report": ("shike_jax.report.__main__", "tables and figures of finished runs"),
-    "benchmark": ("shike_jax.benchmark", "speed on this machine"),
+    "benchmark": ("shike_jax.benchmark.__main__", "speed on this machine"),
     "doctor": ("shike_jax.doctor", "what this machine offers, and what is wrong"),
 }
 _LINES = "\n".join(f"  {name:<10} {text}" for name, (_, text) in COMMANDS.items())
