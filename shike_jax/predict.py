@@ -34,6 +34,7 @@ that followed training. Broken ones are named and left out; the exit status is 0
       class_names [C], files [N], skipped.
 """
 Files = list[str]
+NAMED = 20  # unreadable pictures that are named at the end
 
 
 def probabilities(logits: np.ndarray) -> np.ndarray:
@@ -233,8 +234,10 @@ def main(argv: Sequence[str]) -> None:
         _, skipped = predict(classifier, images, Terminal(names, top_k, args.per_expert), args.batch_size)
     else:
         skipped = _to_file(args, kind, classifier, images, top_k)
-    for file, reason in skipped.items():
+    for file, reason in list(skipped.items())[:NAMED]:
         print(f"skipped {file}: {reason}", file=sys.stderr)
+    if len(skipped) > NAMED:
+        print(f"... and {len(skipped) - NAMED} more (a .npz names all)", file=sys.stderr)
 
 
 def _to_file(

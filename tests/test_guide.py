@@ -67,3 +67,13 @@ def test_configuration_of_the_second_section(tour):
     names, _ = tour
     assert names["config"].run == ("polish",)
     assert float(names["focal"](names["logits"], names["labels"]).mean()) > 0
+
+
+def test_tensorboard_gets_curves_images_and_accuracies_of_classes(tour):
+    events = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    _, folder = tour
+    found = events.EventAccumulator(str(folder / "runs" / "digits" / "tensorboard"))
+    found.Reload()
+    tags = {"augmented", *(f"{stage}/{name}" for stage in ("representation", "classifier")
+                           for name in ("epoch_loss", "learning_rate", "top1", "few", "per_class_top1"))}  # fmt: skip
+    assert tags <= set(found.Tags()["tensors"])
