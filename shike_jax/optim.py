@@ -48,8 +48,13 @@ def learning_rate(stage: Mapping[str, Any], epochs: int, steps_per_epoch: int) -
     return at
 
 
-def trainable_mask(params: PyTree, patterns: Sequence[str]) -> PyTree:
+def trainable_mask(params: PyTree, patterns: Sequence[str], unused: tuple[str, ...] = ()) -> PyTree:
     """Marks the parameters whose path ("heads/classifier/expert0/kernel") a pattern matches in full.
+
+    Args:
+      params: nested dicts.
+      patterns: regular expressions.
+      unused: beginnings of the paths of parameters that take no part, whatever the patterns say.
 
     Returns:
       A pytree of booleans like `params`.
@@ -61,7 +66,9 @@ def trainable_mask(params: PyTree, patterns: Sequence[str]) -> PyTree:
     for pattern in patterns:
         if not any(re.fullmatch(pattern, path) for path in flat):
             raise UserError(f"train pattern {pattern!r} matches no parameter; paths look like {next(iter(flat))!r}")
-    marked = {path: any(re.fullmatch(pattern, path) for pattern in patterns) for path in flat}
+    marked = {
+        path: any(re.fullmatch(pattern, path) for pattern in patterns) and not path.startswith(unused) for path in flat
+    }
     if not any(marked.values()):
         raise UserError(f"train patterns {tuple(patterns)} leave nothing to train")
     return traverse_util.unflatten_dict(marked, sep="/")

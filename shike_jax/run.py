@@ -143,7 +143,9 @@ def _initial_variables(run: Run, fresh: PyTree, warm: PyTree | None) -> PyTree:
 def make_program(run: Run, index: int, name: str, params: PyTree) -> steps.Program:
     """The stage's step, from its configuration."""
     config, stage = run.config, run.config.stages[name]
-    trainable = optim.trainable_mask(params, stage.train)
+    # A set of classifiers that the stage does not use has no gradient: as in PyTorch, weight decay leaves it alone too.
+    unused = tuple(f"heads/{heads}/" for heads in models.HEAD_SETS if heads != stage.heads)
+    trainable = optim.trainable_mask(params, stage.train, unused)
     return steps.Program(
         network=run.network,
         stage=to_plain(stage),

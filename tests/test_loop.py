@@ -2,6 +2,7 @@
 
 import json
 
+import jax
 import numpy as np
 import pytest
 
@@ -9,6 +10,7 @@ from shike_jax import loop
 from shike_jax.checkpoints import load_weights
 from shike_jax.errors import UserError
 from shike_jax.flags import load_config
+from shike_jax.models import build_model, init_variables
 from tests.conftest import ROOT
 
 CONFIG = f"--config={ROOT}/configs/digits_lt.py:width=4,epochs=2,classifier_epochs=2"
@@ -53,6 +55,17 @@ def test_classifier_stage_moves_the_classifiers_and_bn_statistics_only(finished)
     assert min(moved) > 1e-3
     mean = [v["batch_stats"]["trunk"]["bn1"]["mean"] for v in (before, after)]
     assert np.abs(mean[0] - mean[1]).max() > 0
+
+
+def test_representation_stage_leaves_the_second_classifiers_at_their_start(finished):
+    """They have no gradient there; were weight decay to shrink them, the classifier stage would start elsewhere."""
+    _, workdir = finished
+    before, meta = load_weights(workdir / "weights" / "representation")
+    fresh = init_variables(build_model(meta["model"], meta["num_classes"]), 0, meta["image_size"])
+    jax.tree.map(np.testing.assert_array_equal, before["params"]["heads"]["classifier"],
+                 fresh["params"]["heads"]["classifier"])  # fmt: skip
+    used = before["params"]["heads"]["representation"]["expert0"]["kernel"]
+    assert np.abs(used - fresh["params"]["heads"]["representation"]["expert0"]["kernel"]).max() > 1e-3
 
 
 def test_a_finished_run_is_left_alone(finished, capsys):

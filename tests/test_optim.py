@@ -50,6 +50,11 @@ def test_patterns_cover_and_name_what_they_miss():
         optim.trainable_mask(PARAMS, ("head/.*",))
 
 
+def test_parameters_without_part_do_not_train():
+    mask = optim.trainable_mask(PARAMS, (".*",), ("heads/classifier/",))
+    assert mask == {"trunk": {"conv1": {"kernel": True}}, "heads": {"classifier": {"expert0": {"kernel": False}}}}
+
+
 def test_halves_come_together_again_and_frozen_ones_have_no_momentum():
     mask = optim.trainable_mask(PARAMS, ("heads/.*",))
     trained, frozen = optim.select(PARAMS, mask), optim.select(PARAMS, mask, False)
