@@ -2,7 +2,7 @@
 
 Threads and Pillow rather than tf.data: reading and decoding release Python's lock, errors keep their type, the GPU
 machine needs no TensorFlow, and per core it is faster than tf.data's fused decode-and-crop followed by its antialiased
-resize (measured by `shike_jax.data.bench_input`).
+resize (measured by `shike_jax.benchmark input`).
 """
 
 from __future__ import annotations

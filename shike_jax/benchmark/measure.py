@@ -1,0 +1,114 @@
+"""Measuring several sides in turns, and what every result file says about where it was made."""
+
+from __future__ import annotations
+
+import datetime
+import json
+import os
+import platform
+import shlex
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from shike_jax.errors import UserError
+from shike_jax.run import code_version, versions
+
+OPTIONAL = {"torch": "torch", "PIL": "pillow", "tensorflow": "tensorflow"}  # named when a side has imported them
+
+
+def in_turns(
+    sides: Mapping[str, Callable[[int], Any]], rounds: int, clock: Callable[[], float] = time.perf_counter
+) -> dict[str, list[float]]:
+    """Seconds of each side in each round; in a round every side runs once, so that slow moments hit all of them.
+
+    Args:
+      sides: functions of the round's number that return when their work is done.
+      rounds: that count; one more, number 0, comes first (compilation, caches) and does not count.
+      clock: seconds; `time.process_time` leaves other programs out.
+    """
+    seconds: dict[str, list[float]] = {name: [] for name in sides}
+    for number in range(rounds + 1):
+        for name, side in sides.items():
+            began = clock()
+            side(number)
+            if number:
+                seconds[name].append(clock() - began)
+    return seconds
+
+
+def describe(seconds: Sequence[float], images: int) -> dict[str, Any]:
+    """Median, spread and samples of one side, in ms for its `images`, and images per second by the median."""
+    median = statistics.median(seconds)
+    return {
+        "median_ms": round(1e3 * median, 3),
+        "fastest_ms": round(1e3 * min(seconds), 3),
+        "slowest_ms": round(1e3 * max(seconds), 3),
+        "images_per_second": round(images / median, 1),
+        "samples_ms": [round(1e3 * sample, 3) for sample in seconds],
+    }
+
+
+def origin(subcommand: str, argv: Sequence[str]) -> dict[str, Any]:
+    """Command, code, versions and machine; to be called after the measurement, when all libraries are loaded."""
+    root = Path(__file__).resolve().parents[2]
+    git = ["git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=12"]
+    try:
+        commit = subprocess.run(git, capture_output=True, text=True, check=False).stdout.strip()
+    except OSError:
+        commit = ""
+    optional = {label: sys.modules[name].__version__ for name, label in OPTIONAL.items() if name in sys.modules}
+    return {
+        "command": f"python -m shike_jax.benchmark {subcommand} {shlex.join(argv)}".strip(),
+        "commit": commit or "unknown",
+        "code": code_version(),
+        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "versions": {**versions(), **optional},
+        "cores": len(os.sched_getaffinity(0)),
+        "processor": _processor(),
+        "load_average": round(os.getloadavg()[0], 1),
+    }
+
+
+def device() -> dict[str, Any]:
+    """What JAX computes on; wakes the device."""
+    import jax
+
+    first = jax.devices()[0]
+    return {"platform": first.platform, "kind": first.device_kind, "count": jax.device_count()}
+
+
+def write(result: Mapping[str, Any], path: Path | None) -> None:
+    """Writes a result as JSON, if a path was asked for."""
+    if path is not None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(result, indent=1) + "\n")
+        print(f"written: {path}")
+
+
+def check_writable(path: Path | None) -> None:
+    """Raises UserError when `--json=` cannot be written: before minutes of measuring, not after."""
+    if path is None:
+        return
+    folder = next(parent for parent in path.absolute().parents if parent.exists())
+    if path.is_dir() or not folder.is_dir() or not os.access(folder, os.W_OK):
+        raise UserError(f"--json={path}: expected a file in a folder that can be written to")
+
+
+def positive(text: str) -> int:
+    """An argparse type: a whole number of at least 1."""
+    if not text.isdigit() or int(text) < 1:
+        raise ValueError
+    return int(text)
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor()
+    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "")

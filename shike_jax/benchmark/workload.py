@@ -1,0 +1,104 @@
+"""What all sides of the step benchmark compute: one network, its weights, its images, its recipe."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import numpy as np
+
+from shike_jax import config as schema
+from shike_jax import models
+from shike_jax.errors import UserError
+
+MODELS = {  # name: backbone, the experts' depths, side of the images in pixels
+    "shike_resnet32_cifar": ("resnet32", (1, 2, 1), 32),
+    "shike_resnet50": ("resnet50", (1, 2, 3), 224),
+    "shike_resnext50_32x4d": ("resnext50_32x4d", (1, 2, 3), 224),
+    "shike_resnet152": ("resnet152", (1, 2, 3), 224),
+}
+STAGES = ("representation", "classifier")
+LEARNING_RATE = 0.01  # small: the labels are random, and no side may diverge
+BATCHES = 4  # different ones, used in rotation
+
+
+@dataclasses.dataclass(frozen=True)
+class Workload:
+    """One measured step and its inputs, on the host.
+
+    Attributes:
+      model: fields of `config.model`.
+      stage: fields of `config.stages.NAME`, preset `official`.
+      classes: C.
+      dtype: of the computation.
+      batch: images per step, B.
+      steps: per measured call, S.
+      images: uint8 [N,H,W,3].
+      labels: int32 [N].
+      index: int32 [S,B], the images of each step.
+      class_counts: [C].
+      variables: {`params`, `batch_stats`}, those of this package's network.
+    """
+
+    model: dict[str, Any]
+    stage: dict[str, Any]
+    classes: int
+    dtype: str
+    batch: int
+    steps: int
+    images: np.ndarray
+    labels: np.ndarray
+    index: np.ndarray
+    class_counts: np.ndarray
+    variables: dict[str, Any]
+
+    @property
+    def spec(self) -> models.Backbone:
+        """The backbone."""
+        return models.build_model(self.model, self.classes).spec
+
+    @property
+    def heads(self) -> str:
+        """The set of classifiers that the losses use."""
+        return self.stage["heads"]
+
+
+def make(
+    model: str, *, batch: int = 128, image_size: int = 0, classes: int = 100, dtype: str = "float32",
+    stage: str = "representation", steps: int = 1, width: int = 0, blocks: tuple[int, ...] = (),
+) -> Workload:  # fmt: skip
+    """Draws images, labels and weights from a fixed seed.
+
+    Args:
+      model: a name in `MODELS`.
+      image_size: in pixels; 0: the model's own.
+      stage: representation or classifier, with the authors' losses and optimiser.
+      width, blocks: as in `config.model`, to try things at a small size.
+
+    Raises:
+      UserError: an unknown model, or settings that no network can have.
+    """
+    if model not in MODELS:
+        raise UserError(f"--model={model}: expected one of {', '.join(MODELS)}")
+    backbone, depths, size = MODELS[model]
+    size = image_size or size
+    config = schema.base()
+    config.model.update({"backbone": backbone, "depths": depths, "width": width, "blocks": blocks})
+    schema.shike_stages(config, "official")
+    settings = schema.to_plain(config.model)
+    random = np.random.default_rng(0)
+    count = BATCHES * batch
+    network = models.build_model(settings, classes)
+    return Workload(
+        model=settings,
+        stage=schema.to_plain(config.stages[stage]),
+        classes=classes,
+        dtype=dtype,
+        batch=batch,
+        steps=steps,
+        images=random.integers(0, 256, (count, size, size, 3), np.uint8),
+        labels=random.integers(0, classes, count, np.int32),
+        index=(np.arange(steps * batch, dtype=np.int32) % count).reshape(steps, batch),
+        class_counts=np.maximum(500 * 0.01 ** (np.arange(classes) / max(classes - 1, 1)), 1).astype(np.int32),
+        variables=models.init_variables(network, 0, size),
+    )

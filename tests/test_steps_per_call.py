@@ -1,0 +1,74 @@
+"""Many steps in one compiled call (a scan) end where as many single calls end."""
+
+import dataclasses
+import json
+
+import jax
+import numpy as np
+import pytest
+from flax.traverse_util import flatten_dict
+
+from shike_jax import config as schema
+from shike_jax.checkpoints import load_weights
+from tests.jobs import Job, digits
+
+EXACT = 1e-8
+
+
+def test_many_steps_per_call_change_nothing_but_speed(tmp_path):
+    """Whole runs in float64: step by step, and five together (an epoch has 16: a rest of one remains)."""
+    jobs = {}
+    for together in (1, 5):
+        changes = ("dtype=float64", f"train.steps_per_call={together}", "data.test_per_class=10", "model.depths=(1,)")
+        jobs[together] = Job(tmp_path / str(together), digits(1, 1, *changes))
+        assert jobs[together].wait() == [0], jobs[together].output()[-2000:]
+    for stage in ("representation", "classifier"):
+        one, five = (_weights(tmp_path / name, stage) for name in ("1", "5"))
+        assert one.keys() == five.keys()
+        for path, value in one.items():
+            assert value.dtype == np.float64
+            assert np.abs(five[path] - value).max() <= EXACT * np.abs(value).max(), path
+    assert _results(tmp_path / "1") == _results(tmp_path / "5")
+
+
+def _weights(workdir, stage):
+    return flatten_dict(load_weights(workdir / "weights" / stage)[0], sep="/")
+
+
+def _results(workdir):
+    """Everything but the times and the setting itself."""
+    found = json.loads((workdir / "results.json").read_text())
+    found.pop("seconds")
+    assert found["config"]["train"].pop("steps_per_call") == int(workdir.name)
+    return found
+
+
+def test_a_call_is_as_long_as_asked_and_an_epoch_on_accelerators(monkeypatch):
+    from shike_jax import loop
+
+    class Feed:
+        steps_together = True
+
+    config = schema.base()
+    monkeypatch.setattr(jax, "default_backend", lambda: "cpu")
+    assert loop._steps_per_call(config, Feed, 85) == 1
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    assert loop._steps_per_call(config, Feed, 85) == 85
+    config.train.steps_per_call = 10
+    assert loop._steps_per_call(config, Feed, 85) == 10
+    Feed.steps_together = False  # images from the host come one batch at a time
+    assert loop._steps_per_call(config, Feed, 85) == 1
+
+
+@pytest.mark.slow
+def test_full_network_on_an_accelerator():
+    """One call of four steps and four calls of one, ResNet-32 with three experts, to rounding."""
+    if jax.default_backend() == "cpu":
+        pytest.skip("needs an accelerator: scanned convolutions take minutes on the CPU")
+    from shike_jax.benchmark import workload
+    from shike_jax.benchmark.ours import Ours
+
+    single = workload.make("shike_resnet32_cifar")
+    together = dataclasses.replace(single, steps=4, index=np.tile(single.index, (4, 1)))
+    one = Ours(single)
+    assert Ours(together).run() == pytest.approx(np.mean([one.run() for _ in range(4)]), rel=1e-3)
