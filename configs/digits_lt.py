@@ -23,5 +23,5 @@ def get_config(arguments: str | None = None):
     schema.shike_stages(config, args["preset"], (args["epochs"], args["classifier_epochs"]))
     for name in config.run:
         config.stages[name].batch_size = 32
-    config.train.checkpoint_every_epochs = 2
+    config.train.eval_every_epochs = config.train.checkpoint_every_epochs = 5
     return config
