@@ -24,7 +24,8 @@ sides:
 
 All sides get the same weights and images; in every round each makes --steps_per_call steps and is waited for.
 Compilation is timed apart. Model FLOPs: convolutions and matrix products of the forward pass, counted from its
-trace, three times (forward, both gradients; once for the classifier stage, whose network is frozen).
+trace, three times (forward, both gradients; once for the classifier stage, whose network is frozen). The floor is
+their time at the rate of a large matrix product, measured in the same run after the sides.
 
 examples:
   python -m shike_jax.benchmark step --against=plain,torch --json=step.json
@@ -88,6 +89,7 @@ def compare(args: argparse.Namespace) -> dict[str, Any]:
     import jax
 
     from shike_jax.benchmark import workload as workloads
+    from shike_jax.benchmark.ceilings import measure_ceilings
     from shike_jax.benchmark.plain import forward_flops
 
     where = measure.device()
@@ -106,6 +108,7 @@ def compare(args: argparse.Namespace) -> dict[str, Any]:
     for name, found in losses.items():
         if not all(map(math.isfinite, found)):
             raise UserError(f"the loss of {name} is not finite: its times mean nothing")
+    ceilings = measure_ceilings(args.dtype)
     flops = forward_flops(workload) * (1 if args.stage == "classifier" else 3)
     described = {}
     for name, side in sides.items():
@@ -138,6 +141,8 @@ def compare(args: argparse.Namespace) -> dict[str, Any]:
         + ("" if args.stage == "classifier" else ", times 3"),
         "bytes_accessed_by_ours_per_call": sides["ours"].bytes_accessed,
         "peak_tflops_stated": args.peak_tflops,
+        "ceilings": ceilings,
+        "floor_ms": round(1e3 * flops / 1e12 / ceilings["matrix_tflops"] / where["count"], 3),
         "memory_counted": "JAX: arguments, results and temporaries of the compiled program; PyTorch: largest "
         "allocation on a GPU, unknown on a CPU",
         "process_peak_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
@@ -182,6 +187,11 @@ def _text(result: dict[str, Any]) -> str:
             f"  {name:<26} {side['median_ms']:10.2f} ms {side['images_per_second']:10.0f} img/s {memory}  first call "
             f"{side['compile_seconds']:6.1f} s{share}" + (f"  ours is {ratio:.2f} x as fast" if ratio else "")
         )
+    ceilings = result["ceilings"]
+    lines.append(
+        f"  {'floor':<26} {result['floor_ms']:10.2f} ms: {result['model_flops_per_step'] / 1e9:.1f} GFLOP at "
+        f"{ceilings['matrix_tflops']:.3f} TFLOP/s (memory: {ceilings['memory_gb_per_second']:.0f} GB/s)"
+    )
     return "\n".join(lines)
 
 
