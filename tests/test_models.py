@@ -63,6 +63,8 @@ def test_initial_values_follow_the_authors():
     weights = variables["params"]["heads"]["classifier"]["expert0"]["kernel"]
     np.testing.assert_allclose(np.linalg.norm(weights, axis=0), 1, rtol=1e-5)
     assert (weights != variables["params"]["heads"]["representation"]["expert0"]["kernel"]).any()
+    linear = init_variables(build_model(model(head="linear", width=16), 100), 0, 32)["params"]["heads"]
+    assert linear["classifier"]["expert0"]["kernel"].std() == pytest.approx((2 / 64) ** 0.5, rel=0.05)
     again = init_variables(build_model({**config.base().model}, 100), 0, 32)
     jax.tree.map(np.testing.assert_array_equal, again, variables)
 

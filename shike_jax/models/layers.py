@@ -110,7 +110,10 @@ class CosineClassifier(nn.Module):
 
 
 class LinearClassifier(nn.Module):
-    """Affine layer with PyTorch's default initialisation (eq. 2). Input [B,F], output logits [B,classes] in float32."""
+    """Affine layer (eq. 2), initialised as the public SHIKE and H2T codes do: He normal weights, PyTorch's bias.
+
+    Input [B,F], output logits [B,classes] in float32 (float64).
+    """
 
     classes: int
 
@@ -118,9 +121,8 @@ class LinearClassifier(nn.Module):
     def __call__(self, x: Array) -> Array:
         """Returns logits."""
         kind, features = param_dtype(x.dtype), x.shape[-1]
-        bound = features**-0.5
-        kernel = self.param("kernel", _uniform(bound), (features, self.classes), kind)
-        bias = self.param("bias", _uniform(bound), (self.classes,), kind)
+        kernel = self.param("kernel", he_normal, (features, self.classes), kind)
+        bias = self.param("bias", _uniform(features**-0.5), (self.classes,), kind)
         return jnp.dot(x.astype(kind), kernel, precision=lax.Precision.HIGHEST) + bias
 
 
