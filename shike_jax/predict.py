@@ -191,7 +191,7 @@ class Progress:
     def __call__(self, done: int, total: int) -> None:
         """Says how far it is and how long it will take, not too often."""
         now = time.time()
-        if now - self._said < (0.5 if self._terminal else 10.0):
+        if done == total or now - self._said < (0.5 if self._terminal else 10.0):
             return
         self._said, left = now, (now - self._started) * (total - done) / max(done, 1)
         end = "\r" if self._terminal else "\n"
