@@ -121,7 +121,7 @@ def test_help_explains(name, capsys):
         (["step", "--against=caffe"], "caffe"),
         (["step", "--batch=0"], "--batch"),
         (["step", "--blocks=1,x"], "--blocks"),
-        (["step", "--json=/proc/none/x.json"], "--json"),
+        (["step", "--json=README.md/x.json"], "--json"),
         (["input", "--images=configs"], "--images"),
         (["run"], "--config"),
         (["run", "--config=configs/absent.py"], "absent.py"),

@@ -23,8 +23,9 @@ Measures speed and prints a summary; --json keeps every sample with versions, de
 commands:
 {_LINES}
 
-  python -m shike_jax.benchmark COMMAND --help explains one. Examples:
+  python -m shike_jax.benchmark COMMAND --help explains one.
 
+examples:
   python -m shike_jax.benchmark step --batch=128 --against=plain,torch --json=step.json
   taskset -c 0 python -m shike_jax.benchmark augment
 """
