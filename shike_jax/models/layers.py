@@ -110,7 +110,7 @@ class CosineClassifier(nn.Module):
 
 
 class LinearClassifier(nn.Module):
-    """Affine layer (eq. 2), initialised as the public SHIKE and H2T codes do: He normal weights, PyTorch's bias.
+    """Affine layer (eq. 2), initialised as the public codes do: He normal weights, PyTorch's bias.
 
     Input [B,F], output logits [B,classes] in float32 (float64).
     """
