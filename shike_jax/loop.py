@@ -101,15 +101,18 @@ def _run_stage(run: Run, index: int, name: str, start: PyTree, step: int) -> PyT
         plan = sampling.epoch_plan(stage.sampler, plan_key, epoch, run.labels, stage.batch_size, stage.keep_last)
         plan = {k: v[: min(each, total - epoch * each)] for k, v in plan.items()}
         began, compiled = time.time(), CompileTime.total
-        sums = _Sums(f"stage {name}, epoch {epoch}")
+        sums, running = _Sums(f"stage {name}, epoch {epoch}"), None
         for done, inputs in feed.calls(plan, first, together, _epoch_seed(config.seed, index, epoch)):
             if step == 0:
                 _show_batch(run, program, before, inputs)
             state, new = call(state, feed.data, inputs)
             sums.add(new)
             step += done
-            if jax.device_count() > 1 and jax.default_backend() == "cpu":
-                jax.block_until_ready(new)  # several pmapped calls in flight can starve each other of threads
+            # One call may wait behind the running one; more would only delay the answer to a request to stop. On
+            # several CPU devices not even one: pmapped calls in flight can starve each other of threads.
+            alone = jax.device_count() > 1 and jax.default_backend() == "cpu"
+            jax.block_until_ready(new if alone else running)
+            running = new
             if step // config.train.log_every_steps != (step - done) // config.train.log_every_steps:
                 run.log.scalars(before + step, sums.recent(step, run.checkpoints), stage=name, epoch=epoch)
             at_end = step == total

@@ -34,7 +34,7 @@ def test_inspect_a_folder(shared, tmp_path, capsys, monkeypatch):
 
 
 def test_inspect_checks_every_image(tmp_path, capsys, monkeypatch):
-    for name in ("train/a/1.png", "train/a/2.png", "test/a/3.png"):
+    for name in ("train/a/1.png", "train/a/2.png", "test/a/3.png", "train/b/4.png", "test/b/5.png"):
         path = tmp_path / name
         path.parent.mkdir(parents=True, exist_ok=True)
         Image.new("RGB", (80, 80), "red").save(path)
@@ -44,7 +44,7 @@ def test_inspect_checks_every_image(tmp_path, capsys, monkeypatch):
     inspect.main([*arguments, "--config.data.bad_image_limit=0.5"])
     printed = capsys.readouterr().out
     assert "left out: 1\n  train/a/2.png: " in printed
-    with pytest.raises(UserError, match="1 of 2 images of part train cannot be read"):
+    with pytest.raises(UserError, match="1 of 3 images of part train cannot be read"):
         inspect.main([*arguments, "--config.data.bad_image_limit=0.0"])
 
 

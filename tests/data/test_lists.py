@@ -141,10 +141,11 @@ def test_missing_files(tmp_path):
         (tmp_path / name).write_bytes(name.encode())
     with pytest.raises(UserError, match=r"train\.txt:3: 'train/dog one/3\.jpg' is not under .*1 are missing"):
         load(tmp_path, GOOD, root=tmp_path)
-    source = load(tmp_path, GOOD[:2], root=tmp_path)
+    two = ["train/cat/1.jpg 0", "train/cat/2.jpg 1"]
+    source = load(tmp_path, two, root=tmp_path)
     assert source.read("train", [1, 0]) == [b"train/cat/2.jpg", b"train/cat/1.jpg"]
     with pytest.raises(UserError, match=r"none of its 2 images is under .*/elsewhere"):
-        load(tmp_path, GOOD[:2], root=tmp_path / "elsewhere")
+        load(tmp_path, two, root=tmp_path / "elsewhere")
 
 
 @pytest.mark.parametrize(
