@@ -2,8 +2,8 @@
 
 XLA computes the weight gradient as a convolution of transposed operands. On the CPU it fuses those transposes with the
 element-wise work before them (batch normalisation, ReLU) into strided loops that take longer than the convolution
-itself: nearly half of a training step. Handing the convolution finished, separately transposed arrays makes a step of
-ResNet-32 SHIKE 1.3 times as fast there; on other backends the gradient is left as it is.
+itself: nearly half of a training step. Handing the convolution finished, transposed arrays makes a step of ResNet-32
+SHIKE 1.4 times as fast there (docs/speed.md); on other backends the gradient is left as it is.
 """
 
 from __future__ import annotations
@@ -56,7 +56,6 @@ def _backward(stride: int, saved: tuple[Array, Array], grad: Array) -> tuple[Arr
         return jax.vjp(functools.partial(_plain, stride=stride), x, kernel)[1](grad)
 
     def cpu(x: Array, kernel: Array, grad: Array) -> tuple[Array, Array]:
-        x, grad = _finished(x), _finished(grad)
         (from_x,) = jax.vjp(lambda x: _plain(x, kernel, stride), x)[1](grad)
         return from_x, _weight_gradient(x, grad, kernel.shape[0], stride)
 
@@ -65,8 +64,8 @@ def _backward(stride: int, saved: tuple[Array, Array], grad: Array) -> tuple[Arr
 
 def _weight_gradient(x: Array, grad: Array, size: int, stride: int) -> Array:
     """Correlates x [B,H,W,C] with grad [B,h,w,F] over batch and positions: [size,size,C,F]."""
-    images = _finished(x.transpose(3, 1, 2, 0))  # C takes the batch's place, B the channels'
-    filters = _finished(grad.transpose(1, 2, 0, 3))
+    images = _transposed(x, (3, 1, 2, 0))  # C takes the batch's place, B the channels'
+    filters = _transposed(grad, (1, 2, 0, 3))
     low = size // 2
     high = [size - 1 + (g - 1) * stride + 1 - n - low for n, g in zip(x.shape[1:3], grad.shape[1:3], strict=True)]
     out = lax.conv_general_dilated(
@@ -75,12 +74,12 @@ def _weight_gradient(x: Array, grad: Array, size: int, stride: int) -> Array:
     return out.transpose(1, 2, 0, 3)
 
 
-def _finished(x: Array) -> Array:
-    """x itself, in memory of its own before it is used: a condition that XLA cannot foresee ends a fusion.
+def _transposed(x: Array, axes: tuple[int, ...]) -> Array:
+    """x transposed, in memory of its own before it is used: a condition that XLA cannot foresee ends a fusion.
 
     (`optimization_barrier` is removed before XLA:CPU fuses.)
     """
-    return lax.cond(jnp.isnan(x.reshape(-1)[0]), lambda a: a + a, lambda a: a, x)
+    return lax.cond(jnp.isnan(x.reshape(-1)[0]), lambda a: (a + a).transpose(axes), lambda a: a.transpose(axes), x)
 
 
 _convolve.defvjp(_forward, _backward)
