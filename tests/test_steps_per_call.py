@@ -16,12 +16,15 @@ EXACT = 1e-8
 
 
 def test_many_steps_per_call_change_nothing_but_speed(tmp_path):
-    """Whole runs in float64: step by step, and five together (an epoch has 16: a rest of one remains)."""
+    """Whole runs in float64: six steps a stage one by one, and five together (a rest of one remains)."""
     jobs = {}
+    small = ("data.test_per_class=10", "model.depths=(1,)", "stages.representation.max_steps=6",
+             "stages.classifier.max_steps=6")  # fmt: skip
     for together in (1, 5):
-        changes = ("dtype=float64", f"train.steps_per_call={together}", "data.test_per_class=10", "model.depths=(1,)")
+        changes = ("dtype=float64", f"train.steps_per_call={together}", *small)
         jobs[together] = Job(tmp_path / str(together), digits(1, 1, *changes))
-        assert jobs[together].wait() == [0], jobs[together].output()[-2000:]
+    for job in jobs.values():
+        assert job.wait() == [0], job.output()[-2000:]
     for stage in ("representation", "classifier"):
         one, five = (_weights(tmp_path / name, stage) for name in ("1", "5"))
         assert one.keys() == five.keys()
