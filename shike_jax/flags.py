@@ -13,9 +13,15 @@ from ml_collections import ConfigDict, config_flags
 from shike_jax.config import base, validate
 from shike_jax.errors import UserError
 
+_HERE = Path(__file__).resolve().parent
+# An installed package carries `configs/` inside, a clone has it at the top.
+SHIPPED = _HERE / "configs" if (_HERE / "configs").is_dir() else _HERE.parent / "configs"
+
 
 def load_config(argv: Sequence[str]) -> tuple[ConfigDict, list[str]]:
     """Reads `--config=FILE[:arguments]` and any `--config.field=value`.
+
+    FILE is a path, or else `configs/NAME.py` or `NAME` of a configuration that comes with the package.
 
     Args:
       argv: command-line arguments without the program's name.
@@ -30,10 +36,30 @@ def load_config(argv: Sequence[str]) -> tuple[ConfigDict, list[str]]:
     path = next((a.partition("=")[2] for a in mine if a.startswith("--config=")), "")
     if not path:
         raise UserError("--config is missing: expected --config=configs/NAME.py[:arguments]")
-    file = path.split(":")[0]
-    if not Path(file).is_file():
-        raise UserError(f"--config={path}: no such file {file}")
+    mine = [_with_found_file(item) if item.startswith("--config=") else item for item in mine]
     return _parsed(functools.partial(config_flags.DEFINE_config_file, "config"), mine, path), rest
+
+
+def find_config(file: str) -> Path:
+    """Returns the configuration that `file` names: a path, else `NAME`, `NAME.py` or `configs/NAME[.py]` as shipped.
+
+    Raises:
+      UserError: there is none; names those that come with the package.
+    """
+    path = Path(file)
+    if path.is_file():
+        return path
+    if path.parent in (Path(), Path("configs")) and path.suffix in ("", ".py"):
+        shipped = SHIPPED / f"{path.stem}.py"
+        if shipped.is_file():
+            return shipped
+    known = ", ".join(sorted(found.stem for found in SHIPPED.glob("*.py")))
+    raise UserError(f"--config={file}: no such file {file}; expected a path or one of {known}")
+
+
+def _with_found_file(argument: str) -> str:
+    file, colon, arguments = argument.removeprefix("--config=").partition(":")
+    return f"--config={find_config(file)}{colon}{arguments}"
 
 
 def override_config(plain: Mapping[str, Any], argv: Sequence[str]) -> tuple[ConfigDict, list[str]]:
@@ -103,4 +129,3 @@ def _explain(error: Exception, path: str) -> str:
         return str(cause)
     text = " ".join(str(error).split())
     return text if "--config" in text else f"--config={path}: {text}"
-

@@ -35,7 +35,8 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
         "Trains one run as configured, evaluates it and writes WORKDIR/results.json.",
         _EPILOG,
     )
-    parser.add_argument("--config", metavar="FILE[:ARGUMENTS]", help="configuration; --config.FIELD=VALUE changes it")
+    about = "a path, or the name of one that comes with the package; --config.FIELD=VALUE changes it"
+    parser.add_argument("--config", metavar="FILE[:ARGUMENTS]", help=about)
     parser.add_argument("--workdir", type=Path, help="directory of the run; created, or continued")
     parser.add_argument("--coordinator", metavar="HOST:PORT", help="address of process 0 of a multi-process job")
     parser.add_argument("--processes", type=int, help="number of processes of the job")
