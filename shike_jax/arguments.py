@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import importlib
+from collections.abc import Mapping, Sequence
 from typing import Any, NoReturn
 
 from shike_jax.errors import UserError
@@ -19,3 +21,29 @@ class Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         """Raises UserError naming the help page."""
         raise UserError(f"{message}; see {self.prog} --help")
+
+
+def run_command(
+    argv: Sequence[str], prog: str, description: str, commands: Mapping[str, tuple[str, str]], epilog: str
+) -> int | None:
+    """Runs the subcommand that `argv` begins with, with the arguments behind it; prints the help page without one.
+
+    Args:
+      argv: arguments without the program's name.
+      prog, description, epilog: as for `Parser`.
+      commands: name to (module with a `main(argv)`, what it does in a few words). Modules are imported when needed.
+
+    Raises:
+      UserError: no such subcommand, and whatever the subcommand raises.
+    """
+    name, *rest = argv or ["--help"]
+    if name in commands:
+        return importlib.import_module(commands[name][0]).main(rest)
+    lines = "\n".join(f"  {command:<10} {text}" for command, (_, text) in commands.items())
+    help_line = f"  {prog} COMMAND --help explains one."
+    below = f"commands:\n{lines}\n\n{help_line}\n\n{epilog}"
+    parser = Parser(prog, description, below, usage="%(prog)s COMMAND [OPTIONS]", add_help=False)
+    if name in ("-h", "--help", "help"):
+        parser.print_help()
+        return 0
+    parser.error(f"{name!r} is no command; expected one of {', '.join(commands)}")

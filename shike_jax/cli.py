@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import importlib
 import sys
 from collections.abc import Sequence
 
-from shike_jax.errors import UserError, run_main
+from shike_jax.arguments import run_command
+from shike_jax.errors import run_main
 
 # subcommand: the module whose `main(argv)` it is, and what it does
 COMMANDS = {
@@ -20,35 +20,17 @@ COMMANDS = {
     "benchmark": ("shike_jax.benchmark.__main__", "speed on this machine"),
     "doctor": ("shike_jax.doctor", "what this machine offers, and what is wrong"),
 }
-_LINES = "\n".join(f"  {name:<10} {text}" for name, (_, text) in COMMANDS.items())
-HELP = f"""\
-usage: shike-jax COMMAND [OPTIONS]
+_EPILOG = """\
+From your own photographs to predictions:
 
-Long-tailed image recognition with SHIKE, in JAX.
-
-commands:
-{_LINES}
-
-  shike-jax COMMAND --help explains one. From your own photographs to predictions:
-
-  shike-jax train --config=configs/folder_lt.py:root=photos --workdir=runs/mine
+  shike-jax train --config=folder_lt:root=photos --workdir=runs/mine
   shike-jax predict --checkpoint=runs/mine --images=new --output=new.csv
 """
 
 
 def main(argv: Sequence[str]) -> int | None:
-    """Runs a subcommand with the arguments behind it.
-
-    Raises:
-      UserError: no such subcommand, and whatever the subcommand raises.
-    """
-    if not argv or argv[0] in ("-h", "--help", "help"):
-        print(HELP, end="")
-        return 0
-    name, *rest = argv
-    if name not in COMMANDS:
-        raise UserError(f"{name!r} is no command; expected one of {', '.join(COMMANDS)} (see shike-jax --help)")
-    return importlib.import_module(COMMANDS[name][0]).main(rest)
+    """Runs a subcommand with the arguments behind it; raises UserError when there is none of that name."""
+    return run_command(argv, "shike-jax", "Long-tailed image recognition with SHIKE, in JAX.", COMMANDS, _EPILOG)
 
 
 def entry() -> None:

@@ -2,14 +2,21 @@
 
 import importlib
 import importlib.util
+import os
 import re
 import shlex
+import shutil
+import subprocess
+import sys
+import tomllib
 from importlib import metadata
 
 import pytest
 
-from shike_jax import cli, doctor
-from shike_jax.errors import run_main
+from shike_jax import cli, doctor, flags
+from shike_jax.benchmark import __main__ as benchmark
+from shike_jax.errors import UserError, run_main
+from shike_jax.report import summary
 from tests.conftest import ROOT
 
 DOCUMENTS = [path for path in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))) if path.is_file()]
@@ -56,9 +63,72 @@ def test_help_of_the_command_lists_all(capsys):
             assert re.search(rf"^  {command} ", page, re.MULTILINE)
 
 
+@pytest.mark.parametrize(
+    ("main", "typed", "words"),
+    [(cli.main, "trian", "'trian' is no command; expected one of train, evaluate, predict"),
+     (benchmark.main, "steps", "'steps' is no command; expected one of step, augment, input, run"),
+     (summary.main, "--fast", "the following arguments are required: workdir"),
+     (summary.main, "absent", "absent/results.json: no such file; expected the work directory of a finished run")],
+)  # fmt: skip
+def test_mistyped_commands_are_answered_by_one_line(main, typed, words, capsys):
+    assert exit_code(main, [typed]) == 2
+    out, err = capsys.readouterr()
+    assert not out and len(err.splitlines()) == 1 and words in err
+
+
+def test_help_of_the_other_commands(capsys):
+    for main, word in ((benchmark.main, "input"), (summary.main, "workdir")):
+        assert exit_code(main, ["--help"]) == 0
+        page = capsys.readouterr().out
+        assert "usage: python -m shike_jax" in page and "example" in page and f"  {word} " in page
+
+
+# --- what `pip install .` carries -----------------------------------------------------------------------------------
+
+
 def test_installed_command_is_the_entry():
     text = (ROOT / "pyproject.toml").read_text()
     assert 'shike-jax = "shike_jax.cli:entry"' in text and callable(cli.entry)
+
+
+def test_package_list_is_complete():
+    settings = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]
+    folders = {path.parent.relative_to(ROOT) for path in (ROOT / "shike_jax").rglob("*.py")}
+    assert sorted(settings["packages"]) == sorted({*(".".join(f.parts) for f in folders), "shike_jax.configs"})
+    assert settings["package-dir"] == {"shike_jax.configs": "configs"}
+
+
+def test_shipped_configurations_are_found_from_any_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    shipped = {path.stem: path for path in (ROOT / "configs").glob("*.py")}
+    for name, path in shipped.items():
+        for typed in (name, f"{name}.py", f"configs/{name}", f"configs/{name}.py", str(path)):
+            assert flags.find_config(typed).samefile(path)
+    config, rest = flags.load_config(["--config=digits_lt:imbalance_factor=5", "--config.seed=3", "--other"])
+    assert (config.name, config.data.imbalance_factor, config.seed, rest) == ("digits_lt", 5, 3, ["--other"])
+
+    (tmp_path / "configs").mkdir()  # a file of that path comes first
+    own = tmp_path / "configs" / "digits_lt.py"
+    own.write_text(shipped["digits_lt"].read_text().replace('"digits_lt"', '"my_digits"'))
+    assert flags.load_config(["--config=configs/digits_lt.py"])[0].name == "my_digits"
+    assert flags.load_config(["--config=digits_lt"])[0].name == "digits_lt"
+    for typed in ("other", "configs/other.py", "elsewhere/digits_lt.py", "/configs/digits_lt.py", "digits_lt.txt"):
+        with pytest.raises(UserError, match=rf"--config={typed}: no such file .* cifar_lt, digits_lt, folder_lt, "):
+            flags.find_config(typed)
+
+
+def test_an_installed_package_carries_its_configurations(tmp_path):
+    """The layout that the package list makes: configs inside the package, none beside it."""
+    shutil.copytree(ROOT / "shike_jax", tmp_path / "shike_jax", ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copytree(ROOT / "configs", tmp_path / "shike_jax" / "configs")
+    (tmp_path / "elsewhere").mkdir()
+    code = "from shike_jax.flags import load_config; print(load_config(['--config=h2t_cifar'])[0].name)"
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path / "elsewhere", capture_output=True, text=True,
+                          env={**os.environ, "PYTHONPATH": str(tmp_path)})  # fmt: skip
+    assert done.stdout == "h2t_cifar100_lt_if100\n", done.stderr
+
+
+# --- documents ------------------------------------------------------------------------------------------------------
 
 
 def commands(path):
@@ -79,7 +149,7 @@ def test_commands_in_documents_exist_with_their_flags(path, capsys):
             if flag.startswith("--") and not flag.startswith("--config."):
                 assert re.search(rf"{re.escape(flag)}\b", page), f"{path.name}: {name} has no {flag}"
             if flag == "--config" and not argument.endswith("..."):
-                assert (ROOT / argument.partition("=")[2].split(":")[0]).is_file(), f"{path.name}: {argument}"
+                assert flags.find_config(argument.partition("=")[2].split(":")[0]), f"{path.name}: {argument}"
 
 
 def test_doctor_reports_versions_devices_and_data(capsys, monkeypatch, tmp_path):

@@ -2,29 +2,19 @@
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Sequence
 
-from shike_jax.errors import UserError, run_main
+from shike_jax.arguments import run_command
+from shike_jax.errors import run_main
 
 # subcommand: the module whose `main(argv)` it is, and what it measures
 COMMANDS = {
-    "step": ("step", "the compiled training step, beside plain Flax and PyTorch"),
-    "augment": ("augmentation", "augmentation on the device, beside the same with Pillow"),
-    "input": ("host_input", "reading and cropping photographs on one core, beside Pillow and tf.data"),
-    "run": ("whole_run", "a whole run: start-up, compilation, training, evaluation"),
+    "step": ("shike_jax.benchmark.step", "the compiled training step, beside plain Flax and PyTorch"),
+    "augment": ("shike_jax.benchmark.augmentation", "augmentation on the device, beside the same with Pillow"),
+    "input": ("shike_jax.benchmark.host_input", "reading and cropping photographs, beside Pillow and tf.data"),
+    "run": ("shike_jax.benchmark.whole_run", "a whole run: start-up, compilation, training, evaluation"),
 }
-_LINES = "\n".join(f"  {name:<8} {text}" for name, (_, text) in COMMANDS.items())
-HELP = f"""\
-usage: python -m shike_jax.benchmark COMMAND [OPTIONS] [--json=FILE]
-
-Measures speed and prints a summary; --json keeps every sample with versions, device and commit.
-
-commands:
-{_LINES}
-
-  python -m shike_jax.benchmark COMMAND --help explains one.
-
+_EPILOG = """\
 examples:
   python -m shike_jax.benchmark step --batch=128 --against=plain,torch --json=step.json
   taskset -c 0 python -m shike_jax.benchmark augment
@@ -32,18 +22,9 @@ examples:
 
 
 def main(argv: Sequence[str]) -> int | None:
-    """Runs a subcommand with the arguments behind it.
-
-    Raises:
-      UserError: no such subcommand, and whatever the subcommand raises.
-    """
-    if not argv or argv[0] in ("-h", "--help"):
-        print(HELP, end="")
-        return 0
-    name, *rest = argv
-    if name not in COMMANDS:
-        raise UserError(f"{name!r} measures nothing; expected one of {', '.join(COMMANDS)}")
-    return importlib.import_module(f"shike_jax.benchmark.{COMMANDS[name][0]}").main(rest)
+    """Runs a subcommand with the arguments behind it; raises UserError when there is none of that name."""
+    description = "Measures speed and prints a summary; --json=FILE keeps samples, versions, device and commit."
+    return run_command(argv, "python -m shike_jax.benchmark", description, COMMANDS, _EPILOG)
 
 
 if __name__ == "__main__":

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from shike_jax.arguments import Parser
 from shike_jax.errors import UserError, run_main
 
+_EPILOG = """\
+example:
+  python -m shike_jax.report.summary runs/digits
+
+Written: WORKDIR/accuracy_by_count.png.
+"""
 COLUMNS = ("top1", "top5", "many", "medium", "few")
 
 
@@ -26,9 +32,8 @@ def stage_table(results: Mapping[str, Any]) -> str:
 
 def main(argv: Sequence[str]) -> None:
     """Runs the command."""
-    parser = argparse.ArgumentParser(
-        prog="python -m shike_jax.report.summary", description="Prints a finished run's table and draws its figure."
-    )
+    description = "Prints a finished run's table and draws its figure."
+    parser = Parser("python -m shike_jax.report.summary", description, _EPILOG)
     parser.add_argument("workdir", type=Path, help="work directory of a finished run")
     workdir = parser.parse_args(argv).workdir
     path = workdir / "results.json"
