@@ -148,9 +148,11 @@ def _order(group: Group) -> tuple[Any, ...]:
 
 
 def differing(groups: Sequence[Group]) -> list[str]:
-    """Dotted fields in which the groups' settings differ."""
+    """Dotted fields in which the groups' settings differ; of stages that only some of them run, `run` alone."""
     settings = [group.first.settings() for group in groups]
+    common = set.intersection(*(set(group.first.config["run"]) for group in groups))
     fields = sorted({field for one in settings for field in one})
+    fields = [field for field in fields if not field.startswith("stages.") or field.split(".")[1] in common]
     return [field for field in fields if any(one.get(field) != settings[0].get(field) for one in settings)]
 
 

@@ -114,6 +114,14 @@ def test_settings_that_differ_are_the_labels(tmp_path):
     assert tables.ablation_tables("x", groups) == []
 
 
+def test_missing_stage_is_told_by_the_list_of_stages(tmp_path):
+    for name, changes in {"both": (), "second": ("run=('classifier',)",)}.items():
+        write_run(tmp_path / name, curve=False, evaluation=False, changes=changes)
+    [groups] = by_dataset(collect([tmp_path])[0]).values()
+    assert {g.label for g in groups} == {"cifar100_lt_if100, run=(representation,classifier)",
+                                         "cifar100_lt_if100, run=(classifier)"}  # fmt: skip
+
+
 def test_stages_and_costs(groups):
     found = groups["CIFAR100-LT, IF 100"]
     stages = tables.stages_table("x", found)
