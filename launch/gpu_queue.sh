@@ -4,7 +4,7 @@
 #   bash launch/gpu_queue.sh ITEM [PIECE]
 #
 #   1 smoke   devices, versions, the tests that concern a GPU, the golden values in float32
-#   2 step    CIFAR step, ours and PyTorch (batch 128, 512, 2048), augmentation's share, profile
+#   2 step    CIFAR step, ours and PyTorch (batch 128, 512, 2048), three seeds at once, augmentation's share, profile
 #   3 full    CIFAR100-LT, preset official, all epochs;         PIECE: if100_seed0 (default) ... if100_seed4, if50_seed0
 #   4 switches  preset paper and one switch at a time;          PIECE: paper (default) frozen_bn decay_frozen float32
 #   5 tables  table 4 and H2T;                                  PIECE: table4 (default) h2t_if100 h2t_if50 h2t_if200
@@ -85,6 +85,7 @@ case $item in
   step step_128_graphs --batch=128 --dtype=bfloat16 --against=torch_compiled --compile_mode=reduce-overhead
   step step_512 --batch=512 --dtype=bfloat16 --against=torch,torch_compiled
   step step_2048 --batch=2048 --dtype=bfloat16 --against=torch,torch_compiled --steps_per_call=10
+  step step_128_seeds --batch=128 --dtype=bfloat16 --seeds=3
   step step_128_augmented --batch=128 --dtype=bfloat16 --augment=autoaugment_cifar --profile="$OUT/profile"
   ;;
 3)

@@ -62,7 +62,7 @@ def test_step_writes_what_it_measured(tmp_path, capsys):
     target = tmp_path / "new" / "step.json"
     command.main([
         "step", "--batch=6", "--image_size=16", "--classes=5", "--width=4", "--blocks=1,1,1", "--repeats=2",
-        "--against=plain", "--peak_tflops=2", f"--json={target}",
+        "--against=plain", "--seeds=2", "--peak_tflops=2", f"--json={target}",
     ])  # fmt: skip
     found = json.loads(target.read_text())
     assert found["command"].startswith("python -m shike_jax.benchmark step --batch=6")
@@ -70,6 +70,8 @@ def test_step_writes_what_it_measured(tmp_path, capsys):
     ours, plain = found["sides"]["ours"], found["sides"]["plain"]
     assert len(ours["samples_ms"]) == 2 and ours["memory_bytes"] > 0
     assert ours["first_call_loss"] == pytest.approx(plain["first_call_loss"], rel=1e-5)
+    twice = found["sides"]["ours, 2 seeds at once"]
+    assert twice["first_call_loss"] == pytest.approx(ours["first_call_loss"], rel=1e-5) and twice["seeds"] == 2
     assert found["speed_of_ours_over"]["plain"] == pytest.approx(plain["median_ms"] / ours["median_ms"], abs=1e-3)
     rate = found["model_flops_per_step"] / ours["median_ms"] / 1e9
     assert ours["share_of_peak"] == pytest.approx(rate / 2, abs=1e-3)

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import time
+from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -13,8 +16,9 @@ from shike_jax import models, optim, parallel, steps
 from shike_jax.augment import make_train_augment
 from shike_jax.benchmark.workload import LEARNING_RATE, Workload
 from shike_jax.data.feeds import DeviceFeed
-from shike_jax.state import start_stage
+from shike_jax.state import TrainState, start_stage
 
+PyTree = Any
 AUGMENTATIONS = {
     "none": {},
     "autoaugment_cifar": {"crop": "pad", "pad": 4, "flip": True, "policy": "autoaugment_cifar", "cutout": 16},
@@ -38,7 +42,7 @@ class Ours:
         optimizer = optim.sgd(stage["momentum"], stage["weight_decay"])
         augment = {"crop": "none", "pad": 0, "flip": False, "policy": "none", "policy_args": {}, "cutout": 0}
         augment |= AUGMENTATIONS[augmentation]
-        program = steps.Program(
+        self._program = steps.Program(
             network=models.build_model(workload.model, workload.classes, dtype=dtype, axis_name=parallel.AXIS),
             stage=stage,
             class_counts=jnp.asarray(workload.class_counts),
@@ -53,18 +57,57 @@ class Ours:
         plan = {"index": workload.index, "mask": np.ones(workload.index.shape, np.float32)}
         [(_, inputs)] = feed.calls(plan, 0, workload.steps, None)
         self._data, self._inputs = feed.data, jax.device_put(inputs)
-        self._state = parallel.replicate(start_stage(workload.variables, optimizer, trainable))
+        self._fetch = feed.fetch
+        self._state = parallel.replicate(self._stacked(start_stage(workload.variables, optimizer, trainable)))
         began = time.perf_counter()
-        self._call = steps.compile_train(program, feed.fetch).lower(self._state, self._data, self._inputs).compile()
+        self._call = self._compiled().lower(self._state, self._data, self._inputs).compile()
         self.compile_seconds = time.perf_counter() - began
         self.memory_bytes = program_memory(self._call)
         self.bytes_accessed = (self._call.cost_analysis() or {}).get("bytes accessed")
+
+    def _stacked(self, state: TrainState) -> TrainState:
+        return state
+
+    def _compiled(self) -> Callable:
+        return steps.compile_train(self._program, self._fetch)
 
     def run(self) -> float:
         """Waits for the result."""
         self._state, sums = self._call(self._state, self._data, self._inputs)
         jax.block_until_ready((self._state, sums))
         return float(sums["loss"] / sums["count"])
+
+
+class OursManySeeds(Ours):
+    """The same step for several seeds in one program (`vmap` over states and keys), on the same batch of images."""
+
+    def __init__(self, workload: Workload, augmentation: str = "none", *, seeds: int) -> None:
+        """Args: seeds: S; a call makes S times the steps of `Ours`."""
+        self._seeds = seeds
+        super().__init__(workload, augmentation)
+
+    def _stacked(self, state: TrainState) -> TrainState:
+        return jax.tree.map(lambda x: np.repeat(np.asarray(x)[None], self._seeds, 0), state)
+
+    def _compiled(self) -> Callable:
+        keys = jax.random.split(self._program.key, self._seeds)
+
+        def one(states: TrainState, data: PyTree, item: PyTree) -> tuple[TrainState, PyTree]:
+            batch = self._fetch(data, item)
+
+            def step(state: TrainState, key: jax.Array) -> tuple[TrainState, PyTree]:
+                return steps.train_step(dataclasses.replace(self._program, key=key), state, batch)[:2]
+
+            return jax.vmap(step)(states, keys)
+
+        def call(states: TrainState, data: PyTree, inputs: PyTree) -> tuple[TrainState, PyTree]:
+            if len(jax.tree.leaves(inputs)[0]) == 1:  # as in steps.compile_train: no scan of convolutions on the CPU
+                states, sums = one(states, data, jax.tree.map(lambda x: x[0], inputs))
+            else:
+                states, sums = jax.lax.scan(lambda carry, item: one(carry, data, item), states, inputs)
+            return states, jax.tree.map(jnp.sum, sums)
+
+        return parallel.pmap_step(call, replicated_in=(True, True, False), replicated_out=(True, True), donate=True)
 
 
 def program_memory(compiled: jax.stages.Compiled) -> int | None:

@@ -73,6 +73,7 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
     )
     parser.add_argument("--repeats", type=measure.positive, default=10, help="rounds that count")
     parser.add_argument("--against", type=_names, default=(), metavar="SIDE,...", help=", ".join(OTHERS))
+    parser.add_argument("--seeds", type=measure.positive, default=1, help="adds a side that trains so many at once")
     parser.add_argument("--compile_mode", default="default", help="of torch.compile")
     parser.add_argument("--peak_tflops", type=float, help="matrix peak that the share is stated of")
     parser.add_argument("--profile", metavar="DIR", help="also trace two calls of ours for TensorBoard's profiler")
@@ -109,16 +110,20 @@ def compare(args: argparse.Namespace) -> dict[str, Any]:
         if not all(map(math.isfinite, found)):
             raise UserError(f"the loss of {name} is not finite: its times mean nothing")
     ceilings = measure_ceilings(args.dtype)
+    seeds = {name: args.seeds if "at once" in name else 1 for name in sides}  # networks trained in a step
     flops = forward_flops(workload) * (1 if args.stage == "classifier" else 3)
     described = {}
     for name, side in sides.items():
         per_step = [sample / steps for sample in seconds[name]]
         described[name] = {
-            **measure.describe(per_step, args.batch),
+            **measure.describe(per_step, args.batch * seeds[name]),
+            "seeds": seeds[name],
             "compile_seconds": round(side.compile_seconds, 2),
             "memory_bytes": side.memory_bytes,
             "first_call_loss": losses[name][0],
-            "model_tflops_per_second": round(flops / 1e12 / (measure.describe(per_step, 1)["median_ms"] / 1e3), 4),
+            "model_tflops_per_second": round(
+                seeds[name] * flops / 1e12 / (measure.describe(per_step, 1)["median_ms"] / 1e3), 4
+            ),
         }
         if args.peak_tflops:
             share = described[name]["model_tflops_per_second"] / args.peak_tflops / where["count"]
@@ -148,7 +153,7 @@ def compare(args: argparse.Namespace) -> dict[str, Any]:
         "process_peak_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
         "sides": described,
         "speed_of_ours_over": {
-            name: round(described[name]["median_ms"] / described["ours"]["median_ms"], 3)
+            name: round(described[name]["median_ms"] / seeds[name] / described["ours"]["median_ms"], 3)
             for name in sides
             if name != "ours"
         },
@@ -157,13 +162,15 @@ def compare(args: argparse.Namespace) -> dict[str, Any]:
 
 def _makers(args: argparse.Namespace, workload: Any) -> dict[str, Callable[[], Any]]:
     """Name to a function that builds that side, ours first."""
-    from shike_jax.benchmark.ours import Ours
+    from shike_jax.benchmark.ours import Ours, OursManySeeds
     from shike_jax.benchmark.plain import Plain
     from shike_jax.benchmark.pytorch import Torch
 
     makers: dict[str, Callable[[], Any]] = {"ours": lambda: Ours(workload, args.augment)}
     if args.augment != "none":
         makers["ours without augmentation"] = lambda: Ours(workload)
+    if args.seeds > 1:
+        makers[f"ours, {args.seeds} seeds at once"] = lambda: OursManySeeds(workload, args.augment, seeds=args.seeds)
     others = {
         "plain": lambda: Plain(workload),
         "torch": lambda: Torch(workload),
