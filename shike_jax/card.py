@@ -69,10 +69,13 @@ def _data(results: Results, split: Split) -> str:
     parts = ", ".join(f"{name} {len(part):,}" for name, part in split.parts.items())
     ends = [f"{split.class_names[c]} ({counts[c]:,})" for c in (order[0], order[-1])]
     divisions = ", ".join(f"{name} {len(classes)}" for name, classes in split.divisions.items())
+    bad = results["bad_images"]
+    first = f", the first {bad['list'][0]['name']}; all in results.json" if bad["count"] else ""
     return "\n".join([
         "## Data\n",
         f"- {split.name}: {split.rule}",
         f"- images: {parts}",
+        f"- left out because they could not be read: {bad['count']}{first}",
         f"- training images of a class: from {ends[0]} down to {ends[1]}",
         f"- classes by division ({bounds[split.division_rule]}): {divisions}",
         f"- split hash (SHA-256 of rule, members and labels): `{split.hash}`",

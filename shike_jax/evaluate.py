@@ -73,13 +73,14 @@ def evaluate(
     if part not in split.parts or not len(split.parts[part]):
         raise UserError(f"--part={part}: expected one of {', '.join(k for k, v in split.parts.items() if len(v))}")
     found = _run(classifier, config, source, part, heads, keep_logits)
-    label = found[""]["label"]
+    label, bad = found[""]["label"], source.report.bad_images()
     summary = {
         "checkpoint": {k: classifier.meta.get(k) for k in ("stage", "digest", "heads", "model", "version")},
         "data": {
             "name": split.name,
             "part": part,
             "examples": len(label),
+            "bad_images": {"count": len(bad), "limit": config.data.bad_image_limit, "list": bad},
             "hash": split.hash,
             "same_split": split.hash == classifier.meta.get("split_hash"),
             "class_names": list(split.class_names),

@@ -79,6 +79,8 @@ def train(config: ConfigDict, workdir: Path, started: float | None = None) -> di
 
 
 def _run_stage(run: Run, index: int, name: str, start: PyTree, step: int) -> PyTree:
+        if run.source.report.unreadable:
+            log.line(f"{run.source.report.closing_line()} (all of them in results.json)")
     """Trains one stage from `step` on; returns the network's variables at its end.
 
     Args:

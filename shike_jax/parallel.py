@@ -201,6 +201,22 @@ def from_main(value: Any) -> Any:
     return pickle.loads(np.concatenate(parts)[:size].tobytes())
 
 
+def gather(value: Any) -> list[Any]:
+    """Every process's value (anything that can be pickled), in the order of the processes, on every process."""
+    if jax.process_count() == 1:
+        return [value]
+    from jax.experimental import multihost_utils
+
+    barrier("values of all processes")  # see from_main
+    own = np.frombuffer(pickle.dumps(value, protocol=5), np.uint8)
+    sizes = np.asarray(multihost_utils.process_allgather(np.array(len(own), np.int32)))
+    each = BROADCAST_BYTES // 256  # rounding up keeps the number of compiled shapes small
+    padded = np.zeros(-(-int(sizes.max()) // each) * each, np.uint8)
+    padded[: len(own)] = own
+    everyone = np.asarray(multihost_utils.process_allgather(padded))
+    return [pickle.loads(one[:size].tobytes()) for one, size in zip(everyone, sizes, strict=True)]
+
+
 def is_main() -> bool:
     """True on the one process that writes logs and results."""
     return jax.process_index() == 0

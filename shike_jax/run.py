@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -94,6 +95,7 @@ def prepare(config: ConfigDict, workdir: Path, log: RunLog) -> tuple[Run, Any, t
     split = source.split
     for line in source.report.lines():
         log.line(line)
+    source.report.tell = log.line if parallel.is_main() else functools.partial(print, file=sys.stderr, flush=True)
     plain = to_plain(config)
     parallel.assert_equal_everywhere(f"{code_version()} {sorted(versions().items())}", "code version")
     parallel.assert_equal_everywhere(str(sorted(plain.items())), "configuration")
@@ -122,6 +124,8 @@ def prepare(config: ConfigDict, workdir: Path, log: RunLog) -> tuple[Run, Any, t
                 f"{split.hash[:12]}; expected the same data"
             )
         run.history = meta["history"]
+        met = {(one["part"], one["name"]): one["reason"] for one in run.history.get("bad_images", ())}
+        source.report.unreadable.update(met)
         start = (meta["stage_index"], meta["step"])
         program = make_program(run, start[0], config.run[start[0]], fresh["params"])
         state = restore_into(start_stage(fresh, program.optimizer, program.updated), tree, str(checkpoints.root))
@@ -160,7 +164,11 @@ def make_program(run: Run, index: int, name: str, params: PyTree) -> steps.Progr
 
 
 def position(run: Run, index: int, name: str, step: int) -> dict[str, Any]:
-    """What a checkpoint remembers beside the state: where the run stands, on which data, and what it has found."""
+    """What a checkpoint remembers beside the state: where the run stands, on which data, and what it has found.
+
+    To be called by all processes together.
+    """
+    share_bad_images(run)
     return {
         "stage": name,
         "stage_index": index,
@@ -170,6 +178,15 @@ def position(run: Run, index: int, name: str, step: int) -> dict[str, Any]:
         "history": run.history,
         "version": __version__,
     }
+
+
+def share_bad_images(run: Run) -> None:
+    """Adds what the other processes could not read to this one's report and to the history; by all together."""
+    if run.source.images is not None:
+        return
+    for unreadable in parallel.gather(run.source.report.unreadable.copy()):
+        run.source.report.unreadable.update(unreadable)
+    run.history["bad_images"] = run.source.report.bad_images()
 
 
 def save_stage(run: Run, index: int, name: str, variables: PyTree) -> None:
@@ -196,8 +213,12 @@ def save_stage(run: Run, index: int, name: str, variables: PyTree) -> None:
 
 
 def results(run: Run, variables: PyTree) -> dict[str, Any]:
-    """The machine-readable end of a run (`results.json`); accuracies in percent, of the last epoch."""
-    split, stages = run.source.split, run.history["stages"]
+    """The machine-readable end of a run (`results.json`); accuracies in percent, of the last epoch.
+
+    To be called by all processes together.
+    """
+    share_bad_images(run)
+    split, stages, bad = run.source.split, run.history["stages"], run.source.report.bad_images()
     details = ("per_class", "experts_per_class")
     last = stages[-1]
     return {
@@ -214,6 +235,7 @@ def results(run: Run, variables: PyTree) -> dict[str, Any]:
             "hash": split.hash,
             "class_counts": [int(n) for n in split.class_counts],
         },
+        "bad_images": {"count": len(bad), "limit": run.config.data.bad_image_limit, "list": bad},
         "seconds": {name: round(value, 2) for name, value in run.history["seconds"].items()},
         "versions": versions(),
         "devices": {

@@ -21,6 +21,7 @@ def results_and_split():
         "name": "zoo", **scores, "experts": [60.0, 70.0, 80.0], "stages": stages, "per_class": [50.0, 100.0, None],
         "num_parameters": 1234567, "seed": 4, "seconds": {"start_up": 3.0, "train": 1500.4}, "config": to_plain(config),
         "versions": {"shike_jax": "0.1.0", "jax": "1.2.3"},
+        "bad_images": {"count": 2, "limit": 0.01, "list": [{"part": "train", "name": "train/ant/7.jpg"}]},
         "devices": {"kind": "cpu", "platform": "cpu", "count": 2, "processes": 1},
     }  # fmt: skip
     return results, split
@@ -42,6 +43,7 @@ def test_card_holds_scores_data_training_use_and_limits(tmp_path):
         "| representation | 33.33 | 50.00 | 100.00 | - |",
         "images: train 193, test 3",
         "from ant (150) down to cat (3)",
+        "left out because they could not be read: 2, the first train/ant/7.jpg; all in results.json",
         split.hash,
         "| representation | 180 | 128 | 0.15 | 1 ce + 1 mu + 10 nt (official) | `.*` |",
         "| classifier | 20 | 128 | 0.1 | 1 balanced | `heads/classifier/.*` |",

@@ -8,7 +8,6 @@ resize (measured by `shike_jax.benchmark input`).
 from __future__ import annotations
 
 import collections
-import logging
 import os
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -21,15 +20,13 @@ from shike_jax.data.types import Source, allowed_faults
 from shike_jax.errors import UserError
 
 Batch = dict[str, np.ndarray]
-_LOG = logging.getLogger(__name__)
-NAMED = 10  # unreadable images named as they are met; the rest is only counted
 CHUNK = 8  # images of one task: keeps the threads' bookkeeping small beside the decoding
 
 
 class HostPipeline:
     """Turns plans (which index, with which seed) into batches of one part of a source.
 
-    An image that cannot be read takes the place of padding (mask 0) and is noted in `source.report.skipped`.
+    An image that cannot be read takes the place of padding (mask 0) and is noted in `source.report.unreadable`.
     """
 
     def __init__(self, source: Source, part: str, config: ConfigDict, threads: int = 0, ahead: int = 4):
@@ -45,7 +42,7 @@ class HostPipeline:
         """
         if source.read is None:
             raise UserError(f"{source.split.name}: there are no image files to read (is config.data.root empty?)")
-        self._read, self._part, self._skipped = source.read, part, source.report.skipped
+        self._read, self._part, self._report = source.read, part, source.report
         self._members, self._labels = source.split.parts[part].members, source.split.parts[part].labels
         self._size = config.data.image_size
         self._resize = short_side(config.data)
@@ -118,12 +115,10 @@ class HostPipeline:
     def _note_bad(self, index: int, error: Exception) -> None:
         name = str(self._members[index])
         reason = (error.strerror or str(error)) if isinstance(error, OSError) else str(error)
-        self._skipped[name] = reason
-        if index not in self._bad and len(self._bad) < NAMED:
-            _LOG.warning("image %s left out: %s", name, reason)
         self._bad.add(index)
         if self._stop:
             raise UserError(f"image {name}: {reason} (to go on without such images: --config.data.bad_image=skip)")
+        self._report.note_unreadable(self._part, name, reason)
         if len(self._bad) > allowed_faults(self._limit, len(self._labels)):
             raise UserError(
                 f"{len(self._bad)} of {len(self._labels)} images of part {self._part} cannot be read, more than "

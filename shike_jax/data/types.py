@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import collections
+import logging
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -9,6 +11,8 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from shike_jax.data.splits import Split
+
+NAMED = 10  # unreadable images named as they are met, and in summaries; the rest is only counted
 
 
 def allowed_faults(limit: float, total: int) -> int:
@@ -18,19 +22,52 @@ def allowed_faults(limit: float, total: int) -> int:
 
 @dataclass
 class Report:
-    """What was skipped and why, and remarks that a user should see."""
+    """What was left out and why, and remarks that a user should see.
 
-    skipped: dict[str, str] = field(default_factory=dict)  # name of the image -> reason
+    Attributes:
+      skipped: `LIST:LINE` of a bad line -> reason; known once the source is loaded.
+      unreadable: (part, image) -> reason; grows while a pipeline reads.
+      notes: remarks.
+      tell: gets a line for each of the first unreadable images as they are met, from any thread.
+    """
+
+    skipped: dict[str, str] = field(default_factory=dict)
+    unreadable: dict[tuple[str, str], str] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
+    tell: Callable[[str], None] = logging.getLogger(__name__).warning
 
-    def lines(self, most: int = 10) -> list[str]:
-        """Returns the report as text lines, with at most `most` of the skipped names."""
+    def note_unreadable(self, part: str, name: str, reason: str) -> None:
+        """Keeps an image that could not be read, and tells of it the first time."""
+        if (part, name) not in self.unreadable:
+            self.unreadable[part, name] = reason
+            if len(self.unreadable) <= NAMED:
+                self.tell(f"image {name} left out: {reason}")
+
+    def bad_images(self) -> list[dict[str, str]]:
+        """Returns the unreadable images as plain data: `part`, `name`, `reason`, in order of part and name."""
+        found = sorted(self.unreadable.copy().items())
+        return [{"part": part, "name": name, "reason": reason} for (part, name), reason in found]
+
+    def closing_line(self, most: int = 3) -> str:
+        """Returns one line that counts the unreadable images and names the first `most`; empty when there are none."""
+        found = self.bad_images()
+        if not found:
+            return ""
+        parts = collections.Counter(one["part"] for one in found)
+        names = ", ".join(one["name"] for one in found[:most])
+        more = f" and {len(found) - most} more" if len(found) > most else ""
+        counts = ", ".join(f"{part} {count}" for part, count in parts.items())
+        return f"unreadable images left out: {len(found)} ({counts}): {names}{more}"
+
+    def lines(self, most: int = NAMED) -> list[str]:
+        """Returns the report as text lines, with at most `most` of the names left out."""
         lines = list(self.notes)
-        if self.skipped:
-            lines.append(f"left out: {len(self.skipped)}")
-            lines += [f"  {name}: {reason}" for name, reason in list(self.skipped.items())[:most]]
-            if len(self.skipped) > most:
-                lines.append(f"  ... and {len(self.skipped) - most} more")
+        left_out = self.skipped | {name: reason for (_, name), reason in self.unreadable.copy().items()}
+        if left_out:
+            lines.append(f"left out: {len(left_out)}")
+            lines += [f"  {name}: {reason}" for name, reason in list(left_out.items())[:most]]
+            if len(left_out) > most:
+                lines.append(f"  ... and {len(left_out) - most} more")
         return lines
 
 

@@ -161,7 +161,7 @@ def test_a_file_that_vanished_is_an_unreadable_image(damaged):
     plan = {"index": np.arange(10)[None], "mask": np.ones((1, 10), np.float32)}
     [batch] = HostPipeline(source, "train", damaged).batches(plan)
     assert batch["mask"].sum() == 8
-    assert source.report.skipped["train/b/1.png"] == "No such file or directory"
+    assert source.report.unreadable["train", "train/b/1.png"] == "No such file or directory"
 
 
 def test_a_source_without_files_cannot_be_read(damaged):
