@@ -139,10 +139,11 @@ def check_labels(train: ListFile, others: list[ListFile]) -> int:
     return num_classes
 
 
-def class_folders(lists: list[ListFile], num_classes: int) -> tuple[str, ...]:
+def class_folders(lists: list[ListFile], num_classes: int, report: Report) -> tuple[str, ...]:
     """Returns class names from the images' folders, or `0`, `1`, ... where the folders do not name classes.
 
     Folders name classes when each folder name has one label and each label one name, on all but a tenth of the lines.
+    The report gets a remark when they do not although there are as many of them as classes.
 
     Raises:
       UserError: they do, and a line disagrees with the label of its folder.
@@ -159,6 +160,11 @@ def class_folders(lists: list[ListFile], num_classes: int) -> tuple[str, ...]:
     agreeing = sum(count for (name, label), count in pairs.items() if label_of.get(name) == label)
     total = sum(pairs.values())
     if len(name_of) < num_classes or agreeing < 0.9 * total:
+        if len({name for name, _ in pairs}) == num_classes:
+            report.notes.append(
+                f"{num_classes} folders and {num_classes} labels, but only {agreeing} of {total} lines have the label "
+                f"of their folder's other images: classes are called 0..{num_classes - 1}; are the labels right?"
+            )
         return tuple(map(str, range(num_classes)))
     if agreeing < total:
         for one, names in zip(lists, folders, strict=True):
@@ -188,7 +194,7 @@ def load(data: ConfigDict) -> Source:
     else:
         report.notes.append("config.data.root is empty: counts only, no image can be read")
     name = data.name or os.path.basename(data.train_list).split(".")[0]
-    split = split_of_lists(parsed, data, name)
+    split = split_of_lists(parsed, data, name, report)
     members = {part: split.parts[part].members for part in split.parts}
     return Source(split, read=reader(data.root, members) if data.root else None, report=report)
 
@@ -204,11 +210,11 @@ def load_lists(data: ConfigDict, report: Report) -> dict[str, ListFile]:
     return {part: parse_list(path, policy) for part, path in paths.items() if path}
 
 
-def split_of_lists(parsed: dict[str, ListFile], data: ConfigDict, name: str) -> Split:
+def split_of_lists(parsed: dict[str, ListFile], data: ConfigDict, name: str, report: Report) -> Split:
     """Checks the lists against each other and returns their split, long-tailed if `config.data.profile` asks so."""
     train, others = parsed["train"], [one for part, one in parsed.items() if part != "train"]
     num_classes = check_labels(train, others)
-    names = class_folders(list(parsed.values()), num_classes)
+    names = class_folders(list(parsed.values()), num_classes, report)
     training = set(train.members)
     for one in others:
         both = [member for member in one.members if member in training]

@@ -74,7 +74,7 @@ def _load_natural(data: ConfigDict, builder: Any, records: dict[str, Any]) -> So
 
 def _load_places(data: ConfigDict, builder: Any, records: dict[str, Any]) -> Source:
     report = Report()
-    split = split_of_lists(load_lists(data, report), data, data.name)
+    split = split_of_lists(load_lists(data, report), data, data.name, report)
     positions: dict[str, tuple[str, int]] = {}
     for part, tfds_split in PARTS[data.name].items():
         names = _column(builder, tfds_split, "filename").tolist()

@@ -1,6 +1,8 @@
 """Decoding of awkward images, and the crops against torchvision's recipe written out with Pillow."""
 
 import io
+import struct
+import zlib
 
 import numpy as np
 import pytest
@@ -45,6 +47,27 @@ def test_sixteen_bit_png_is_scaled_not_clipped():
     values = np.linspace(0, 65535, 256 * 4).round().astype(np.uint16).reshape(4, 256)
     pixels = images.decode(encoded(Image.fromarray(values), "PNG"))
     np.testing.assert_array_equal(pixels[..., 1], values >> 8)
+
+
+def png_of_16_bit(values, colour_type):
+    """Pillow writes 16 bits for grey only: a PNG of uint16 [H,W,channels] by hand (PNG specification, section 5)."""
+
+    def chunk(kind, content):
+        return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+
+    header = struct.pack(">IIBBBBB", values.shape[1], values.shape[0], 16, colour_type, 0, 0, 0)
+    rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in values)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
+
+
+def test_sixteen_bit_colours_and_transparency():
+    values = np.linspace(0, 65535, 4 * 6 * 3).astype(np.uint16).reshape(4, 6, 3)
+    np.testing.assert_array_equal(images.decode(png_of_16_bit(values, 2)), values >> 8)
+    opaque = np.repeat(np.array([0, 65535, 65535, 65535], np.uint16), 6).reshape(4, 6, 1)
+    for colours, colour_type in ((values, 6), (values[..., :1], 4)):
+        pixels = images.decode(png_of_16_bit(np.concatenate([colours, opaque], -1), colour_type))
+        assert (pixels[0] == 255).all()
+        np.testing.assert_array_equal(pixels[1:], np.broadcast_to(colours[1:] >> 8, (3, 6, 3)))
 
 
 @pytest.mark.parametrize("mode", ["RGBA", "LA", "P"])

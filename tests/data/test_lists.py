@@ -130,9 +130,19 @@ def test_list_and_folder_disagree(tmp_path):
 
 
 def test_folders_that_do_not_name_classes_are_no_disagreement(tmp_path):
-    split = load(tmp_path, ("all/1.jpg 0", "all/2.jpg 1", "all/3.jpg 1"), ("all/4.jpg 1",)).split
-    assert split.class_names == ("0", "1")
-    assert split.class_counts.tolist() == [1, 2]
+    source = load(tmp_path, ("all/1.jpg 0", "all/2.jpg 1", "all/3.jpg 1"), ("all/4.jpg 1",))
+    assert source.split.class_names == ("0", "1")
+    assert source.split.class_counts.tolist() == [1, 2]
+    assert not any("folders" in note for note in source.report.notes)
+
+
+def test_as_many_folders_as_classes_that_do_not_match_are_worth_a_remark(tmp_path):
+    train = [f"train/{name}/{i}.jpg {(label + (i < 30)) % 2}" for label, name in enumerate(("cat", "dog"))
+             for i in range(100)]  # fmt: skip
+    source = load(tmp_path, train)
+    assert source.split.class_names == ("0", "1")
+    [note] = [note for note in source.report.notes if "folders" in note]
+    assert "only 141 of 201 lines have the label" in note  # 70 of each folder, and the one for testing
 
 
 def test_missing_files(tmp_path):
