@@ -56,6 +56,16 @@ def test_plain_networks_have_the_published_sizes():
     assert round((count - 650) / 1e6, 2) == 0.46
 
 
+@pytest.mark.parametrize(("backbone", "published"), [("resnet18", 11_689_512), ("resnet34", 21_797_672)])
+def test_basic_blocks_behind_the_large_stem_have_torchvisions_sizes(backbone, published):
+    """As its documentation states them for 1,000 classes; ours adds a second classifier of 512 * 1000 + 1000."""
+    settings = {**config.base().model, "backbone": backbone, "depths": (1,), "fusion": False, "head": "linear"}
+    network = build_model(settings, 1000)
+    image = jax.ShapeDtypeStruct((1, 64, 64, 3), jnp.float32)
+    variables = jax.eval_shape(lambda x: network.init(jax.random.key(0), x, method="init_all"), image)
+    assert num_parameters(variables["params"]) - 513_000 == published
+
+
 def test_initial_values_follow_the_authors():
     variables = init_variables(build_model({**config.base().model}, 100), 0, 32)
     kernel = variables["params"]["expert0"]["stage3"]["block1"]["conv1"]["kernel"]  # 3x3x64x64: fan-in 576

@@ -42,6 +42,8 @@ class Backbone:
 
 BACKBONES = {
     **{f"resnet{depth}": Backbone(((depth - 2) // 6,) * 3, 16) for depth in (20, 32, 44, 56)},
+    "resnet18": Backbone((2, 2, 2, 2), 64, imagenet_stem=True),
+    "resnet34": Backbone((3, 4, 6, 3), 64, imagenet_stem=True),
     "resnet50": Backbone((3, 4, 6, 3), 64, bottleneck=True, imagenet_stem=True),
     "resnext50_32x4d": Backbone((3, 4, 6, 3), 64, True, groups=32, group_width=4, imagenet_stem=True),
     "resnet152": Backbone((3, 8, 36, 3), 64, bottleneck=True, imagenet_stem=True),
