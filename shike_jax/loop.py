@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import time
 from pathlib import Path
@@ -24,10 +25,10 @@ from shike_jax.preemption import Preempted
 from shike_jax.run import Run, check_devices, make_program, position, prepare, results, save_stage
 from shike_jax.state import TrainState, start_stage, variables_of
 from shike_jax.timing import CompileTime
-from shike_jax.workdir import discard_untrained, open_workdir, write_json
+from shike_jax.workdir import claimed, discard_untrained, open_workdir, write_json
 
 PyTree = Any
-SHOWN = 16  # augmented images that TensorBoard gets at the start of a stage
+SHOWN = 16  # images of the first batch of a stage that TensorBoard gets, augmented (fewer on many devices)
 
 
 def train(config: ConfigDict, workdir: Path, started: float | None = None) -> dict[str, Any]:
@@ -54,6 +55,12 @@ def train(config: ConfigDict, workdir: Path, started: float | None = None) -> di
         if parallel.is_main():
             print(f"{workdir} is finished (top-1 {finished['top1']:.2f} %): nothing to do")
         return finished
+    with claimed(workdir) if parallel.is_main() else contextlib.nullcontext():
+        return _train(config, workdir, started)
+
+
+def _train(config: ConfigDict, workdir: Path, started: float) -> dict[str, Any]:
+    """Trains a run that is not finished."""
     log = RunLog(workdir, config.log, parallel.is_main())
     try:
         run, state, (first, step) = prepare(config, workdir, log)
@@ -72,6 +79,8 @@ def train(config: ConfigDict, workdir: Path, started: float | None = None) -> di
         if parallel.is_main():
             write_card(workdir / "card.md", found, run.source.split)
             write_json(workdir / "results.json", found)
+        if run.source.report.unreadable:
+            log.line(f"{run.source.report.closing_line()} (all of them in results.json)")
         log.line(f"top-1 {found['top1']:.2f} %: results in {workdir / 'results.json'}")
         return found
     finally:
@@ -79,8 +88,6 @@ def train(config: ConfigDict, workdir: Path, started: float | None = None) -> di
 
 
 def _run_stage(run: Run, index: int, name: str, start: PyTree, step: int) -> PyTree:
-        if run.source.report.unreadable:
-            log.line(f"{run.source.report.closing_line()} (all of them in results.json)")
     """Trains one stage from `step` on; returns the network's variables at its end.
 
     Args:
@@ -94,7 +101,7 @@ def _run_stage(run: Run, index: int, name: str, start: PyTree, step: int) -> PyT
     each, total = run.stage_steps(name)
     before = sum(run.stage_steps(other)[1] for other in config.run[:index])
     feed = run.feeds["train"]
-    call = steps.compile_train(program, feed.fetch)
+    call = steps.compile_train(program, feed.fetch, SHOWN)
     together = _steps_per_call(config, feed, each)
     last_evaluation: dict[str, Any] | None = None
     while step < total:
@@ -105,9 +112,9 @@ def _run_stage(run: Run, index: int, name: str, start: PyTree, step: int) -> PyT
         began, compiled = time.time(), CompileTime.total
         sums, running = _Sums(f"stage {name}, epoch {epoch}"), None
         for done, inputs in feed.calls(plan, first, together, _epoch_seed(config.seed, index, epoch)):
+            state, new, seen = call(state, feed.data, inputs)
             if step == 0:
-                _show_batch(run, program, before, inputs)
-            state, new = call(state, feed.data, inputs)
+                _show_batch(run, before, seen)
             sums.add(new)
             step += done
             # One call may wait behind the running one; more would only delay the answer to a request to stop. On
@@ -239,15 +246,11 @@ def _epoch_seed(seed: int, stage: int, epoch: int) -> int:
     return int(np.random.SeedSequence([seed, stage, epoch]).generate_state(1)[0])
 
 
-def _show_batch(run: Run, program: steps.Program, step: int, inputs: PyTree) -> None:
-    """Sends some images of a batch, augmented, to TensorBoard; `inputs` of a compiled call."""
-    if not run.log.has_tensorboard:
-        return
-    item = jax.tree.map(lambda x: np.asarray(x)[0, 0, :SHOWN], inputs)
-    images = item["image"] if "image" in item else run.source.images["train"][item["index"]]
-    views = np.asarray(jax.jit(run.augment)(images, jax.random.split(program.key, len(images))), np.float32)
-    data = run.config.data
-    run.log.images(step, "augmented", np.clip(views * np.array(data.std) + np.array(data.mean), 0, 1))
+def _show_batch(run: Run, step: int, seen: PyTree) -> None:
+    """Sends images to TensorBoard as the network saw them; `seen` of a compiled call, from each device."""
+    if run.log.has_tensorboard:
+        data, views = run.config.data, np.asarray(parallel.to_host(seen)[0], np.float32)
+        run.log.images(step, "augmented", np.clip(views * np.array(data.std) + np.array(data.mean), 0, 1))
 
 
 def _report_epoch(

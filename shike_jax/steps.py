@@ -54,33 +54,34 @@ class Program:
     key: Array
 
 
-def train_step(program: Program, state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, Array]]:
+def train_step(program: Program, state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, Array], Array]:
     """One optimiser step on this device's share of the batch.
 
     Returns:
-      The new state, and sums over the global batch: `count`, `loss` and each loss term (times count), `correct`.
+      The new state; sums over the global batch: `count`, `loss` and each loss term (times count), `correct`; and the
+      augmented, normalised images [b,H,W,3] that the network saw.
     """
     key = jax.random.fold_in(program.key, state.step)
     total = jnp.maximum(parallel.psum(jnp.sum(batch["mask"])), 1)
 
-    def objective(trained: PyTree) -> tuple[Array, tuple[PyTree, dict[str, Array]]]:
+    def objective(trained: PyTree) -> tuple[Array, tuple[PyTree, dict[str, Array], Array]]:
         params = optim.merge(trained, optim.select(state.params, program.trainable, False))
-        logits, batch_stats, mixed = _forward(program, params, state.batch_stats, batch, key)
+        logits, batch_stats, mixed, seen = _forward(program, params, state.batch_stats, batch, key)
         terms = _loss_terms(program, logits, batch, mixed)
         sums = {name: jnp.sum(value * batch["mask"]) for name, value in terms.items()}
         correct = jnp.argmax(jnp.mean(logits, 0), -1) == batch["label"]
         sums["correct"] = jnp.sum(correct * batch["mask"])
         sums["count"] = jnp.sum(batch["mask"])
-        return sums["loss"] / total, (batch_stats, sums)
+        return sums["loss"] / total, (batch_stats, sums, seen)
 
     trained = optim.select(state.params, program.trainable)
-    grads, (batch_stats, sums) = jax.grad(objective, has_aux=True)(trained)
+    grads, (batch_stats, sums, seen) = jax.grad(objective, has_aux=True)(trained)
     # Each device differentiated its own share of the global mean, so the shares add up.
     grads, sums = parallel.psum((grads, sums))
     if not _is_global(program.network):
         # Per-device statistics: running averages agree again by averaging over the devices.
         batch_stats = jax.tree.map(lambda x: parallel.psum(x) / parallel.psum(1), batch_stats)
-    return _update(program, state, grads, batch_stats), sums
+    return _update(program, state, grads, batch_stats), sums, seen
 
 
 def _update(program: Program, state: TrainState, grads: PyTree, batch_stats: PyTree) -> TrainState:
@@ -96,8 +97,8 @@ def _update(program: Program, state: TrainState, grads: PyTree, batch_stats: PyT
 
 def _forward(
     program: Program, params: PyTree, batch_stats: PyTree, batch: Batch, key: Array
-) -> tuple[Array, PyTree, tuple[Array, Array] | None]:
-    """Augments and runs the network: logits [M,b,C], new BN statistics, and (lam, partner labels) when mixed."""
+) -> tuple[Array, PyTree, tuple[Array, Array] | None, Array]:
+    """Augments and runs the network: logits [M,b,C], new BN statistics, (lam, partner labels) when mixed, its input."""
     stage, network, mask = program.stage, program.network, batch["mask"]
     images = _augmented(program, batch["image"], mask, key, "augment")
     mixed = None
@@ -118,7 +119,7 @@ def _forward(
         others, batch_stats = features(others, batch_stats)
         fused = exchange_channels(jax.random.fold_in(key, ROLES["exchange"]), fused, others, stage["exchange"])
     logits = network.apply({"params": params}, fused, stage["heads"], method="classify")
-    return logits, batch_stats, mixed
+    return logits, batch_stats, mixed, images
 
 
 def _loss_terms(
@@ -172,28 +173,34 @@ def eval_step(network: ExpertNetwork, heads: str, transform: Callable, variables
     return parallel.psum(metrics.count_correct(logits, batch["label"], batch["mask"]))
 
 
-def compile_train(program: Program, fetch: Callable[[PyTree, PyTree], Batch]) -> Callable:
+def compile_train(program: Program, fetch: Callable[[PyTree, PyTree], Batch], shown: int = 0) -> Callable:
     """Compiles (state, data, inputs) -> (state, sums) over all devices.
 
     Args:
       program: of the stage.
       fetch: turns (data, one step's inputs) into a batch; runs inside the compiled step.
+      shown: when positive, the call also returns so many of the first step's images from each device, as the network
+        saw them: [devices, shown, H, W, 3]. To augment them once more would mean to compile the augmentation again.
 
     Returns:
       A function of the replicated state (donated), the replicated data and inputs [devices, k, ...]: k steps in one
       call, k being free to vary. The sums are added over the k steps.
     """
 
-    def call(state: TrainState, data: PyTree, inputs: PyTree) -> tuple[TrainState, PyTree]:
-        def one(state: TrainState, item: PyTree) -> tuple[TrainState, PyTree]:
-            return train_step(program, state, fetch(data, item))
+    def call(state: TrainState, data: PyTree, inputs: PyTree) -> tuple[TrainState, PyTree, Array]:
+        def one(state: TrainState, item: PyTree) -> tuple[TrainState, tuple[PyTree, Array]]:
+            state, sums, seen = train_step(program, state, fetch(data, item))
+            return state, (sums, seen[:shown])
 
         if len(jax.tree.leaves(inputs)[0]) == 1:  # XLA:CPU runs convolutions inside a scan many times slower
-            return one(state, jax.tree.map(lambda x: x[0], inputs))
-        state, sums = lax.scan(one, state, inputs)
-        return state, jax.tree.map(lambda x: jnp.sum(x, 0), sums)
+            state, (sums, seen) = one(state, jax.tree.map(lambda x: x[0], inputs))
+        else:
+            state, (sums, seen) = lax.scan(one, state, inputs)
+            sums, seen = jax.tree.map(lambda x: jnp.sum(x, 0), sums), seen[0]
+        return (state, sums, seen) if shown else (state, sums)
 
-    return parallel.pmap_step(call, replicated_in=(True, True, False), replicated_out=(True, True), donate=True)
+    out = (True, True, False) if shown else (True, True)
+    return parallel.pmap_step(call, replicated_in=(True, True, False), replicated_out=out, donate=True)
 
 
 def compile_eval(network: ExpertNetwork, heads: str, transform: Callable, fetch: Callable) -> Callable:

@@ -1,11 +1,16 @@
 """docs/guide.md runs from top to bottom: Python blocks in one namespace, commands through their mains."""
 
 import importlib
+import io
 import re
 import shlex
 
+import numpy as np
 import pytest
+from PIL import Image
 
+from shike_jax.data import sources
+from shike_jax.flags import load_config
 from tests.conftest import ROOT
 
 # Shorter than the guide's own training; the default configuration trains for longer.
@@ -77,3 +82,16 @@ def test_tensorboard_gets_curves_images_and_accuracies_of_classes(tour):
     tags = {"augmented", *(f"{stage}/{name}" for stage in ("representation", "classifier")
                            for name in ("epoch_loss", "learning_rate", "top1", "few", "per_class_top1"))}  # fmt: skip
     assert tags <= set(found.Tags()["tensors"])
+
+    # Each stage's first batch as the network saw it: every picture is a digit, at most two pixels from its place.
+    digits = sources.load(load_config([f"--config={ROOT}/configs/digits_lt.py"])[0].data).images["train"]
+    padded = np.pad(digits[..., 0].astype(int), ((0, 0), (2, 2), (2, 2)))
+    shifted = np.stack([padded[:, y : y + 16, x : x + 16] for y in range(5) for x in range(5)])  # [25, N, 16, 16]
+    first, second = (event.tensor_proto.string_val[2:] for event in found.Tensors("augmented"))
+    places = set()
+    for encoded in (*first, *second):
+        picture = np.asarray(Image.open(io.BytesIO(encoded)).convert("L")).astype(int)
+        shift, index = np.nonzero(np.abs(shifted - picture).max((2, 3)) <= 1)
+        assert len(index)
+        places.add(int(shift[0]))
+    assert len(first) == len(second) == 16 and len(places) > 5
