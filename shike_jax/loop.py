@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import time
 from pathlib import Path
@@ -24,7 +25,7 @@ from shike_jax.preemption import Preempted
 from shike_jax.run import Run, check_devices, make_program, position, prepare, results, save_stage
 from shike_jax.state import TrainState, start_stage, variables_of
 from shike_jax.timing import CompileTime
-from shike_jax.workdir import discard_untrained, open_workdir, write_json
+from shike_jax.workdir import claimed, discard_untrained, open_workdir, write_json
 
 PyTree = Any
 SHOWN = 16  # images of the first batch of a stage that TensorBoard gets, augmented (fewer on many devices)
@@ -54,6 +55,12 @@ def train(config: ConfigDict, workdir: Path, started: float | None = None) -> di
         if parallel.is_main():
             print(f"{workdir} is finished (top-1 {finished['top1']:.2f} %): nothing to do")
         return finished
+    with claimed(workdir) if parallel.is_main() else contextlib.nullcontext():
+        return _train(config, workdir, started)
+
+
+def _train(config: ConfigDict, workdir: Path, started: float) -> dict[str, Any]:
+    """Trains a run that is not finished."""
     log = RunLog(workdir, config.log, parallel.is_main())
     try:
         run, state, (first, step) = prepare(config, workdir, log)
@@ -72,6 +79,8 @@ def train(config: ConfigDict, workdir: Path, started: float | None = None) -> di
         if parallel.is_main():
             write_card(workdir / "card.md", found, run.source.split)
             write_json(workdir / "results.json", found)
+        if run.source.report.unreadable:
+            log.line(f"{run.source.report.closing_line()} (all of them in results.json)")
         log.line(f"top-1 {found['top1']:.2f} %: results in {workdir / 'results.json'}")
         return found
     finally:
@@ -79,8 +88,6 @@ def train(config: ConfigDict, workdir: Path, started: float | None = None) -> di
 
 
 def _run_stage(run: Run, index: int, name: str, start: PyTree, step: int) -> PyTree:
-        if run.source.report.unreadable:
-            log.line(f"{run.source.report.closing_line()} (all of them in results.json)")
     """Trains one stage from `step` on; returns the network's variables at its end.
 
     Args:

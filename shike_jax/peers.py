@@ -8,8 +8,11 @@ service for the others. A thread does this: the main thread may be waiting in a 
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import json
 import os
+import signal
+import socket
 import sys
 import threading
 import time
@@ -23,6 +26,8 @@ from shike_jax.errors import UserError
 
 EXIT_STATUS = 76  # another process was lost: start all of them again to go on
 _ALIVE, _STOPPED = "shike_jax/alive/", "shike_jax/stopped"
+_START_AGAIN = "start all processes again to continue"
+_PROBE_AFTER = 3  # seconds without an answer of the coordinator's service before its address is tried
 
 
 @contextlib.contextmanager
@@ -54,8 +59,34 @@ def _account(error: Exception) -> tuple[int, str, str]:
         return 2, text, f"error: {text}"
     if isinstance(error, jax.errors.JaxRuntimeError) and "RESOURCE_EXHAUSTED" not in text:
         reason = f"lost contact with another process ({text[:300]})"
-        return EXIT_STATUS, reason, f"error: {reason}; start all processes again to continue"
+        return EXIT_STATUS, reason, f"error: {reason}; {_START_AGAIN}"
     return 1, repr(error), traceback.format_exc()
+
+
+def _delay_aborts() -> None:
+    """Lets an abort of this process wait for 6 s, so that our threads can say why and leave with our status first.
+
+    JAX's own service aborts the process as soon as the coordinator's connection closes. The handler is libc's `sleep`
+    itself, called with the signal's number (6): no Python has to run in a process that may be broken, and when none of
+    our threads acts the abort takes its course.
+    """
+    with contextlib.suppress(OSError, AttributeError):  # a platform without them: the abort comes at once
+        libc = ctypes.CDLL(None)
+        libc.signal(signal.SIGABRT, libc.sleep)
+
+
+def _refused(address: str | None) -> bool:
+    """True when HOST:PORT can be reached and nothing listens there: its process is gone, not merely slow."""
+    host, _, port = (address or "").rpartition(":")
+    if not host:
+        return False
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=1).close()
+    except ConnectionRefusedError:
+        return True
+    except OSError:
+        pass  # unreachable: the silence will tell
+    return False
 
 
 class _Watch:
@@ -73,6 +104,7 @@ class _Watch:
         self._silent = dict.fromkeys(self._watched, 0)
 
     def start(self) -> None:
+        _delay_aborts()
         for task in (self._report, self._judge):
             threading.Thread(target=task, name=f"peers{task.__name__}", daemon=True).start()
 
@@ -80,11 +112,17 @@ class _Watch:
         """Prints `message`, tells the others why and ends the process."""
         self.over.set()
         self._say(message)
+        # In a thread: without the service the call would wait for it.
+        telling = threading.Thread(target=self._tell, args=(status, reason), daemon=True)
+        telling.start()
+        telling.join(2.0)
+        if self._index == 0:  # the service goes with this process: let the others read first
+            time.sleep(3 * self._pause)
+        os._exit(status)
+
+    def _tell(self, status: int, reason: str) -> None:
         with contextlib.suppress(Exception):  # the others may have been faster, or the service gone
             self._client.key_value_set(_STOPPED, json.dumps([status, self._index, reason]))
-            if self._index == 0:  # the service goes with this process: let the others read first
-                time.sleep(3 * self._pause)
-        os._exit(status)
 
     def _report(self) -> None:
         """Sends signs of life and collects those of others, through calls that may block."""
@@ -117,10 +155,15 @@ class _Watch:
         while not self.over.wait(1.0):
             for process in self._watched:
                 self._silent[process] += 1
+                address = distributed.global_state.coordinator_address
+                if process == 0 and self._silent[0] >= _PROBE_AFTER and _refused(address):
+                    reason = f"process 0 (the coordinator) is gone: nothing listens at {address}"
+                    self._say(f"error: {reason}; {_START_AGAIN}")
+                    os._exit(EXIT_STATUS)
                 if self._silent[process] > self.timeout:
                     role = " (the coordinator)" if process == 0 else ""
                     reason = f"process {process}{role} has given no sign of life for {self.timeout:g} s"
-                    message = f"error: {reason}: dead, stuck or cut off; start all processes again to continue"
+                    message = f"error: {reason}: dead, stuck or cut off; {_START_AGAIN}"
                     if process == 0:  # the service is lost with it
                         self._say(message)
                     else:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -55,6 +56,35 @@ def open_workdir(path: Path, config: Mapping[str, Any]) -> dict[str, Any] | None
         write_json(saved, config)
     results = path / "results.json"
     return _read_results(results) if results.exists() else None
+
+
+@contextlib.contextmanager
+def claimed(path: Path) -> Iterator[None]:
+    """Keeps other processes out of a work directory while the body runs: two would overwrite each other's checkpoints.
+
+    The lock lies on the directory itself and ends with the process, however that ends; a file system without locks
+    gives none.
+
+    Raises:
+      UserError: another process has it.
+    """
+    try:
+        import fcntl
+    except ImportError:  # Windows
+        yield
+        return
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(descriptor)
+        raise UserError(f"--workdir={path}: in use by another process; wait for its end, or stop it") from None
+    except OSError:
+        pass
+    try:
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def discard_untrained(path: Path) -> None:

@@ -38,7 +38,7 @@ class Job:
             "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
             "NPROC": str(max(4, 2 * devices)),
         }
-        self._logs, self.processes = [], []
+        self.workdir, self._logs, self.processes = workdir, [], []
         for index in range(processes):
             together = [f"--coordinator=127.0.0.1:{port}", f"--processes={processes}", f"--process={index}"]
             command = [sys.executable, "-m", "shike_jax.main", f"--workdir={workdir}", *flags]

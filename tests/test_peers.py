@@ -1,6 +1,10 @@
 """The watch over other processes, against a stand-in for JAX's coordination service."""
 
 import json
+import signal
+import socket
+import subprocess
+import sys
 import threading
 import time
 
@@ -88,6 +92,34 @@ def test_others_watch_the_main_process_and_need_no_answer(job, capsys):
         assert over.wait(15)
     assert statuses[0] == 76
     assert "process 0 (the coordinator) has given no sign of life for 2 s" in capsys.readouterr().err
+
+
+def test_a_coordinator_that_is_gone_is_not_waited_for(job, monkeypatch, capsys):
+    """Its port refuses connections: certain at once, whatever the time limit; a port that answers is believed."""
+    service, statuses, over = job(1)
+    service.answers = False
+    with socket.socket() as listening:
+        listening.bind(("127.0.0.1", 0))
+        listening.listen()
+        address = f"127.0.0.1:{listening.getsockname()[1]}"
+        monkeypatch.setattr(peers.distributed.global_state, "coordinator_address", address)
+        with peers.watched(600):
+            assert not over.wait(5)
+            listening.close()
+            assert over.wait(15)
+    assert statuses[0] == 76
+    assert f"process 0 (the coordinator) is gone: nothing listens at {address}" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("acts", "status"), [(True, 76), (False, -signal.SIGABRT)])
+def test_an_abort_leaves_time_to_act(acts, status):
+    """JAX's service aborts when the coordinator dies; another thread may still end the process in its own way."""
+    lines = ["import ctypes, os, threading", "from shike_jax import peers", "peers._delay_aborts()"]
+    lines += ["threading.Timer(1, lambda: os._exit(76)).start()"] if acts else []
+    began = time.time()
+    code = "\n".join([*lines, "ctypes.CDLL(None).abort()"])
+    assert subprocess.run([sys.executable, "-c", code], timeout=120).returncode == status
+    assert acts or time.time() - began > 5
 
 
 def test_nobody_is_accused_while_all_are_alive(job):

@@ -2,6 +2,8 @@
 
 import json
 import os
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -12,8 +14,8 @@ from shike_jax.checkpoints import load_weights, save_weights
 from shike_jax.config import to_plain
 from shike_jax.errors import UserError
 from shike_jax.flags import load_config
-from shike_jax.workdir import open_workdir
-from tests.jobs import Job, digits, recorded_steps
+from shike_jax.workdir import claimed, open_workdir
+from tests.jobs import digits
 from tests.restart_drill import Drill
 
 
@@ -30,19 +32,6 @@ def test_kill_while_saving_and_sigterm_change_nothing(tmp_path):
 def test_twenty_kills_and_five_sigterms_change_nothing(tmp_path):
     drill = Drill(tmp_path, epochs=12, seed=1)
     drill.run(kills=20, terms=5)
-
-
-@pytest.mark.slow
-def test_sigterm_to_one_of_two_processes_stops_both_at_the_same_step(tmp_path):
-    flags = digits(8, 1, "train.log_every_steps=1", "train.checkpoint_every_epochs=0")
-    job = Job(tmp_path / "w", flags, processes=2)
-    while recorded_steps(tmp_path / "w") < 5:
-        assert all(process.poll() is None for process in job.processes), job.output()
-    job.processes[1].terminate()
-    assert job.wait() == [75, 75], job.output()[-2000:]
-    lines = (tmp_path / "w" / "metrics.jsonl").read_text().splitlines()
-    (saved,) = (int(p.name) for p in (tmp_path / "w" / "checkpoints").iterdir())
-    assert saved == json.loads(lines[-1])["step"]
 
 
 # --- within this process --------------------------------------------------------------------------------------------
@@ -93,6 +82,28 @@ def test_warm_start_with_other_classes_then_resume_wins(tmp_path):
     assert "continuing in stage" in (tmp_path / "w" / "log.txt").read_text()
     with pytest.raises(UserError, match="no such folder"):
         loop.train(config, tmp_path / "new")
+
+
+def test_two_processes_do_not_share_a_work_directory(tmp_path):
+    """The second is refused while the first lives, and nothing is changed; a killed one leaves no lock behind."""
+    workdir = tmp_path / "w"
+    open_workdir(workdir, to_plain(configured()))
+    hold = f"""
+from pathlib import Path
+from shike_jax.workdir import claimed
+with claimed(Path({str(workdir)!r})):
+    print("held", flush=True)
+    input()
+"""
+    holder = subprocess.Popen([sys.executable, "-c", hold], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    assert holder.stdout.readline() == "held\n"
+    with pytest.raises(UserError, match="in use by another process"):
+        loop.train(configured(), workdir)
+    assert [p.name for p in workdir.iterdir()] == ["config.json"]
+    holder.kill()
+    holder.wait()
+    with claimed(workdir):
+        pass
 
 
 # --- damaged files of the work directory ----------------------------------------------------------------------------
