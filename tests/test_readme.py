@@ -1,0 +1,247 @@
+"""README.md does what it says: its commands run in its order, made small, and so does its Python block."""
+
+import contextlib
+import csv
+import hashlib
+import importlib
+import io
+import json
+import os
+import re
+import runpy
+import shlex
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import pytest
+import yaml
+from jax.experimental.compilation_cache import compilation_cache
+from PIL import Image
+
+from shike_jax import main as training
+from shike_jax.data import arrays, sources
+from shike_jax.flags import load_config
+from tests.conftest import ROOT
+from tests.test_guide import BLOCK
+
+README = (ROOT / "README.md").read_text()
+COMMANDS = [
+    line for kind, text in BLOCK.findall(README) if kind == "bash" for line in text.replace("\\\n", " ").splitlines()
+]
+DATA = "digits32.npz"  # a split exported below: CIFAR's size of images, nothing to download
+SLIM = ["--config.model.width=4", "--config.model.blocks=(1, 1, 1)", "--config.model.depths=(1,)",
+        "--config.augment.policy=none", "--config.stages.representation.max_steps=2",
+        "--config.stages.classifier.max_steps=2", "--config.train.eval_every_epochs=0",
+        "--config.log=quiet"]  # fmt: skip
+
+
+# --- how a command is made small ------------------------------------------------------------------------------------
+
+
+def python(words, place, more=()):
+    """`python -m MODULE` or `python FILE`, within this process."""
+    if words[1] == "-m":
+        module = importlib.import_module(words[2])
+        main = getattr(module, "main", None) or importlib.import_module(f"{words[2]}.__main__").main
+        arguments = words[3:]
+    else:
+        main, arguments = runpy.run_path(words[1])["main"], words[2:]
+    assert not main([*arguments, *more])
+
+
+def train(words, place):
+    """On the exported data, with a slim network. The command's own --config flags win.
+
+    The first run shares seed, experts and loss with the second one, so that most is compiled once.
+    """
+    if not any("depths" in word for word in words):
+        words = [*words, "--config.model.depths=(1, 2)", "--config.stages.representation.loss.nt=0.", "--config.seed=1"]
+    words = [re.sub(r"(cifar_lt.py)[:]?", rf"\1:file={DATA},", word).removesuffix(",") for word in words]
+    typed = {word.partition("=")[0] for word in words}
+    python(words, place, [item for item in SLIM if item.partition("=")[0] not in typed])
+
+
+def evaluate(words, place):
+    with contextlib.redirect_stdout(io.StringIO()) as out:
+        python(words, place)
+    for heads in ("representation", "classifier"):
+        assert re.search(rf"^{heads} heads, ensemble( +[\d.]+){{7}}\n +expert 1 alone .*\n +expert 2 alone ",
+                         out.getvalue(), re.MULTILINE)  # fmt: skip
+    assert " ECE\n" in out.getvalue()
+
+
+def predict(words, place):
+    source = sources.load(load_config([f"--config=cifar_lt:file={DATA}"])[0].data)
+    (place / "photos").mkdir()
+    for i in range(4):
+        Image.fromarray(source.images["test"][i]).save(place / "photos" / f"{i}.png")
+    python(words, place)
+
+
+def scripted(words, place, **environment):
+    """Runs a script; programs that the test has no use for are stood in for. Returns what it prints and their calls."""
+    calls = place / "calls"
+    calls.unlink(missing_ok=True)
+    variables = {**os.environ, "PATH": f"{place / 'bin'}:{os.environ['PATH']}", "CALLS": str(calls), **environment}
+    done = subprocess.run(words, env=variables, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    lines = calls.read_text().splitlines() if calls.exists() else []
+    return done.stdout + done.stderr, [shlex.split(line) for line in lines]
+
+
+def quickstart(words, place):
+    """The script's own calls, with its own arguments, and fewer steps."""
+    _, calls = scripted(words, place, SHIKE_VENV=str(place / "venv"))
+    assert [call[2] for call in calls] == ["shike_jax.main", "shike_jax.report.summary"]
+    for call in calls:
+        python(call, place, SLIM if call[2] == "shike_jax.main" else [])
+
+
+def suite(words, place):
+    _, calls = scripted([*words, "-m", "slow"], place, SHIKE_VENV=str(place / "venv"))
+    [(_, *arguments)] = calls
+    assert arguments[:2] == ["-m", "pytest"] and arguments[-2:] == ["-m", "slow"]
+
+
+def processes(words, place):
+    _, calls = scripted(words, place, PYTHON=str(place / "venv" / "bin" / "python"))
+    started = [call for call in calls if call[1:3] == ["-m", "shike_jax.main"]]
+    assert len(started) == 2
+    for call in started:
+        accepted(call[3:])
+
+
+def submitted(words, place):
+    _, [(_, script, *arguments)] = scripted(words, place)
+    assert (ROOT / script).is_file()
+    accepted(arguments)
+
+
+def kubectl(words, place):
+    _, [(_, verb, flag, file)] = scripted(words, place)
+    assert (verb, flag) == ("apply", "-f") and len([*yaml.safe_load_all((ROOT / file).read_text())]) == 2
+
+
+def pod(words, place):
+    names = {"TPU_NAME": "n", "TPU_ZONE": "z", "TPU_TYPE": "v5litepod-16", "BUCKET": "b"}
+    printed, calls = scripted(words, place, **names)
+    assert not calls  # of gcloud
+    [command] = [line for line in printed.splitlines() if "shike_jax.main" in line]
+    remote = shlex.split(command.removeprefix("+ "))[-1].removeprefix("--command=")
+    accepted(shlex.split(remote.partition("shike_jax.main")[2]))
+
+
+def privileged(words, place):
+    _, [(_, shell, script)] = scripted(words, place)
+    assert subprocess.run([shell, "-n", script]).returncode == 0
+
+
+def accepted(arguments):
+    """Arguments that training would take."""
+    config, rest = load_config(arguments)
+    assert training.parse(rest).workdir and config.run == ("representation", "classifier")
+
+
+def nothing(words, place):
+    """The data come from an exported file here."""
+
+
+# The beginning of a command, and what runs it.
+TABLE = {
+    "bash launch/quickstart.sh": quickstart,
+    "bash launch/test.sh": suite,
+    "export TFDS_DATA_DIR=": nothing,
+    "python -m shike_jax.main --config=configs/cifar_lt.py:official,imbalance_factor=100 ": train,
+    "python -m shike_jax.evaluate ": evaluate,
+    "python -m shike_jax.report ": python,
+    "python -m shike_jax.predict ": predict,
+    "python -m shike_jax.export ": python,
+    "python -m shike_jax.main --config=configs/cifar_lt.py --workdir=runs/two_experts ": train,
+    "python launch/sweep.py table4 ": lambda words, place: python(words, place, ["--dry-run"]),
+    "bash launch/local_multiprocess.sh 2 4 -- ": processes,
+    "sbatch launch/gpu_slurm.sbatch ": submitted,
+    "kubectl apply ": kubectl,
+    "bash launch/tpu_pod.sh --dry-run all -- ": pod,
+    "sudo bash launch/slurm_here.sh": privileged,
+}
+RECORDER = """#!/bin/bash
+if [[ $1 == -c ]]; then echo 4321; exit; fi  # local_multiprocess.sh asks for a free port
+printf '%q ' "$(basename "$0")" "$@" >>"$CALLS"
+echo >>"$CALLS"
+"""
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    """A folder that looks like a clone, with exported data; the programs in bin/ and venv/ record their calls."""
+    folder = tmp_path_factory.mktemp("readme")
+    for name in ("configs", "launch", "requirements.txt"):
+        (folder / name).symlink_to(ROOT / name)
+    names = ["venv/bin/python", *(f"bin/{name}" for name in ("sbatch", "kubectl", "sudo", "gcloud"))]
+    for path in (folder / name for name in names):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(RECORDER)
+        path.chmod(0o755)
+    digest = hashlib.sha256((ROOT / "requirements.txt").read_bytes()).hexdigest()
+    (folder / "venv" / f".requirements-{digest[:12]}").touch()  # nothing to install
+    config = load_config(["--config=digits_lt", "--config.data.image_size=32", "--config.data.test_per_class=5"])[0]
+    arrays.save(sources.load(config.data), str(folder / DATA))
+    settings = {"jax_compilation_cache_dir": str(folder / "cache"), "jax_persistent_cache_min_compile_time_secs": 0}
+    before = {name: getattr(jax.config, name) for name in settings}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        for name, value in settings.items():
+            jax.config.update(name, value)
+        compilation_cache.reset_cache()
+        yield folder
+        for name, value in before.items():
+            jax.config.update(name, value)
+        compilation_cache.reset_cache()
+
+
+@pytest.mark.parametrize("command", COMMANDS, ids=[command.partition("#")[0].strip() for command in COMMANDS])
+def test_command_runs(command, place):
+    known = [run for start, run in TABLE.items() if f"{command} ".startswith(start)]
+    assert len(known) == 1, f"{command}: expected one entry in TABLE"
+    known[0](shlex.split(command, comments=True), place)
+
+
+def test_every_entry_of_the_table_is_used():
+    unused = [start for start in TABLE if not any(f"{command} ".startswith(start) for command in COMMANDS)]
+    assert not unused
+
+
+def test_what_the_commands_have_written(place, capsys):
+    assert json.loads((place / "runs" / "quickstart" / "results.json").read_text())["name"] == "digits_lt"
+    assert (place / "runs" / "quickstart" / "accuracy_by_count.png").is_file()
+    results = json.loads((place / "runs" / "two_experts" / "results.json").read_text())
+    assert len(results["experts"]) == 2 and results["seed"] == 1
+    assert results["config"]["stages"]["representation"]["loss"]["nt"] == 0
+    page = (place / "runs" / "report" / "report.html").read_text()
+    assert "data:image/png" in page and "Best expert of each class" in page
+
+
+def test_python_block_agrees_with_the_prediction_and_the_export(place):
+    images = np.stack([np.asarray(Image.open(place / "photos" / f"{i}.png")) for i in range(4)])
+    [block] = [text for kind, text in BLOCK.findall(README) if kind == "python"]
+    config = load_config(["--config=cifar_lt"])[0]
+    names = {"images": (images / 255 - config.data.mean) / np.asarray(config.data.std)}
+    exec(compile(block, "README.md", "exec"), names)
+    assert names["logits"].shape == (2, 4, 10)
+    with (place / "predictions.csv").open() as file:
+        predicted = [row["class_1"] for row in csv.DictReader(file)]
+    classes = np.asarray(names["logits"].mean(0)).argmax(-1)
+    assert predicted == [names["meta"]["class_names"][c] for c in classes]
+
+    code = "import runpy, numpy as np; e = runpy.run_path('exported/load.py')['Exported']('exported'); " \
+           "np.save('out.npy', e(np.load('in.npy'))['logits'])"  # fmt: skip
+    np.save(place / "in.npy", images)
+    subprocess.run([sys.executable, "-c", code], cwd=place, env={**os.environ, "PYTHONPATH": ""}, check=True)
+    np.testing.assert_allclose(np.load(place / "out.npy"), names["logits"], rtol=1e-4, atol=1e-4)
+
+
+def test_links_lead_somewhere():
+    for name in re.findall(r"\]\(((?!http)[^)#]+)\)", README):
+        assert (ROOT / name).exists(), name
