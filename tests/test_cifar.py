@@ -37,8 +37,8 @@ def params(weights):
 
 def test_first_step_is_the_same_on_eight_devices(train):
     """Loss and gradients to 1e-9. Plain SGD without decay moves a parameter by the learning rate times its gradient."""
-    changes = ("dtype=float64", "run=('representation',)", "train.log_every_steps=1",
-               *(f"stages.representation.{item}" for item in ("max_steps=1", "momentum=0.0", "weight_decay=0.0")))  # fmt: skip
+    stage = (f"stages.representation.{item}" for item in ("max_steps=1", "momentum=0.0", "weight_decay=0.0"))
+    changes = "dtype=float64", "run=('representation',)", "train.log_every_steps=1", *stage
     (one, lines), (eight, others) = train(1, *changes), train(8, *changes)
     first, other = ({key: line[key] for key in line if "loss" in key} for line in (lines[0], others[0]))
     assert first.keys() == other.keys() and len(first) >= 4  # the sum and its three terms
