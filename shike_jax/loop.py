@@ -49,14 +49,18 @@ def train(config: ConfigDict, workdir: Path, started: float | None = None) -> di
     started = started or time.time()
     plain = to_plain(config)
     check_devices(config)
-    finished = open_workdir(workdir, plain) if parallel.is_main() else None
-    finished = parallel.from_main(finished)
-    if finished is not None:
+    with contextlib.ExitStack() as held:
+        finished = None
         if parallel.is_main():
-            print(f"{workdir} is finished (top-1 {finished['top1']:.2f} %): nothing to do")
-        return finished
-    with claimed(workdir) if parallel.is_main() else contextlib.nullcontext():
-        return _train(config, workdir, started)
+            finished = open_workdir(workdir, plain)
+            if finished is None and held.enter_context(claimed(workdir)):
+                finished = open_workdir(workdir, plain)  # the process that was waited for may have finished it
+        finished = parallel.from_main(finished)
+        if finished is None:
+            return _train(config, workdir, started)
+    if parallel.is_main():
+        print(f"{workdir} is finished (top-1 {finished['top1']:.2f} %): nothing to do")
+    return finished
 
 
 def _train(config: ConfigDict, workdir: Path, started: float) -> dict[str, Any]:

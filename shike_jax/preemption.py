@@ -21,6 +21,11 @@ def listen() -> None:
         signal.signal(signal.SIGTERM, lambda *_: _asked.set())
 
 
+def asked() -> bool:
+    """Whether this process was asked to stop; before training, when no other process has to agree."""
+    return _asked.is_set()
+
+
 class StopRequest:
     """Whether to stop. In a multi-process job every process answers the same after the same call."""
 

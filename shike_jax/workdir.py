@@ -7,11 +7,15 @@ import json
 import os
 import shutil
 import sys
+import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from shike_jax import preemption
 from shike_jax.errors import UserError
+
+CLAIM_SECONDS = 600  # how long a process that uses the same work directory is waited for
 
 # Fields that may differ when a run continues: they change how it is watched and where its data lie, not its results.
 FREE = ("log", "train.steps_per_call", "train.eval_every_epochs", "train.checkpoint_every_epochs",
@@ -59,30 +63,49 @@ def open_workdir(path: Path, config: Mapping[str, Any]) -> dict[str, Any] | None
 
 
 @contextlib.contextmanager
-def claimed(path: Path) -> Iterator[None]:
+def claimed(path: Path, patience: float = CLAIM_SECONDS) -> Iterator[bool]:
     """Keeps other processes out of a work directory while the body runs: two would overwrite each other's checkpoints.
 
-    The lock lies on the directory itself and ends with the process, however that ends; a file system without locks
-    gives none.
+    A process that is there already is waited for: a job that was stopped may take a while to end, and its successor
+    should not fail for that. The lock lies on the directory itself and ends with the process, however that ends; a
+    file system without locks gives none.
+
+    Args:
+      path: the directory.
+      patience: seconds to wait.
+
+    Yields:
+      Whether another process was waited for; it may have finished the run.
 
     Raises:
-      UserError: another process has it.
+      UserError: another process still has it.
+      Preempted: asked to stop while waiting.
     """
     try:
         import fcntl
     except ImportError:  # Windows
-        yield
+        yield False
         return
-    descriptor = os.open(path, os.O_RDONLY)
+    descriptor, waited, until = os.open(path, os.O_RDONLY), False, time.monotonic() + patience
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        os.close(descriptor)
-        raise UserError(f"--workdir={path}: in use by another process; wait for its end, or stop it") from None
-    except OSError:
-        pass
-    try:
-        yield
+        while True:
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if time.monotonic() >= until:
+                    raise UserError(
+                        f"--workdir={path}: in use by another process, still after {patience:.0f} s; stop that one first"
+                    ) from None
+            except OSError:
+                break
+            if preemption.asked():
+                raise preemption.Preempted(f"stopped while another process was using {path}: nothing was begun")
+            if not waited:
+                print(f"{path} is in use by another process: waiting for its end (at most {patience:.0f} s)")
+            waited = True
+            time.sleep(0.5)
+        yield waited
     finally:
         os.close(descriptor)
 

@@ -2,8 +2,10 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
+import threading
 
 import numpy as np
 import pytest
@@ -84,8 +86,8 @@ def test_warm_start_with_other_classes_then_resume_wins(tmp_path):
         loop.train(config, tmp_path / "new")
 
 
-def test_two_processes_do_not_share_a_work_directory(tmp_path):
-    """The second is refused while the first lives, and nothing is changed; a killed one leaves no lock behind."""
+def test_two_processes_do_not_share_a_work_directory(tmp_path, capsys):
+    """The second waits, and is refused while the first lives, with nothing changed; a killed one leaves no lock."""
     workdir = tmp_path / "w"
     open_workdir(workdir, to_plain(configured()))
     hold = f"""
@@ -97,13 +99,19 @@ with claimed(Path({str(workdir)!r})):
 """
     holder = subprocess.Popen([sys.executable, "-c", hold], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     assert holder.stdout.readline() == "held\n"
-    with pytest.raises(UserError, match="in use by another process"):
-        loop.train(configured(), workdir)
-    assert [p.name for p in workdir.iterdir()] == ["config.json"]
-    holder.kill()
-    holder.wait()
-    with claimed(workdir):
+    with pytest.raises(UserError, match="in use by another process"), claimed(workdir, patience=0):
         pass
+    assert [p.name for p in workdir.iterdir()] == ["config.json"]
+
+    # It ends while the second waits, having finished the run: there is nothing left to do.
+    def finish():
+        (workdir / "results.json").write_text('{"top1": 12.5}')
+        holder.kill()
+
+    threading.Timer(1.5, finish).start()
+    assert loop.train(configured(), workdir) == {"top1": 12.5}
+    assert re.search("waiting for its end.*nothing to do", capsys.readouterr().out, re.DOTALL)
+    holder.wait()
 
 
 # --- damaged files of the work directory ----------------------------------------------------------------------------
