@@ -95,7 +95,7 @@ def claimed(path: Path, patience: float = CLAIM_SECONDS) -> Iterator[bool]:
             except BlockingIOError:
                 if time.monotonic() >= until:
                     raise UserError(
-                        f"--workdir={path}: in use by another process, still after {patience:.0f} s; stop that one first"
+                        f"--workdir={path}: in use by another process, still after {patience:.0f} s; stop that first"
                     ) from None
             except OSError:
                 break
