@@ -3,7 +3,8 @@
 XLA computes the weight gradient as a convolution of transposed operands. On the CPU it fuses those transposes with the
 element-wise work before them (batch normalisation, ReLU) into strided loops that take longer than the convolution
 itself: nearly half of a training step. Handing the convolution finished, transposed arrays makes a step of ResNet-32
-SHIKE 1.4 times as fast there (docs/speed.md); on other backends the gradient is left as it is.
+SHIKE 1.4 times as fast there (docs/speed.md). A stem of three channels leaves a CPU's matrix units idle: 2x2 pixels
+taken for channels fill them. On other backends all is left as it is.
 """
 
 from __future__ import annotations
@@ -40,13 +41,32 @@ def _plain(x: Array, kernel: Array, stride: int, groups: int = 1) -> Array:
     )
 
 
+def _is_stem(x: Array, kernel: Array, stride: int) -> bool:
+    return kernel.shape[0] == 7 and stride == 2 and x.shape[3] < 8 and not (x.shape[1] % 2 or x.shape[2] % 2)
+
+
+def _by_blocks(x: Array, kernel: Array) -> Array:
+    """The 7x7 convolution of stride 2 as one of 4x4 and stride 1 over blocks: [B,H/2,W/2,4C] to [B,H/2,W/2,F].
+
+    Offsets -3..3 of a pixel from its window's centre lie in the blocks -2..1; an eighth offset, -4, gets weight 0.
+    """
+    (b, h, w, c), features = x.shape, kernel.shape[3]
+    blocks = x.reshape(b, h // 2, 2, w // 2, 2, c).transpose(0, 1, 3, 2, 4, 5).reshape(b, h // 2, w // 2, 4 * c)
+    kernel = jnp.pad(kernel, ((1, 0), (1, 0), (0, 0), (0, 0))).reshape(4, 2, 4, 2, c, features)
+    kernel = kernel.transpose(0, 2, 1, 3, 4, 5).reshape(4, 4, 4 * c, features)
+    return lax.conv_general_dilated(blocks, kernel, (1, 1), ((2, 1), (2, 1)), dimension_numbers=NHWC)
+
+
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
 def _convolve(x: Array, kernel: Array, stride: int) -> Array:
-    return _plain(x, kernel, stride)
+    plain = functools.partial(_plain, stride=stride)
+    if _is_stem(x, kernel, stride):
+        return lax.platform_dependent(x, kernel, cpu=_by_blocks, default=plain)
+    return plain(x, kernel)
 
 
 def _forward(x: Array, kernel: Array, stride: int) -> tuple[Array, tuple[Array, Array]]:
-    return _plain(x, kernel, stride), (x, kernel)
+    return _convolve(x, kernel, stride), (x, kernel)
 
 
 def _backward(stride: int, saved: tuple[Array, Array], grad: Array) -> tuple[Array, Array]:
@@ -56,6 +76,8 @@ def _backward(stride: int, saved: tuple[Array, Array], grad: Array) -> tuple[Arr
         return jax.vjp(functools.partial(_plain, stride=stride), x, kernel)[1](grad)
 
     def cpu(x: Array, kernel: Array, grad: Array) -> tuple[Array, Array]:
+        if _is_stem(x, kernel, stride):
+            return jax.vjp(_by_blocks, x, kernel)[1](grad)
         (from_x,) = jax.vjp(lambda x: _plain(x, kernel, stride), x)[1](grad)
         return from_x, _weight_gradient(x, grad, kernel.shape[0], stride)
 

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from shike_jax.models.layers import BatchNorm, Conv
+from shike_jax.models.pooling import max_pool
 
 Array = jax.Array
 
@@ -134,7 +135,7 @@ class Trunk(nn.Module):
         """Returns the features f_1, ..., f_S behind each shared stage for images [B,H,W,3]."""
         if self.spec.imagenet_stem:
             x = nn.relu(conv_bn("1", x, mode, self.spec.width, 7, 2))
-            x = nn.max_pool(x, (3, 3), (2, 2), ((1, 1), (1, 1)))
+            x = max_pool(x)
         else:
             x = nn.relu(conv_bn("1", x, mode, self.spec.width))
         features = []
