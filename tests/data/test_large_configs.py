@@ -73,7 +73,7 @@ def test_folder_config_grows_with_the_folder(tmp_path):
     large.mkdir(parents=True)
     for i in range(20_001):
         (large / f"{i}.jpg").touch()
-    assert (chosen(tmp_path / "small").data.image_size, chosen(tmp_path / "large").data.image_size) == (64, 224)
+    assert (chosen(tmp_path / "small").data.image_size, chosen(tmp_path / "large").data.image_size) == (96, 224)
     assert chosen(tmp_path / "large").augment.policy == "randaugment"
     changed = chosen(tmp_path / "small", ",size=96,epochs=7,batch=16,imbalance_factor=5,backbone=resnet32")
     assert (changed.data.image_size, changed.data.profile, changed.data.imbalance_factor) == (96, "exponential", 5.0)
