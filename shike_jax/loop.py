@@ -149,7 +149,8 @@ def _run_stage(run: Run, index: int, name: str, start: PyTree, step: int) -> PyT
         else:
             last_evaluation = None
         rate = float(program.schedule(np.int32(step - 1)))
-        _report_epoch(run, name, epoch, before + step, trained, last_evaluation, rate, elapsed)
+        speed, left = run.progress.advance(int(np.sum(plan["mask"][first:])), elapsed)
+        _report_epoch(run, name, epoch, before + step, trained, last_evaluation, rate, speed, left)
     # A run stopped exactly at a stage's end is evaluated when it comes back.
     last_evaluation = last_evaluation or evaluate(run, state, stage.heads)
     variables = parallel.to_host(variables_of(state))
@@ -259,11 +260,9 @@ def _show_batch(run: Run, step: int, seen: PyTree) -> None:
 
 def _report_epoch(
     run: Run, name: str, epoch: int, step: int, trained: dict[str, float], evaluation: dict[str, Any] | None,
-    rate: float, seconds: float,
+    rate: float, speed: float, left: float,
 ) -> None:  # fmt: skip
-    """One aligned line for a person, one JSON line for programs."""
-    examples = run.stage_examples(name)
-    speed, left = run.progress.advance(examples, seconds)
+    """One aligned line for a person, one JSON line for programs; `speed` in images/s, `left` in seconds."""
     values = {"epoch_loss": trained["loss"], "train_top1": trained["train_top1"], "learning_rate": rate}
     values["images_per_second"] = speed
     text = f"{name} {epoch + 1:>3}/{run.config.stages[name].epochs}  lr {rate:.4f}  loss {trained['loss']:8.4f}"

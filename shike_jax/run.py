@@ -74,11 +74,6 @@ class Run:
         each = sampling.steps_per_epoch(len(self.labels), stage.batch_size, stage.keep_last)
         return each, min(each * stage.epochs, stage.max_steps or each * stage.epochs)
 
-    def stage_examples(self, name: str) -> int:
-        """Training examples in an epoch of a stage."""
-        stage, count = self.config.stages[name], len(self.labels)
-        return count if stage.keep_last else count // stage.batch_size * stage.batch_size
-
 
 def check_devices(config: ConfigDict) -> None:
     """Raises UserError when there is no device, or a batch cannot be split evenly over them."""

@@ -78,6 +78,13 @@ def test_warm_start_with_other_classes_then_resume_wins(tmp_path):
         else:
             assert np.array_equal(value, want[path]), path
 
+    # Rates count the images of the steps that were made, here two and one, not those of a whole epoch.
+    lines = [json.loads(line) for line in (tmp_path / "w" / "metrics.jsonl").read_text().splitlines()]
+    rates = [line["images_per_second"] for line in lines if "images_per_second" in line]
+    images = [2 * config.stages.representation.batch_size, config.stages.classifier.batch_size]
+    took = json.loads((tmp_path / "w" / "results.json").read_text())["seconds"]["train"]
+    assert sum(np.divide(images, rates)) == pytest.approx(took, abs=0.011)
+
     (tmp_path / "w" / "results.json").unlink()
     config.init_from = str(tmp_path / "nowhere")  # not looked at any more
     loop.train(config, tmp_path / "w")
