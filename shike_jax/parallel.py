@@ -15,6 +15,7 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax import lax
 from jax._src import distributed  # the coordination service: barriers and a key-value store have no public name
@@ -45,7 +46,20 @@ def pmap_step(function: Callable, *, replicated_in: tuple[bool, ...], replicated
 
 def psum(tree: PyTree) -> PyTree:
     """Sums a pytree over all devices; inside a pmapped function."""
-    return lax.psum(tree, AXIS)
+    leaves, structure = jax.tree.flatten(tree)
+    if jax.default_backend() != "cpu" or len(leaves) < 2 or lax.psum(1, AXIS) == 1:
+        return lax.psum(tree, AXIS)
+    # XLA:CPU runs one all-reduce for every array, one after the other (other backends combine them): a network's
+    # gradients as one vector per dtype wait once instead of hundreds of times.
+    summed: list[Any] = [None] * len(leaves)
+    kinds = [jnp.result_type(leaf) for leaf in leaves]
+    for kind in dict.fromkeys(kinds):  # in one order on all processes
+        places = [place for place, other in enumerate(kinds) if other == kind]
+        sizes = np.cumsum([jnp.size(leaves[place]) for place in places])[:-1]
+        vector = lax.psum(jnp.concatenate([jnp.ravel(leaves[place]) for place in places]), AXIS)
+        for place, part in zip(places, jnp.split(vector, sizes), strict=True):
+            summed[place] = part.reshape(jnp.shape(leaves[place]))
+    return structure.unflatten(summed)
 
 
 def device_index() -> jax.Array:

@@ -85,8 +85,9 @@ class BatchNorm(nn.Module):
             sums = sums[0] * mask[:, None], sums[1] * mask[:, None]
         sums = jnp.sum(sums[0], 0), jnp.sum(sums[1], 0), count
         several = self.axis_name is not None and not self.is_initializing() and lax.psum(1, self.axis_name) > 1
-        if several:  # XLA:CPU waits at every all-reduce, even of a single device
-            sums = lax.psum(sums, self.axis_name)
+        if several:  # XLA:CPU waits at every all-reduce, even of a single device: one for all three sums
+            together = lax.psum(jnp.concatenate([sums[0], sums[1], sums[2][None]]), self.axis_name)
+            sums = together[: len(sums[0])], together[len(sums[0]) : -1], together[-1]
         total, squares, count = sums
         # A device whose examples are all padding has no sum of its own (per-device statistics): avoid 0 / 0.
         safe = jnp.maximum(count, 1)
