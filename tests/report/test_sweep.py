@@ -184,3 +184,93 @@ def test_the_job_array_hands_each_task_its_run(sweep, tmp_path, monkeypatch):
     environment = {**os.environ, "SLURM_ARRAY_TASK_ID": "1"}
     found = subprocess.run(["bash", str(script)], env=environment, capture_output=True, text=True, check=True)
     assert found.stdout.splitlines() == ["--config=a b.py", "--config.model.depths=(1,)"]
+
+
+# --- from one command to the report, with real runs ------------------------------------------------------------------
+
+# One epoch of a few steps for each stage: what is tested is that every row starts, ends and lands in its place.
+TINY = [DIGITS + ":width=4,epochs=1,classifier_epochs=1", "--config.train.eval_every_epochs=0",
+        "--config.stages.representation.max_steps=4", "--config.stages.classifier.max_steps=2"]  # fmt: skip
+# Table 5 needs a backbone with three shared stages.
+TINY5 = ["--config.model.backbone=resnet50", "--config.model.blocks=(1,1,1,1)", "--config.data.image_size=32"]
+
+
+def start(folder, *arguments):
+    """Starts the sweep of a folder as a user would; what it prints goes to FOLDER/sweep.txt."""
+    environment = {**os.environ, "JAX_PLATFORMS": "cpu", "JAX_COMPILATION_CACHE_DIR": str(folder / "cache"),
+                   "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}  # fmt: skip
+    command = [sys.executable, "launch/sweep.py", *arguments, *TINY, f"--workdir={folder / 'runs'}"]
+    with (folder / "sweep.txt").open("w") as out:
+        return subprocess.Popen(command, cwd=ROOT, env=environment, stdout=out, stderr=out)
+
+
+def reported(folder, title):
+    """The rows of the report's table of that title: {first cell: other cells}, in order."""
+    command = [sys.executable, "-m", "shike_jax.report", f"--runs={folder / 'runs'}", f"--output={folder / 'report'}",
+               "--no-evaluate"]  # fmt: skip
+    subprocess.run(command, cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
+    text = (folder / "report" / "report.md").read_text()
+    table = text[text.index(f"### {title}") :].split("\n\n")[1]
+    rows = [[cell.strip(" *") for cell in line.strip("|").split("|")] for line in table.splitlines()]
+    assert len(rows) > 2, table
+    return {row[0]: dict(zip(rows[0][1:], row[1:], strict=True)) for row in rows[2:]}
+
+
+@pytest.mark.slow
+def test_table_4_is_interrupted_fails_in_a_row_and_ends_in_the_report(tmp_path):
+    # The paper's table 4, top to bottom, with what the row switches on.
+    published = [("plain", 50.04, ""), ("moe", 54.23, "E"), ("moe_dkf", 55.26, "EF"), ("moe_dkf_mu", 55.59, "EFM"),
+                 ("moe_dkf_nt", 55.79, "EFN"), ("moe_mu_nt", 54.82, "EMN"), ("shike", 56.34, "EFMN")]  # fmt: skip
+    runs = tmp_path / "runs"
+    blocked = runs / "moe_dkf" / "seed0" / "something"  # the third row cannot start
+    blocked.parent.mkdir(parents=True)
+    blocked.touch()
+
+    sweep = start(tmp_path, "table4")
+    while not (runs / "moe" / "seed0" / "metrics.jsonl").exists():
+        assert sweep.poll() is None, (tmp_path / "sweep.txt").read_text()
+        time.sleep(0.05)
+    sweep.send_signal(signal.SIGTERM)
+    assert sweep.wait(600) == 75
+    said = (tmp_path / "sweep.txt").read_text()
+    assert "moe/seed0: interrupted" in said
+    assert "moe_dkf/seed0: started" not in said
+
+    assert start(tmp_path, "table4").wait(3600) == 1
+    said = (tmp_path / "sweep.txt").read_text()
+    assert "7 runs, 1 finished already" in said
+    assert "plain/seed0: started" not in said
+    [line] = [line for line in said.splitlines() if "failed" in line]
+    assert line.startswith("moe_dkf/seed0: failed with status 2: error: ") and "not empty" in line
+    assert sorted(p.parent.parent.name for p in runs.glob("*/*/results.json")) == sorted(
+        name for name, _, _ in published if name != "moe_dkf"
+    )
+    rows = reported(tmp_path, "Table 4")
+    assert (rows["MoE + DKF"]["paper"], rows["MoE + DKF"]["top-1"]) == ("55.26", "-")
+
+    blocked.unlink()
+    assert start(tmp_path, "table4").wait(3600) == 0
+    assert "7 runs, 6 finished already" in (tmp_path / "sweep.txt").read_text()
+    rows = reported(tmp_path, "Table 4")
+    assert [float(cells["paper"]) for cells in rows.values()] == [top1 for _, top1, _ in published]
+    for (name, _, on), cells in zip(published, rows.values(), strict=True):
+        results = json.loads((runs / name / "seed0" / "results.json").read_text())
+        assert float(cells["top-1"]) == pytest.approx(results["top1"], abs=0.005)
+        components = {"E": "MoE", "F": "DKF", "M": "L_mu", "N": "L_nt"}
+        assert "".join(letter for letter, key in components.items() if cells[key]) == on
+    print("\n" + (tmp_path / "sweep.txt").read_text(), json.dumps(rows, indent=1))
+
+
+@pytest.mark.slow
+def test_table_5_from_one_command_to_the_report(tmp_path):
+    published = {"A": 54.10, "B": 54.75, "C": 55.84, "AB": 57.39, "BC": 58.79, "AC": 58.62, "ABC": 59.72,
+                 "ABCA": 59.83, "ABCB": 59.90, "ABCC": 59.77}  # fmt: skip
+    assert start(tmp_path, "table5", *TINY5).wait(3600) == 0, (tmp_path / "sweep.txt").read_text()
+    rows = reported(tmp_path, "Table 5")
+    assert {name: float(cells["paper"]) for name, cells in rows.items()} == published
+    assert list(rows) == list(published)
+    for name, cells in rows.items():
+        results = json.loads((tmp_path / "runs" / name / "seed0" / "results.json").read_text())
+        assert len(results["experts"]) == len(name)
+        assert float(cells["top-1"]) == pytest.approx(results["top1"], abs=0.005)
+    print("\n" + (tmp_path / "sweep.txt").read_text())
