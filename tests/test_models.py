@@ -70,6 +70,9 @@ def test_initial_values_follow_the_authors():
     variables = init_variables(build_model({**config.base().model}, 100), 0, 32)
     kernel = variables["params"]["expert0"]["stage3"]["block1"]["conv1"]["kernel"]  # 3x3x64x64: fan-in 576
     assert kernel.std() == pytest.approx((2 / 576) ** 0.5, rel=0.02)
+    aligning = variables["params"]["expert0"]["align"]["conv1"]["kernel"]  # 3x3x32x64: PyTorch's default, U(-b, b)
+    assert aligning.std() == pytest.approx((1 / 3 / 288) ** 0.5, rel=0.02)
+    assert 0.99 * 288**-0.5 < abs(aligning).max() <= 288**-0.5
     weights = variables["params"]["heads"]["classifier"]["expert0"]["kernel"]
     np.testing.assert_allclose(np.linalg.norm(weights, axis=0), 1, rtol=1e-5)
     assert (weights != variables["params"]["heads"]["representation"]["expert0"]["kernel"]).any()

@@ -8,7 +8,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from shike_jax.models.layers import BatchNorm, Conv, CosineClassifier, LinearClassifier, param_dtype
+from shike_jax.models.layers import BatchNorm, Conv, CosineClassifier, LinearClassifier, param_dtype, torch_default
 from shike_jax.models.resnet import Backbone, Mode, Stage, Trunk
 
 Array = jax.Array
@@ -19,7 +19,9 @@ class Align(nn.Module):
     """Brings intermediate features to the deep shape by stride-2 3x3 convolutions, channels doubling (sec. 3.2).
 
     ReLU follows every convolution but the last of a chain of several; a chain of one keeps its ReLU (authors' code).
-    `last_relu` adds the missing one.
+    `last_relu` adds the missing one. These convolutions start smaller than all others, from PyTorch's default: the
+    authors' code draws its He normal weights before it adds them. Batch normalisation hides the size from the output,
+    not from the updates: small weights turn faster.
     """
 
     halvings: int
@@ -29,7 +31,7 @@ class Align(nn.Module):
     def __call__(self, x: Array, mode: Mode) -> Array:
         """[B,H,W,C] to [B,H/2^n,W/2^n,C*2^n]."""
         for i in range(self.halvings):
-            x = Conv(2 * x.shape[-1], 3, 2, 1, mode.dtype, name=f"conv{i}")(x)
+            x = Conv(2 * x.shape[-1], 3, 2, 1, mode.dtype, torch_default, name=f"conv{i}")(x)
             x = BatchNorm(mode.axis_name, name=f"bn{i}")(x, train=mode.train, mask=mode.mask)
             if i < self.halvings - 1 or self.halvings == 1 or self.last_relu:
                 x = nn.relu(x)

@@ -15,6 +15,8 @@ Array = jax.Array
 
 # He et al., fan-in, gain sqrt(2): the authors' `kaiming_normal_`. Not truncated, unlike Flax's default.
 he_normal = nn.initializers.variance_scaling(2.0, "fan_in", "normal")
+# uniform(-1 / sqrt(fan-in), 1 / sqrt(fan-in)): what a PyTorch convolution starts from when nobody initialises it.
+torch_default = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
 
 
 class Conv(nn.Module):
@@ -29,12 +31,13 @@ class Conv(nn.Module):
     stride: int = 1
     groups: int = 1
     dtype: Any = jnp.float32
+    init: Any = he_normal
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
         """Applies the convolution."""
         shape = (self.size, self.size, x.shape[-1] // self.groups, self.features)
-        kernel = self.param("kernel", he_normal, shape, param_dtype(self.dtype))
+        kernel = self.param("kernel", self.init, shape, param_dtype(self.dtype))
         return convolve(x.astype(self.dtype), kernel.astype(self.dtype), self.stride, self.groups)
 
 
