@@ -114,7 +114,8 @@ def mixup(key: Array, images: Array, partner_images: Array, alpha: float) -> tup
       alpha: not negative; 0 switches mixing off (lam = 1).
 
     Returns:
-      (lam * images + (1 - lam) * partner_images, lam float32 []). The loss mixes the two labels with the same lam.
+      (lam * images + (1 - lam) * partner_images, lam float32 []; float64 for float64 images unless alpha is 1). The
+      loss mixes the two labels with the same lam.
 
     Raises:
       UserError: a negative alpha.
@@ -126,7 +127,8 @@ def mixup(key: Array, images: Array, partner_images: Array, alpha: float) -> tup
     elif alpha == 1:  # uniform: spares the rejection loop of the general case
         lam = jax.random.uniform(key, dtype=jnp.float32)
     else:
-        lam = jax.random.beta(key, alpha, alpha, dtype=jnp.float32)
+        # As precise as the images: rounding inside the rejection loop depends on what the compiler puts around it.
+        lam = jax.random.beta(key, alpha, alpha, dtype=jnp.promote_types(images.dtype, jnp.float32))
     weight = lam.astype(images.dtype)
     return weight * images + (1 - weight) * partner_images, lam
 
