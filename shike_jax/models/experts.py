@@ -31,7 +31,7 @@ class Align(nn.Module):
     def __call__(self, x: Array, mode: Mode) -> Array:
         """[B,H,W,C] to [B,H/2^n,W/2^n,C*2^n]."""
         for i in range(self.halvings):
-            x = Conv(2 * x.shape[-1], 3, 2, 1, mode.dtype, torch_default, name=f"conv{i}")(x)
+            x = Conv(2 * x.shape[-1], 3, 2, 1, mode.dtype, init=torch_default, name=f"conv{i}")(x)
             x = BatchNorm(mode.axis_name, name=f"bn{i}")(x, train=mode.train, mask=mode.mask)
             if i < self.halvings - 1 or self.halvings == 1 or self.last_relu:
                 x = nn.relu(x)
