@@ -7,8 +7,9 @@ Arguments: `paper` or `official` (form of the losses); weights= a converted Imag
 scratch, with nothing frozen); source=lists (root= holds train/ and val/) or source=tfds (`places365_small` stored as
 array_record); lists= the folder of Places_LT_{train,val,test}.txt, root itself when empty; epochs=30,
 classifier_epochs=20. The stem and the shared stages stay as they come, their BN in inference mode.
-Needs (counted, not measured): 35.5 GFLOP forward an image. The paper: 43.6 many, 39.2 medium, 44.8 few, 41.9 all.
-Here: not yet measured.
+Needs (counted, not measured): 35.6 GFLOP forward an image, 20.7 of them in the frozen part; 1.7e17 FLOP of training (28
+minutes at 100 TFLOP/s); a batch of 256 on one GPU 5.0 GB (docs/speed.md). The paper: 43.6 many, 39.2 medium, 44.8 few,
+41.9 all. Here: not yet measured.
 """
 
 from shike_jax import config as schema
