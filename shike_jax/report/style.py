@@ -10,6 +10,7 @@ from typing import Any
 
 import matplotlib
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 # Okabe and Ito's palette, without its yellow, which is too light on paper.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000", "#7F7F7F")
@@ -56,9 +57,12 @@ def save(drawn: Figure, path: Path) -> Path:
 
 
 def log_ticks(axis: Any, low: float, high: float) -> None:
-    """Plain numbers 1, 2, 5, 10, ... on a logarithmic axis over `low` to `high`."""
+    """Plain numbers 1, 2, 5, 10, ... on a logarithmic axis over `low` to `high`; evenly spaced ones on a short axis."""
     powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
     ticks = [m * 10.0**p for p in powers for m in (1, 2, 5) if 0.8 * low <= m * 10.0**p <= 1.25 * high]
+    if len(ticks) < 3:
+        spaced = MaxNLocator(6, steps=(1, 2, 5, 10)).tick_values(low, high)
+        ticks = [tick for tick in spaced if low <= tick <= high]
     axis.set_ticks(ticks, [f"{tick:g}" for tick in ticks])
     axis.set_ticks([], minor=True)
 

@@ -61,6 +61,21 @@ def test_absent_classes_are_left_out(tmp_path):
     check(figures.accuracy_by_count(found, tmp_path / "count.png"), style.COLOURS[:3])
 
 
+@pytest.mark.parametrize(
+    ("low", "high", "expected"),
+    [
+        (3, 600, [5, 10, 20, 50, 100, 200, 500]),
+        (7.1, 14.6, [8, 10, 12, 14]),
+        (0.515, 0.565, [0.52, 0.53, 0.54, 0.55, 0.56]),
+    ],
+)
+def test_a_logarithmic_axis_has_numbers_however_short(low, high, expected):
+    _, axes = style.figure(2.0)
+    axes.set(yscale="log", ylim=(low, high))
+    style.log_ticks(axes.yaxis, low, high)
+    assert axes.yaxis.get_majorticklocs() == pytest.approx(expected)
+
+
 def test_shares_by_hand():
     summary = {
         "checkpoint": {"heads": "classifier"},
