@@ -23,12 +23,12 @@ sys.path.insert(0, str(ROOT))
 
 from ml_collections import ConfigDict  # noqa: E402
 
-from shike_jax.arguments import Parser  # noqa: E402
+from shike_jax.cli.flags import load_config  # noqa: E402
+from shike_jax.cli.parser import Parser  # noqa: E402
 from shike_jax.config import to_plain  # noqa: E402
 from shike_jax.errors import UserError, run_main  # noqa: E402
-from shike_jax.flags import load_config  # noqa: E402
 from shike_jax.report import paper  # noqa: E402
-from shike_jax.workdir import open_workdir  # noqa: E402
+from shike_jax.storage.workdir import open_workdir  # noqa: E402
 
 _EPILOG = """\
 sweeps:
@@ -302,7 +302,7 @@ def _parser() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str]) -> int:
     """Runs the command; returns the exit status."""
-    from shike_jax.flags import split_arguments
+    from shike_jax.cli.flags import split_arguments
 
     mine, rest = split_arguments([item for item in argv if item != "--"])
     args = _parser().parse_args(rest)

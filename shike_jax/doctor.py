@@ -10,7 +10,7 @@ from importlib import metadata
 from pathlib import Path
 
 from shike_jax import __version__
-from shike_jax.arguments import Parser
+from shike_jax.cli.parser import Parser
 from shike_jax.errors import run_main
 
 _EPILOG = """\
@@ -73,7 +73,7 @@ def check_devices(found: Findings) -> None:
         import jax
         import jax.numpy as jnp
 
-        from shike_jax.parallel import find_devices
+        from shike_jax.cluster.parallel import find_devices
 
         devices = find_devices()
         total = float(jnp.ones((64, 64)).dot(jnp.ones((64, 64))).sum())

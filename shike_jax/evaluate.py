@@ -15,16 +15,17 @@ import numpy as np
 from jax import lax
 from ml_collections import ConfigDict
 
-from shike_jax import metrics, parallel
-from shike_jax.arguments import Parser
 from shike_jax.augment import make_eval_transform
+from shike_jax.cli.flags import load_config, override_config, split_arguments
+from shike_jax.cli.parser import Parser
+from shike_jax.cluster import parallel
 from shike_jax.data import sampling, sources
 from shike_jax.data.feeds import make_feeds
 from shike_jax.errors import UserError, run_main
-from shike_jax.flags import load_config, override_config, split_arguments
-from shike_jax.inference import Classifier, load_classifier
-from shike_jax.logs import quiet_third_parties
 from shike_jax.models import HEAD_SETS
+from shike_jax.serving.classifier import Classifier, load_classifier
+from shike_jax.storage.logs import quiet_third_parties
+from shike_jax.training import metrics
 
 _EPILOG = """\
 examples:

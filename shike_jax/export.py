@@ -14,11 +14,12 @@ import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 from jax import export as jax_export
 
-from shike_jax import __version__, exported
-from shike_jax.arguments import Parser
+from shike_jax import __version__
+from shike_jax.cli.parser import Parser
 from shike_jax.data.tensorflow_data import import_tensorflow
 from shike_jax.errors import UserError, run_main
-from shike_jax.inference import Classifier, load_classifier
+from shike_jax.serving import load_exported as exported
+from shike_jax.serving.classifier import Classifier, load_classifier
 
 PLATFORMS = ("cpu", "cuda", "tpu")
 _EPILOG = """\

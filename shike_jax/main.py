@@ -9,11 +9,11 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from shike_jax import preemption
-from shike_jax.arguments import Parser
+from shike_jax.cli.flags import load_config
+from shike_jax.cli.parser import Parser
+from shike_jax.cluster import preemption
 from shike_jax.errors import UserError, run_main
-from shike_jax.flags import load_config
-from shike_jax.logs import quiet_third_parties
+from shike_jax.storage.logs import quiet_third_parties
 
 _EPILOG = """\
 examples:
@@ -60,12 +60,13 @@ def main(argv: Sequence[str]) -> int:
 
     quiet_third_parties(config.log)
 
-    from shike_jax.parallel import start_distributed
+    from shike_jax.cluster.parallel import start_distributed
 
     preemption.listen()
     start_distributed(args.coordinator, args.processes, args.process, config.train.peer_timeout)
 
-    from shike_jax import loop, peers
+    from shike_jax.cluster import peers
+    from shike_jax.training import loop
 
     with peers.watched(config.train.peer_timeout):
         try:

@@ -14,10 +14,10 @@ from typing import Any, Protocol, TextIO
 
 import numpy as np
 
-from shike_jax.arguments import Parser
+from shike_jax.cli.parser import Parser
 from shike_jax.data import pictures
 from shike_jax.errors import UserError, run_main
-from shike_jax.inference import BatchedLogits, Classifier, load_classifier
+from shike_jax.serving.classifier import BatchedLogits, Classifier, load_classifier
 
 _EPILOG = """\
 examples:

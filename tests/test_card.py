@@ -2,9 +2,9 @@
 
 import numpy as np
 
-from shike_jax import card
 from shike_jax.config import base, shike_stages, to_plain
 from shike_jax.data.splits import Part, Split
+from shike_jax.storage import card
 
 
 def results_and_split():

@@ -8,9 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from shike_jax.checkpoints import Checkpoints, load_weights, remove_unfinished, restore_into, save_weights
 from shike_jax.errors import UserError
-from shike_jax.state import TrainState
+from shike_jax.storage.checkpoints import Checkpoints, load_weights, remove_unfinished, restore_into, save_weights
+from shike_jax.training.state import TrainState
 
 STEPS = (10, 20, 30)
 

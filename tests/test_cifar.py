@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 from flax.traverse_util import flatten_dict
 
-from shike_jax.checkpoints import load_weights
-from shike_jax.flags import load_config
+from shike_jax.cli.flags import load_config
 from shike_jax.models import build_model, init_variables
+from shike_jax.storage.checkpoints import load_weights
 from tests.jobs import Job
 
 CONFIG = "--config=configs/cifar_lt.py:official,imbalance_factor=100"

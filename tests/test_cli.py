@@ -12,8 +12,9 @@ from importlib import metadata
 
 import pytest
 
-from shike_jax import cli, doctor, flags
+from shike_jax import cli, doctor
 from shike_jax.benchmark import __main__ as benchmark
+from shike_jax.cli import flags
 from shike_jax.errors import UserError, run_main
 from shike_jax.report import summary
 from tests.conftest import ROOT
@@ -119,7 +120,7 @@ def test_an_installed_package_carries_its_configurations(tmp_path):
     shutil.copytree(ROOT / "shike_jax", tmp_path / "shike_jax", ignore=shutil.ignore_patterns("__pycache__"))
     shutil.copytree(ROOT / "configs", tmp_path / "shike_jax" / "configs")
     (tmp_path / "elsewhere").mkdir()
-    code = "from shike_jax.flags import load_config; print(load_config(['--config=h2t_cifar'])[0].name)"
+    code = "from shike_jax.cli.flags import load_config; print(load_config(['--config=h2t_cifar'])[0].name)"
     done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path / "elsewhere", capture_output=True, text=True,
                           env={**os.environ, "PYTHONPATH": str(tmp_path)})  # fmt: skip
     assert done.stdout == "h2t_cifar100_lt_if100\n", done.stderr

@@ -11,11 +11,11 @@ import pytest
 from sklearn import metrics as sk
 
 from shike_jax import evaluate, models
-from shike_jax.checkpoints import save_weights
+from shike_jax.cli.flags import load_config
 from shike_jax.config import to_plain
 from shike_jax.data import sources
 from shike_jax.errors import UserError
-from shike_jax.flags import load_config
+from shike_jax.storage.checkpoints import save_weights
 from tests.conftest import ROOT
 
 CONFIG = f"--config={ROOT}/configs/digits_lt.py:width=4"

@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from shike_jax import export, exported, predict
+from shike_jax import export, predict
 from shike_jax.data.images import center_crop
 from shike_jax.errors import UserError
+from shike_jax.serving import load_exported as exported
 from tests import tiny
 
 COUNTS = (1, 7, 64)

@@ -16,8 +16,11 @@ import numpy as np
 import pytest
 
 from shike_jax import config as schema
-from shike_jax import fusion, models, optim, parallel, steps
-from shike_jax.state import start_stage
+from shike_jax import models
+from shike_jax.cluster import parallel
+from shike_jax.methods import exchange as fusion
+from shike_jax.training import optim, steps
+from shike_jax.training.state import start_stage
 
 EXPECTED_DEVICES = "SHIKE_TEST_DEVICES"  # variable set for the copy of this file that runs on several
 CLASSES, BATCH, PADDED, LR = 7, 16, 3, 0.5

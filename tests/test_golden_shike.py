@@ -6,9 +6,11 @@ import numpy as np
 import pytest
 from flax.traverse_util import flatten_dict
 
-from shike_jax import config, losses, optim
+from shike_jax import config
 from shike_jax.convert import names
+from shike_jax.methods import losses
 from shike_jax.models import build_model, num_parameters
+from shike_jax.training import optim
 from tests.convert.weights import fill
 
 MODEL = "shike_resnet32_cifar"

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from shike_jax.cli.flags import load_config
 from shike_jax.data import sources
-from shike_jax.flags import load_config
 from tests.conftest import ROOT
 
 # Shorter than the guide's own training; the default configuration trains for longer.

@@ -4,10 +4,12 @@ import jax
 import numpy as np
 import pytest
 
-from shike_jax import flags, models, optim
+from shike_jax import models
+from shike_jax.cli import flags
 from shike_jax.data import splits
 from shike_jax.errors import UserError
 from shike_jax.models.resnet import BasicBlock, Mode
+from shike_jax.training import optim
 
 FILE = "configs/h2t_cifar.py"
 

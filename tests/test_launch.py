@@ -8,7 +8,7 @@ import subprocess
 import pytest
 import yaml
 
-from shike_jax import peers, preemption
+from shike_jax.cluster import peers, preemption
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 LAUNCH = ROOT / "launch"

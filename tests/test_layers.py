@@ -9,23 +9,32 @@ import pytest
 from tests.conftest import ROOT
 
 PACKAGE = ROOT / "shike_jax"
-LAYERS = {  # what may be imported: a lower number; the same module or folder
-    1: ["errors", "config", "data.splits", "losses", "fusion", "metrics", "augment", "models", "parallel", "timing",
-        "arguments", "manifest"],
-    2: ["data", "state", "optim", "logs", "convert", "flags", "preemption", "workdir", "card", "peers"],
-    3: ["steps", "checkpoints"],
-    4: ["evaluate", "predict", "export", "report", "benchmark", "run", "doctor", "convert.__main__",
-        "data.inspect", "data.export", "inference", "exported"],
-    5: ["loop", "main", "cli"],
+# What each room may import of ours, besides `errors`, the package's version and itself. A module at the root is a room of
+# its own; a command may import every room but no other command.
+MAY_IMPORT = {
+    "errors": (),
+    "methods": (),
+    "models": ("methods",),
+    "augment": ("methods",),
+    "cluster": (),
+    "config": ("methods",),
+    "cli": ("config",),
+    "storage": ("cluster",),
+    "data": ("methods", "augment", "cluster", "storage", "config", "cli"),
+    "serving": ("models", "augment", "cluster", "storage"),
+    "convert": ("models", "storage", "cli"),
+    "training": ("methods", "models", "augment", "cluster", "config", "storage", "data", "convert", "serving"),
+    "report": ("methods", "config", "cluster", "cli", "storage", "data", "serving", "training"),
+    "benchmark": (
+        "methods", "models", "augment", "cluster", "config", "cli", "storage", "data", "serving", "convert", "training",
+        "report",
+    ),
 }  # fmt: skip
-EVERYWHERE = {"errors", ""}  # and the package itself, for its version
+COMMANDS = {"main", "evaluate", "predict", "export", "doctor"}
 
 
-def layer_of(module):
-    matches = [(len(name), layer) for layer, names in LAYERS.items() for name in names
-               if module == name or module.startswith(name + ".")]  # fmt: skip
-    assert matches, f"{module} is in no layer: add it to the table"
-    return max(matches)[1]
+def room_of(module):
+    return module.split(".")[0]
 
 
 def module_name(path):
@@ -58,16 +67,21 @@ FILES = sorted(p for p in PACKAGE.rglob("*.py") if module_name(p))
 
 
 @pytest.mark.parametrize("path", FILES, ids=module_name)
-def test_imports_point_down(path):
-    module, tree = module_name(path), ast.parse(path.read_text())
-    for imported in own_imports(tree):
-        other = imported.removeprefix("shike_jax").removeprefix(".")
-        same_folder = other.split(".")[0] == module.split(".")[0]
-        if other in EVERYWHERE or same_folder or other == module:
-            continue
-        assert layer_of(other) < layer_of(module) or (layer_of(other) == layer_of(module) >= 2), (
-            f"{module} (layer {layer_of(module)}) imports {other} (layer {layer_of(other)})"
-        )
+def test_a_room_imports_what_it_may(path):
+    room = room_of(module_name(path))
+    imported = {room_of(name.removeprefix("shike_jax").removeprefix(".")) for name in own_imports(ast.parse(path.read_text()))}
+    imported -= {"", "errors", room}
+    allowed = set(MAY_IMPORT) if room in COMMANDS else set(MAY_IMPORT[room])
+    assert imported <= allowed, f"{room} may import {sorted(allowed)}; {module_name(path)} imports {sorted(imported)}"
+
+
+def test_rooms_have_an_order():
+    """The table itself has no circle: every room can be put above all that it imports."""
+    placed = set()
+    while len(placed) < len(MAY_IMPORT):
+        ready = {room for room, below in MAY_IMPORT.items() if room not in placed and set(below) <= placed}
+        assert ready, f"a circle among {sorted(set(MAY_IMPORT) - placed)}"
+        placed |= ready
 
 
 @pytest.mark.parametrize("path", FILES, ids=module_name)

@@ -6,11 +6,11 @@ import jax
 import numpy as np
 import pytest
 
-from shike_jax import loop
-from shike_jax.checkpoints import load_weights
+from shike_jax.cli.flags import load_config
 from shike_jax.errors import UserError
-from shike_jax.flags import load_config
 from shike_jax.models import build_model, init_variables
+from shike_jax.storage.checkpoints import load_weights
+from shike_jax.training import loop
 from tests.conftest import ROOT
 
 CONFIG = f"--config={ROOT}/configs/digits_lt.py:width=4,epochs=2,classifier_epochs=2"

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from shike_jax import losses
+from shike_jax.methods import losses
 from tests.conftest import ROOT
 
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from sklearn import metrics as sk
 
-from shike_jax import metrics
+from shike_jax.training import metrics
 
 M, N, C = 3, 400, 7
 DIVISIONS = {"many": np.array([0, 1]), "medium": np.array([2, 3, 4]), "few": np.array([5, 6])}

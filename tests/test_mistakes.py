@@ -117,9 +117,9 @@ def place(tmp_path_factory):
 
 
 def _write_config_of_another_run(path):
+    from shike_jax.cli.flags import load_config
     from shike_jax.config import to_plain
-    from shike_jax.flags import load_config
-    from shike_jax.workdir import write_json
+    from shike_jax.storage.workdir import write_json
 
     config, _ = load_config([DIGITS, "--config.seed=5"])
     write_json(path, to_plain(config))
@@ -158,7 +158,7 @@ def test_mistake_is_answered_by_one_line(mistake, place, capsys, monkeypatch):
 
 
 def test_batch_that_the_devices_cannot_share(place, capsys, monkeypatch):
-    monkeypatch.setattr("shike_jax.parallel.find_devices", lambda: [None] * 5)
+    monkeypatch.setattr("shike_jax.cluster.parallel.find_devices", lambda: [None] * 5)
     line = answer(capsys, ["train", DIGITS, f"--workdir={place}/run"])
     assert "batch_size=32: expected a multiple of the 5 devices" in line
     assert not (place / "run").exists()

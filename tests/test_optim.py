@@ -7,8 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from shike_jax import config, optim
+from shike_jax import config
 from shike_jax.errors import UserError
+from shike_jax.training import optim
 
 
 def rates(stage, epochs, steps=3):

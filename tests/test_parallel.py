@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 from flax.traverse_util import flatten_dict
 
-from shike_jax import parallel
-from shike_jax.checkpoints import load_weights
+from shike_jax.cluster import parallel
 from shike_jax.errors import UserError
+from shike_jax.storage.checkpoints import load_weights
 from tests.jobs import Job, digits, recorded_steps
 
 # 489 training images in batches of 32 and 300 test images in batches of 56: both end with a partial batch, of 9 and 20

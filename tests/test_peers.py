@@ -11,7 +11,7 @@ import time
 import jax
 import pytest
 
-from shike_jax import peers
+from shike_jax.cluster import peers
 from shike_jax.errors import UserError
 
 

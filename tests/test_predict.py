@@ -10,7 +10,7 @@ from PIL import Image
 from shike_jax import predict
 from shike_jax.convert.__main__ import main as convert
 from shike_jax.errors import UserError
-from shike_jax.inference import BatchedLogits, load_classifier
+from shike_jax.serving.classifier import BatchedLogits, load_classifier
 from tests import tiny
 
 

@@ -21,8 +21,8 @@ from jax.experimental.compilation_cache import compilation_cache
 from PIL import Image
 
 from shike_jax import main as training
+from shike_jax.cli.flags import load_config
 from shike_jax.data import arrays, sources
-from shike_jax.flags import load_config
 from tests.conftest import ROOT
 from tests.test_guide import BLOCK
 

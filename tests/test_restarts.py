@@ -11,12 +11,13 @@ import numpy as np
 import pytest
 from flax.traverse_util import flatten_dict
 
-from shike_jax import loop, models
-from shike_jax.checkpoints import load_weights, save_weights
+from shike_jax import models
+from shike_jax.cli.flags import load_config
 from shike_jax.config import to_plain
 from shike_jax.errors import UserError
-from shike_jax.flags import load_config
-from shike_jax.workdir import claimed, open_workdir
+from shike_jax.storage.checkpoints import load_weights, save_weights
+from shike_jax.storage.workdir import claimed, open_workdir
+from shike_jax.training import loop
 from tests.jobs import digits
 from tests.restart_drill import Drill
 
@@ -99,7 +100,7 @@ def test_two_processes_do_not_share_a_work_directory(tmp_path, capsys):
     open_workdir(workdir, to_plain(configured()))
     hold = f"""
 from pathlib import Path
-from shike_jax.workdir import claimed
+from shike_jax.storage.workdir import claimed
 with claimed(Path({str(workdir)!r})):
     print("held", flush=True)
     input()

@@ -9,7 +9,7 @@ import pytest
 from flax.traverse_util import flatten_dict
 
 from shike_jax import config as schema
-from shike_jax.checkpoints import load_weights
+from shike_jax.storage.checkpoints import load_weights
 from tests.jobs import Job, digits
 
 EXACT = 1e-8
@@ -47,7 +47,7 @@ def _results(workdir):
 
 
 def test_a_call_is_as_long_as_asked_and_an_epoch_on_accelerators(monkeypatch):
-    from shike_jax import loop
+    from shike_jax.training import loop
 
     class Feed:
         steps_together = True

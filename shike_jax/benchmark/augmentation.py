@@ -10,10 +10,10 @@ import jax
 import numpy as np
 
 from shike_jax import config as schema
-from shike_jax.arguments import Parser
 from shike_jax.augment import make_train_augment
 from shike_jax.benchmark import measure
 from shike_jax.benchmark.pillow_transforms import cifar_transform, randaugment_transform
+from shike_jax.cli.parser import Parser
 
 CIFAR = dict(crop="pad", pad=4, flip=True, policy="autoaugment_cifar", policy_args={}, cutout=16)
 CIFAR |= dict(mean=schema.CIFAR_MEAN, std=schema.CIFAR_STD, dtype=np.float32)

@@ -13,9 +13,9 @@ import numpy as np
 from PIL import Image
 
 from shike_jax import config as schema
-from shike_jax.arguments import Parser
 from shike_jax.benchmark import measure
 from shike_jax.benchmark.pillow_transforms import randaugment_transform
+from shike_jax.cli.parser import Parser
 from shike_jax.data.host_pipeline import HostPipeline, view_seeds
 from shike_jax.data.images import crop_box
 from shike_jax.data.splits import Part, Split

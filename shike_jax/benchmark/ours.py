@@ -12,11 +12,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from shike_jax import config as schema
-from shike_jax import models, optim, parallel, steps
+from shike_jax import models
 from shike_jax.augment import make_train_augment
 from shike_jax.benchmark.workload import LEARNING_RATE, Workload
+from shike_jax.cluster import parallel
 from shike_jax.data.feeds import DeviceFeed
-from shike_jax.state import TrainState, start_stage
+from shike_jax.training import optim, steps
+from shike_jax.training.state import TrainState, start_stage
 
 PyTree = Any
 AUGMENTATIONS = {

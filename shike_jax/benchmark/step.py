@@ -10,8 +10,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from shike_jax.arguments import Parser
 from shike_jax.benchmark import measure
+from shike_jax.cli.parser import Parser
 from shike_jax.errors import UserError
 
 OTHERS = ("plain", "torch", "torch_compiled")

@@ -11,11 +11,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from shike_jax.arguments import Parser
 from shike_jax.benchmark import measure
+from shike_jax.cli.flags import load_config, split_arguments
+from shike_jax.cli.parser import Parser
+from shike_jax.cluster.preemption import EXIT_STATUS
 from shike_jax.errors import UserError
-from shike_jax.flags import load_config, split_arguments
-from shike_jax.preemption import EXIT_STATUS
 
 RESULTS = "results.json"
 _EPILOG = """\

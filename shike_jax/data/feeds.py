@@ -13,7 +13,7 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from shike_jax import parallel
+from shike_jax.cluster import parallel
 from shike_jax.data.host_pipeline import make_pipeline
 from shike_jax.data.sampling import Plan
 from shike_jax.data.types import Source

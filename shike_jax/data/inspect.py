@@ -10,13 +10,13 @@ from typing import Any
 import numpy as np
 from ml_collections import ConfigDict
 
-from shike_jax.arguments import Parser
+from shike_jax.cli.flags import load_config
+from shike_jax.cli.parser import Parser
 from shike_jax.data import sources
 from shike_jax.data.host_pipeline import HostPipeline
 from shike_jax.data.splits import Split
 from shike_jax.data.types import Source
 from shike_jax.errors import UserError, run_main
-from shike_jax.flags import load_config
 
 _EPILOG = """\
 examples:

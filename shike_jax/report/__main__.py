@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from shike_jax import __version__
-from shike_jax.arguments import Parser
+from shike_jax.cli.parser import Parser
 from shike_jax.errors import UserError, run_main
-from shike_jax.logs import quiet_third_parties
 from shike_jax.report import curves, figures, html, tables
 from shike_jax.report.evaluations import evaluation
 from shike_jax.report.runs import Group, by_dataset, collect, families, main_group, single_group
+from shike_jax.storage.logs import quiet_third_parties
 
 _EPILOG = """\
 examples:

@@ -13,8 +13,8 @@ import numpy as np
 from shike_jax import evaluate
 from shike_jax.data import sources
 from shike_jax.errors import UserError
-from shike_jax.inference import load_classifier
 from shike_jax.report.runs import Run
+from shike_jax.serving.classifier import load_classifier
 
 
 def evaluation(run: Run, folder: Path, compute: bool) -> dict[str, Any]:

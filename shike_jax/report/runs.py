@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from shike_jax.report import paper
-from shike_jax.workdir import FREE
+from shike_jax.storage.workdir import FREE
 
 ABLATED = ("model.depths", "model.fusion", ".loss.mu", ".loss.nt")  # what tables 4 and 5 vary (ends of field names)
 

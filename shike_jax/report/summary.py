@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from shike_jax.arguments import Parser
+from shike_jax.cli.parser import Parser
 from shike_jax.errors import UserError, run_main
 
 _EPILOG = """\

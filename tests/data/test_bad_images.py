@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from shike_jax import evaluate, loop
-from shike_jax.flags import load_config
+from shike_jax import evaluate
+from shike_jax.cli.flags import load_config
+from shike_jax.training import loop
 from tests.conftest import ROOT
 from tests.jobs import Job
 

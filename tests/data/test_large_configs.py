@@ -13,14 +13,16 @@ from flax.traverse_util import flatten_dict
 from PIL import Image
 
 from shike_jax import config as schema
-from shike_jax import main, models, preemption, run
-from shike_jax.checkpoints import load_weights, save_weights
+from shike_jax import main, models
+from shike_jax.cli.flags import load_config
+from shike_jax.cluster import preemption
 from shike_jax.convert.__main__ import convert
 from shike_jax.convert.reader import write_state_dict
 from shike_jax.data import sources
 from shike_jax.data.host_pipeline import make_pipeline
 from shike_jax.errors import UserError
-from shike_jax.flags import load_config
+from shike_jax.storage.checkpoints import load_weights, save_weights
+from shike_jax.training import setup as run
 from tests.conftest import ROOT
 from tests.convert.weights import fill, torchvision_shapes
 from tests.jobs import Job, recorded_steps

@@ -4,10 +4,11 @@ import json
 
 import numpy as np
 
-from shike_jax import evaluate, metrics
+from shike_jax import evaluate
+from shike_jax.cli.flags import load_config
 from shike_jax.config import to_plain
 from shike_jax.data.splits import longtail_counts
-from shike_jax.flags import load_config
+from shike_jax.training import metrics
 from tests.conftest import ROOT
 
 COUNTS = {"cifar": longtail_counts(500, 100, 100, "exponential"), "digits": np.array([150, 90, 60, 30, 15, 9])}

@@ -9,7 +9,7 @@ import jax
 import numpy as np
 import optax
 
-from shike_jax import optim
+from shike_jax.training import optim
 
 PyTree = Any
 

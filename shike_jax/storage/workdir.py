@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from shike_jax import preemption
+from shike_jax.cluster import preemption
 from shike_jax.errors import UserError
 
 CLAIM_SECONDS = 600  # how long a process that uses the same work directory is waited for

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
-from shike_jax.arguments import run_command
+from shike_jax.cli.parser import run_command
 from shike_jax.errors import run_main
 
 # subcommand: the module whose `main(argv)` it is, and what it does

@@ -29,10 +29,11 @@ import orbax.checkpoint as ocp
 from etils import epath
 from flax import serialization, traverse_util
 
-from shike_jax import manifest, parallel
+from shike_jax.cluster import parallel
 from shike_jax.errors import UserError
-from shike_jax.state import TrainState
-from shike_jax.workdir import write_json
+from shike_jax.storage import manifest
+from shike_jax.storage.workdir import write_json
+from shike_jax.training.state import TrainState
 
 PyTree = Any
 Meta = dict[str, Any]

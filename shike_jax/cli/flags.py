@@ -13,7 +13,7 @@ from ml_collections import ConfigDict, config_flags
 from shike_jax.config import base, validate
 from shike_jax.errors import UserError
 
-_HERE = Path(__file__).resolve().parent
+_HERE = Path(__file__).resolve().parents[1]
 # An installed package carries `configs/` inside, a clone has it at the top.
 SHIPPED = _HERE / "configs" if (_HERE / "configs").is_dir() else _HERE.parent / "configs"
 

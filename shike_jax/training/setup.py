@@ -14,9 +14,10 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from shike_jax import __version__, models, optim, parallel, steps
+from shike_jax import __version__, models
 from shike_jax.augment import make_train_augment
-from shike_jax.checkpoints import Checkpoints, load_weights, remove_unfinished, restore_into, save_weights
+from shike_jax.cluster import parallel
+from shike_jax.cluster.preemption import StopRequest
 from shike_jax.config import to_plain
 from shike_jax.convert.warm import warm_start
 from shike_jax.data import sampling
@@ -24,9 +25,10 @@ from shike_jax.data.feeds import Feed, make_feeds
 from shike_jax.data.host_pipeline import short_side
 from shike_jax.data.sources import Source, load
 from shike_jax.errors import UserError
-from shike_jax.logs import Progress, RunLog
-from shike_jax.preemption import StopRequest
-from shike_jax.state import start_stage
+from shike_jax.storage.checkpoints import Checkpoints, load_weights, remove_unfinished, restore_into, save_weights
+from shike_jax.storage.logs import Progress, RunLog
+from shike_jax.training import optim, steps
+from shike_jax.training.state import start_stage
 
 PyTree = Any
 
@@ -247,7 +249,7 @@ def code_version() -> str:
     """The package's version and a digest of its source files."""
     import hashlib
 
-    package, total = Path(__file__).parent, hashlib.sha256()
+    package, total = Path(__file__).resolve().parents[1], hashlib.sha256()
     for path in sorted(package.rglob("*.py")):
         total.update(path.relative_to(package).as_posix().encode() + b"\0" + path.read_bytes())
     return f"{__version__}+{total.hexdigest()[:12]}"

@@ -10,10 +10,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from shike_jax.augment import make_eval_transform
-from shike_jax.checkpoints import load_weights
+from shike_jax.cluster.parallel import find_devices
 from shike_jax.errors import UserError
 from shike_jax.models import HEAD_SETS, ExpertNetwork, build_model
-from shike_jax.parallel import find_devices
+from shike_jax.storage.checkpoints import load_weights
 
 PyTree = Any
 

@@ -12,20 +12,21 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from shike_jax import metrics, parallel, steps
 from shike_jax.augment import make_eval_transform
-from shike_jax.card import write_card
-from shike_jax.checkpoints import Checkpoints
+from shike_jax.cluster import parallel
+from shike_jax.cluster.preemption import Preempted
+from shike_jax.cluster.timing import CompileTime
 from shike_jax.config import to_plain
 from shike_jax.data import sampling
 from shike_jax.data.feeds import Feed
 from shike_jax.errors import UserError
-from shike_jax.logs import RunLog, clock
-from shike_jax.preemption import Preempted
-from shike_jax.run import Run, check_devices, make_program, position, prepare, results, save_stage
-from shike_jax.state import TrainState, start_stage, variables_of
-from shike_jax.timing import CompileTime
-from shike_jax.workdir import claimed, discard_untrained, open_workdir, write_json
+from shike_jax.storage.card import write_card
+from shike_jax.storage.checkpoints import Checkpoints
+from shike_jax.storage.logs import RunLog, clock
+from shike_jax.storage.workdir import claimed, discard_untrained, open_workdir, write_json
+from shike_jax.training import metrics, steps
+from shike_jax.training.setup import Run, check_devices, make_program, position, prepare, results, save_stage
+from shike_jax.training.state import TrainState, start_stage, variables_of
 
 PyTree = Any
 SHOWN = 16  # images of the first batch of a stage that TensorBoard gets, augmented (fewer on many devices)

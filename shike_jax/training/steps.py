@@ -16,10 +16,12 @@ import jax.numpy as jnp
 import optax
 from jax import lax
 
-from shike_jax import losses, metrics, optim, parallel
-from shike_jax.fusion import exchange_channels
+from shike_jax.cluster import parallel
+from shike_jax.methods import losses
+from shike_jax.methods.exchange import exchange_channels
 from shike_jax.models import ExpertNetwork
-from shike_jax.state import TrainState, variables_of
+from shike_jax.training import metrics, optim
+from shike_jax.training.state import TrainState, variables_of
 
 Array = jax.Array
 PyTree = Any

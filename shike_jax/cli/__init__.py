@@ -1,0 +1,1 @@
+"""The console command, its parser and the flags of the configuration."""

@@ -1,0 +1,1 @@
+"""What papers write: losses, samplers, schedules and the like, as pure functions in registries."""

@@ -1,0 +1,1 @@
+"""Training: stages, steps, the loop over epochs, and evaluation."""
