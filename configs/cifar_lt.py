@@ -16,9 +16,14 @@ from shike_jax import config as schema
 def get_config(arguments: str | None = None):
     """ResNet-32 with three experts, AutoAugment and Cutout, 180 + 20 epochs."""
     args = schema.parse_arguments(
-        arguments, ("official", "paper"),
-        dataset="cifar100", imbalance_factor=100.0, epochs=180, classifier_epochs=20, file="",
-    )  # fmt: skip
+        arguments,
+        ("official", "paper"),
+        dataset="cifar100",
+        imbalance_factor=100.0,
+        epochs=180,
+        classifier_epochs=20,
+        file="",
+    )
     config = schema.base()
     config.name = f"{args['dataset']}_lt_if{args['imbalance_factor']:g}"
     config.data.update({"source": "tfds", "name": args["dataset"], "imbalance_factor": args["imbalance_factor"]})

@@ -19,21 +19,56 @@ from shike_jax import config as schema
 # in less than half an hour; of those tried on 3,100 photographs (validation images taken from the training ones) it
 # learnt most per minute of processor time.
 _SCALES = (
-    (20_000, {"backbone": "resnet18", "size": 96, "width": 32, "blocks": (1, 1, 1, 1), "epochs": 50,
-              "classifier_epochs": 15, "batch": 64, "lr": 0.1, "policy": "none", "scale": (0.25, 1.0),
-              "dtype": "float32"}),
-    (float("inf"), {"backbone": "resnet50", "size": 224, "width": 0, "blocks": (), "epochs": 180,
-                    "classifier_epochs": 20, "batch": 256, "lr": 0.2, "policy": "randaugment", "scale": (0.08, 1.0),
-                    "dtype": "bfloat16"}),
-)  # fmt: skip
+    (
+        20_000,
+        {
+            "backbone": "resnet18",
+            "size": 96,
+            "width": 32,
+            "blocks": (1, 1, 1, 1),
+            "epochs": 50,
+            "classifier_epochs": 15,
+            "batch": 64,
+            "lr": 0.1,
+            "policy": "none",
+            "scale": (0.25, 1.0),
+            "dtype": "float32",
+        },
+    ),
+    (
+        float("inf"),
+        {
+            "backbone": "resnet50",
+            "size": 224,
+            "width": 0,
+            "blocks": (),
+            "epochs": 180,
+            "classifier_epochs": 20,
+            "batch": 256,
+            "lr": 0.2,
+            "policy": "randaugment",
+            "scale": (0.08, 1.0),
+            "dtype": "bfloat16",
+        },
+    ),
+)
 
 
 def get_config(arguments: str | None = None):
     """Three experts on a slim ResNet-18 for small folders, on a ResNet-50 for large ones."""
     args = schema.parse_arguments(
-        arguments, ("official", "paper"),
-        root="", imbalance_factor=0.0, size=0, backbone="", width=0, epochs=0, classifier_epochs=0, batch=0, lr=0.0,
-    )  # fmt: skip
+        arguments,
+        ("official", "paper"),
+        root="",
+        imbalance_factor=0.0,
+        size=0,
+        backbone="",
+        width=0,
+        epochs=0,
+        classifier_epochs=0,
+        batch=0,
+        lr=0.0,
+    )
     images = _count_images(os.path.join(args["root"], "train"))
     chosen = dict(next(values for most, values in _SCALES if images <= most))
     if args["backbone"] not in ("", chosen["backbone"]):

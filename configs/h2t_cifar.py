@@ -25,8 +25,13 @@ def get_config(arguments: str | None = None):
     """Stage `mixup` learns the representation, stage `h2t` re-trains its classifier on exchanged feature maps."""
     args = schema.parse_arguments(
         arguments,
-        imbalance_factor=100.0, epochs=200, classifier_epochs=10, exchange=0.25, weight_decay=5e-4, file="",
-    )  # fmt: skip
+        imbalance_factor=100.0,
+        epochs=200,
+        classifier_epochs=10,
+        exchange=0.25,
+        weight_decay=5e-4,
+        file="",
+    )
     config = schema.base()
     config.name = f"h2t_cifar100_lt_if{args['imbalance_factor']:g}"
     config.data.update({"source": "tfds", "name": "cifar100", "imbalance_factor": args["imbalance_factor"]})

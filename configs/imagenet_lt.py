@@ -17,9 +17,16 @@ from shike_jax import config as schema
 def get_config(arguments: str | None = None):
     """Three experts on ResNet-50, batches of 256, 224 px."""
     args = schema.parse_arguments(
-        arguments, ("paper", "official"),
-        source="lists", root="", lists="", backbone="resnet50", epochs=180, classifier_epochs=20, lr=0.2,
-    )  # fmt: skip
+        arguments,
+        ("paper", "official"),
+        source="lists",
+        root="",
+        lists="",
+        backbone="resnet50",
+        epochs=180,
+        classifier_epochs=20,
+        lr=0.2,
+    )
     config = schema.base()
     config.name = "imagenet_lt"
     schema.photograph_recipe(

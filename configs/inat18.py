@@ -16,9 +16,16 @@ from shike_jax import config as schema
 def get_config(arguments: str | None = None):
     """Three experts on ResNet-50, batches of 256, 224 px, lr 0.025."""
     args = schema.parse_arguments(
-        arguments, ("paper", "official"),
-        source="lists", root="", lists="", backbone="resnet50", epochs=180, classifier_epochs=20, lr=0.025,
-    )  # fmt: skip
+        arguments,
+        ("paper", "official"),
+        source="lists",
+        root="",
+        lists="",
+        backbone="resnet50",
+        epochs=180,
+        classifier_epochs=20,
+        lr=0.025,
+    )
     config = schema.base()
     config.name = "inat18"
     schema.photograph_recipe(

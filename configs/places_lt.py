@@ -18,9 +18,17 @@ from shike_jax import config as schema
 def get_config(arguments: str | None = None):
     """Three experts on a frozen ResNet-152, batches of 256, 224 px, lr 0.02."""
     args = schema.parse_arguments(
-        arguments, ("paper", "official"),
-        source="lists", root="", lists="", weights="", backbone="resnet152", epochs=30, classifier_epochs=20, lr=0.02,
-    )  # fmt: skip
+        arguments,
+        ("paper", "official"),
+        source="lists",
+        root="",
+        lists="",
+        weights="",
+        backbone="resnet152",
+        epochs=30,
+        classifier_epochs=20,
+        lr=0.02,
+    )
     if not args["weights"]:
         raise schema.UserError("config argument weights is missing: expected converted ImageNet weights, or none")
     config = schema.base()

@@ -263,11 +263,19 @@ def array_script(jobs: Sequence[Job], at_once: int) -> str:
     settings = [line for line in single.read_text().splitlines() if line.startswith("#SBATCH")]
     limit = f"%{at_once}" if at_once > 1 else ""
     runs = [f"  {shlex.quote(shlex.join(job.arguments))}" for job in jobs]
-    return "\n".join([
-        "#!/usr/bin/env bash", *settings, f"#SBATCH --array=0-{len(jobs) - 1}{limit}", "runs=(", *runs, ")",
-        'eval "set -- ${runs[$SLURM_ARRAY_TASK_ID]}"',
-        f"cd {shlex.quote(str(Path.cwd()))} && exec bash {shlex.quote(str(single))} \"$@\"", "",
-    ])  # fmt: skip
+    return "\n".join(
+        [
+            "#!/usr/bin/env bash",
+            *settings,
+            f"#SBATCH --array=0-{len(jobs) - 1}{limit}",
+            "runs=(",
+            *runs,
+            ")",
+            'eval "set -- ${runs[$SLURM_ARRAY_TASK_ID]}"',
+            f'cd {shlex.quote(str(Path.cwd()))} && exec bash {shlex.quote(str(single))} "$@"',
+            "",
+        ]
+    )
 
 
 def submit(jobs: Sequence[Job], at_once: int, workdir: Path, options: Sequence[str]) -> int:
@@ -294,8 +302,13 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--rows", default="", metavar="ROW,ROW", help="only these rows (* matches anything)")
     parser.add_argument("--jobs", type=int, default=1, metavar="N", help="runs at a time (default 1; SLURM: no limit)")
     parser.add_argument("--slurm", action="store_true", help="submit a job array instead of running here")
-    parser.add_argument("--sbatch", action="append", default=[], metavar="OPTION",
-                        help="passed on to sbatch, such as --sbatch=--ntasks-per-node=1; repeatable")  # fmt: skip
+    parser.add_argument(
+        "--sbatch",
+        action="append",
+        default=[],
+        metavar="OPTION",
+        help="passed on to sbatch, such as --sbatch=--ntasks-per-node=1; repeatable",
+    )
     parser.add_argument("--dry-run", action="store_true", help="print the commands (with --slurm the script) only")
     return parser
 

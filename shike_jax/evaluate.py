@@ -47,9 +47,13 @@ Arrays = dict[str, np.ndarray]
 
 
 def evaluate(
-    classifier: Classifier, config: ConfigDict, source: sources.Source, part: str,
-    heads: Sequence[str] = HEAD_SETS, keep_logits: bool = False,
-) -> tuple[dict[str, Any], dict[str, Arrays]]:  # fmt: skip
+    classifier: Classifier,
+    config: ConfigDict,
+    source: sources.Source,
+    part: str,
+    heads: Sequence[str] = HEAD_SETS,
+    keep_logits: bool = False,
+) -> tuple[dict[str, Any], dict[str, Arrays]]:
     """Scores one part of the data with each set of classifiers, on all devices.
 
     Args:
@@ -120,8 +124,12 @@ def _run(
     for _, inputs in feed.calls(plan, 0, 1, None):
         found = parallel.to_host(compiled(variables, feed.data, inputs))
         real = found[""].pop("mask") > 0
-        batches.append({n: {k: v[..., real, :] if k == "logits" else v[..., real] for k, v in arrays.items()}
-                        for n, arrays in found.items()})  # fmt: skip
+        batches.append(
+            {
+                n: {k: v[..., real, :] if k == "logits" else v[..., real] for k, v in arrays.items()}
+                for n, arrays in found.items()
+            }
+        )
     return {n: {k: np.concatenate([b[n][k] for b in batches], _axis(k)) for k in batches[0][n]} for n in batches[0]}
 
 

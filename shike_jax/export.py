@@ -77,9 +77,11 @@ def write_saved_model(classifier: Classifier, folder: Path) -> None:
     function, weights = inference_function(classifier)
     size = classifier.image_size
     converted = jax2tf.convert(
-        function, polymorphic_shapes=[None, f"(b, {size}, {size}, 3)"], with_gradient=False,
+        function,
+        polymorphic_shapes=[None, f"(b, {size}, {size}, 3)"],
+        with_gradient=False,
         native_serialization_platforms=PLATFORMS,
-    )  # fmt: skip
+    )
     module = tf.Module()
     module.weights = {path: tf.Variable(array, trainable=False) for path, array in weights.items()}
     module.call = tf.function(
@@ -140,11 +142,16 @@ def export(classifier: Classifier, target: Path, kind: str = "jax") -> None:
 def parser() -> Parser:
     """The command's options."""
     found = Parser("python -m shike_jax.export", "Writes a classifier for use without this package.", _EPILOG)
-    found.add_argument("--checkpoint", required=True, metavar="DIR",
-                       help="a run's work directory, its weights/STAGE, or converted weights")  # fmt: skip
+    found.add_argument(
+        "--checkpoint",
+        required=True,
+        metavar="DIR",
+        help="a run's work directory, its weights/STAGE, or converted weights",
+    )
     found.add_argument("--output", required=True, type=Path, metavar="DIR", help="folder to write; new or empty")
-    found.add_argument("--head", default="", metavar="SET",
-                       help="representation or classifier; default: what the run trained last")  # fmt: skip
+    found.add_argument(
+        "--head", default="", metavar="SET", help="representation or classifier; default: what the run trained last"
+    )
     found.add_argument("--format", default="jax", choices=tuple(WRITERS), help="default: jax")
     return found
 

@@ -127,14 +127,24 @@ class Arrays:
         averaged = logits.mean(0)
         with open(self._path, "wb") as file:
             np.savez(
-                file, logits=logits, averaged_logits=averaged, probabilities=probabilities(averaged),
-                classes=best(averaged, self._top_k), class_names=np.array(self._names), files=np.array(self._files),
+                file,
+                logits=logits,
+                averaged_logits=averaged,
+                probabilities=probabilities(averaged),
+                classes=best(averaged, self._top_k),
+                class_names=np.array(self._names),
+                files=np.array(self._files),
                 skipped=np.array(list(skipped), dtype=str),
-            )  # fmt: skip
+            )
 
 
-def predict(classifier: Classifier, images: Sequence[str], sink: Sink, batch_size: int = 64,
-            progress: Callable[[int, int], Any] = lambda done, total: None) -> tuple[int, dict[str, str]]:  # fmt: skip
+def predict(
+    classifier: Classifier,
+    images: Sequence[str],
+    sink: Sink,
+    batch_size: int = 64,
+    progress: Callable[[int, int], Any] = lambda done, total: None,
+) -> tuple[int, dict[str, str]]:
     """Classifies images.
 
     Args:
@@ -205,13 +215,18 @@ def parser() -> Parser:
         "Predicts the classes of images: to the terminal, or to a .csv or .npz file.",
         _EPILOG,
     )
-    found.add_argument("--checkpoint", required=True, metavar="DIR",
-                       help="a run's work directory, its weights/STAGE, or converted weights")  # fmt: skip
+    found.add_argument(
+        "--checkpoint",
+        required=True,
+        metavar="DIR",
+        help="a run's work directory, its weights/STAGE, or converted weights",
+    )
     found.add_argument("--images", required=True, nargs="+", metavar="PATH", help="what to classify; see below")
     found.add_argument("more", nargs="*", metavar="PATH", help=argparse.SUPPRESS)  # --images=a.jpg b.jpg
     found.add_argument("--output", metavar="FILE", help="a .csv or .npz to write; without it the terminal is used")
-    found.add_argument("--head", default="", metavar="SET",
-                       help="representation or classifier; default: what the run trained last")  # fmt: skip
+    found.add_argument(
+        "--head", default="", metavar="SET", help="representation or classifier; default: what the run trained last"
+    )
     found.add_argument("--top_k", type=int, default=5, metavar="K", help="classes listed per image (default 5)")
     found.add_argument("--batch_size", type=int, default=64, metavar="B", help="images at once (default 64)")
     found.add_argument("--per_expert", action="store_true", help="each expert's own prediction too")

@@ -38,8 +38,9 @@ class Drill:
         self.folder, self.random = folder, random.Random(seed)
         self.records: list[dict] = []
         # Saves every third step and records every step.
-        self._flags = digits(epochs, 1, "train.checkpoint_every_steps=3", "train.log_every_steps=1",
-                             "train.eval_every_epochs=0")  # fmt: skip
+        self._flags = digits(
+            epochs, 1, "train.checkpoint_every_steps=3", "train.log_every_steps=1", "train.eval_every_epochs=0"
+        )
 
     def run(self, kills: int, terms: int) -> None:
         """An uninterrupted run, one that is interrupted in random order, and the comparison."""

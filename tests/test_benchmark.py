@@ -60,10 +60,21 @@ def test_rounds_take_turns_and_the_first_does_not_count():
 
 def test_step_writes_what_it_measured(tmp_path, capsys):
     target = tmp_path / "new" / "step.json"
-    command.main([
-        "step", "--batch=6", "--image_size=16", "--classes=5", "--width=4", "--blocks=1,1,1", "--repeats=2",
-        "--against=plain", "--seeds=2", "--peak_tflops=2", f"--json={target}",
-    ])  # fmt: skip
+    command.main(
+        [
+            "step",
+            "--batch=6",
+            "--image_size=16",
+            "--classes=5",
+            "--width=4",
+            "--blocks=1,1,1",
+            "--repeats=2",
+            "--against=plain",
+            "--seeds=2",
+            "--peak_tflops=2",
+            f"--json={target}",
+        ]
+    )
     found = json.loads(target.read_text())
     assert found["command"].startswith("python -m shike_jax.benchmark step --batch=6")
     assert {"commit", "date", "versions", "cores", "load_average"} <= found.keys()
@@ -95,10 +106,15 @@ def test_made_up_photographs_are_as_large_as_real_ones():
 
 def test_run_splits_the_wall_time(tmp_path):
     target = tmp_path / "run.json"
-    command.main([
-        "run", "--config=configs/digits_lt.py:width=4,epochs=1,classifier_epochs=1", "--config.model.depths=(1,)",
-        "--config.data.test_per_class=5", f"--json={target}",
-    ])  # fmt: skip
+    command.main(
+        [
+            "run",
+            "--config=configs/digits_lt.py:width=4,epochs=1,classifier_epochs=1",
+            "--config.model.depths=(1,)",
+            "--config.data.test_per_class=5",
+            f"--json={target}",
+        ]
+    )
     found = json.loads(target.read_text())
     parts = dict(found["seconds"])
     wall = parts.pop("wall")

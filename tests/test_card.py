@@ -7,7 +7,7 @@ from shike_jax.data.splits import Part, Split
 from shike_jax.storage import card
 
 
-def results_and_split():
+def made_results():
     labels = np.repeat([0, 1, 2], [150, 40, 3]).astype(np.int32)
     test = np.array([0, 0, 1], np.int32)
     parts = {"train": Part(np.arange(193), labels), "test": Part(np.arange(3), test)}
@@ -15,22 +15,32 @@ def results_and_split():
     config = base()
     shike_stages(config, "official", (180, 20))
     scores = {"top1": 66.6667, "top5": 100.0, "many": 50.0, "medium": 100.0, "few": None, "ece": 12.345, "loss": 0.75}
-    stages = [{"name": "representation", "epochs": 180, "steps": 9, **scores, "top1": 33.3333},
-              {"name": "classifier", "epochs": 20, "steps": 5, **scores}]  # fmt: skip
+    stages = [
+        {"name": "representation", "epochs": 180, "steps": 9, **scores, "top1": 33.3333},
+        {"name": "classifier", "epochs": 20, "steps": 5, **scores},
+    ]
     results = {
-        "name": "zoo", **scores, "experts": [60.0, 70.0, 80.0], "stages": stages, "per_class": [50.0, 100.0, None],
-        "num_parameters": 1234567, "seed": 4, "seconds": {"start_up": 3.0, "train": 1500.4}, "config": to_plain(config),
+        "name": "zoo",
+        **scores,
+        "experts": [60.0, 70.0, 80.0],
+        "stages": stages,
+        "per_class": [50.0, 100.0, None],
+        "num_parameters": 1234567,
+        "seed": 4,
+        "seconds": {"start_up": 3.0, "train": 1500.4},
+        "config": to_plain(config),
         "versions": {"shike_jax": "0.1.0", "jax": "1.2.3"},
         "bad_images": {"count": 2, "limit": 0.01, "list": [{"part": "train", "name": "train/ant/7.jpg"}]},
+        "split": split.summary(),
         "devices": {"kind": "cpu", "platform": "cpu", "count": 2, "processes": 1},
-    }  # fmt: skip
-    return results, split
+    }
+    return results
 
 
 def test_card_holds_scores_data_training_use_and_limits(tmp_path):
-    results, split = results_and_split()
+    results = made_results()
     (tmp_path / "run").mkdir()
-    card.write_card(tmp_path / "run" / "card.md", results, split)
+    card.write_card(tmp_path / "run" / "card.md", results)
     text = (tmp_path / "run" / "card.md").read_text()
     for fact in (
         "# zoo: a classifier of 3 classes",
@@ -44,7 +54,7 @@ def test_card_holds_scores_data_training_use_and_limits(tmp_path):
         "images: train 193, test 3",
         "from ant (150) down to cat (3)",
         "left out because they could not be read: 2, the first train/ant/7.jpg; all in results.json",
-        split.hash,
+        results["split"]["hash"],
         "| representation | 180 | 128 | 0.15 | 1 ce + 1 mu + 10 nt (official) | `.*` |",
         "| classifier | 20 | 128 | 0.1 | 1 balanced | `heads/classifier/.*` |",
         "2 x cpu, seed 4; start-up 3 s, train 1,500 s",

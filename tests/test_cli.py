@@ -63,11 +63,13 @@ def test_help_of_the_command_lists_all(capsys):
 
 @pytest.mark.parametrize(
     ("main", "typed", "words"),
-    [(cli.main, "trian", "'trian' is no command; expected one of train, evaluate, predict"),
-     (benchmark.main, "steps", "'steps' is no command; expected one of step, augment, input, run"),
-     (summary.main, "--fast", "the following arguments are required: workdir"),
-     (summary.main, "absent", "absent/results.json: no such file; expected the work directory of a finished run")],
-)  # fmt: skip
+    [
+        (cli.main, "trian", "'trian' is no command; expected one of train, evaluate, predict"),
+        (benchmark.main, "steps", "'steps' is no command; expected one of step, augment, input, run"),
+        (summary.main, "--fast", "the following arguments are required: workdir"),
+        (summary.main, "absent", "absent/results.json: no such file; expected the work directory of a finished run"),
+    ],
+)
 def test_mistyped_commands_are_answered_by_one_line(main, typed, words, capsys):
     assert exit_code(main, [typed]) == 2
     out, err = capsys.readouterr()
@@ -121,8 +123,13 @@ def test_an_installed_package_carries_its_configurations(tmp_path):
     shutil.copytree(ROOT / "configs", tmp_path / "shike_jax" / "configs")
     (tmp_path / "elsewhere").mkdir()
     code = "from shike_jax.cli.flags import load_config; print(load_config(['--config=h2t_cifar'])[0].name)"
-    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path / "elsewhere", capture_output=True, text=True,
-                          env={**os.environ, "PYTHONPATH": str(tmp_path)})  # fmt: skip
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=tmp_path / "elsewhere",
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHONPATH": str(tmp_path)},
+    )
     assert done.stdout == "h2t_cifar100_lt_if100\n", done.stderr
 
 

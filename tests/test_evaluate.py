@@ -29,10 +29,19 @@ def checkpoint(tmp_path_factory):
     variables = models.init_variables(network, 0, config.data.image_size)
     folder = tmp_path_factory.mktemp("evaluate") / "weights"
     split = sources.load(config.data).split
-    meta = {"model": to_plain(config.model), "num_classes": 10, "class_names": list(split.class_names),
-            "image_size": 16, "resize": 0, "mean": list(config.data.mean), "std": list(config.data.std),
-            "heads": "classifier", "stage": "classifier", "split_hash": split.hash,
-            "config": to_plain(config)}  # fmt: skip
+    meta = {
+        "model": to_plain(config.model),
+        "num_classes": 10,
+        "class_names": list(split.class_names),
+        "image_size": 16,
+        "resize": 0,
+        "mean": list(config.data.mean),
+        "std": list(config.data.std),
+        "heads": "classifier",
+        "stage": "classifier",
+        "split_hash": split.hash,
+        "config": to_plain(config),
+    }
     save_weights(folder, variables, meta)
     return folder, config, network, variables
 

@@ -52,8 +52,9 @@ def test_same_probabilities_without_this_package_at_three_batch_sizes(checkpoint
     for count in COUNTS:
         np.save(tmp_path / f"{count}.npy", images[:count])
     environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
-    subprocess.run([sys.executable, "-c", ALONE, folder, tmp_path, *map(str, COUNTS)],
-                   check=True, cwd=tmp_path, env=environment)  # fmt: skip
+    subprocess.run(
+        [sys.executable, "-c", ALONE, folder, tmp_path, *map(str, COUNTS)], check=True, cwd=tmp_path, env=environment
+    )
     ours = predicted(checkpoint, images, tmp_path)
     for count in COUNTS:
         theirs = np.load(tmp_path / f"{count}.npz")

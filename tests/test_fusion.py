@@ -137,9 +137,13 @@ def step_and_references(name, rho, step, cache={}):  # noqa: B006
         plain = models.build_model(model, CLASSES)
         variables = random_variables(plain, model["image_size"])
         stage = schema.stage(
-            heads="classifier", train=("heads/classifier/.*",), schedule="constant", lr=LR, exchange=rho,
+            heads="classifier",
+            train=("heads/classifier/.*",),
+            schedule="constant",
+            lr=LR,
+            exchange=rho,
             sampler="paired" if rho else "balanced",
-        )  # fmt: skip
+        )
         trainable = optim.trainable_mask(variables["params"], stage.train)
         program = steps.Program(
             network=models.build_model(model, CLASSES, axis_name=parallel.AXIS),

@@ -41,9 +41,12 @@ def setup(golden, dtype):
 
 def representation_loss(network, params, batch_stats, images, labels):
     logits, new = network.apply(
-        {"params": params, "batch_stats": batch_stats}, images, train_trunk=True, train_experts=True,
+        {"params": params, "batch_stats": batch_stats},
+        images,
+        train_trunk=True,
+        train_experts=True,
         mutable=["batch_stats"],
-    )  # fmt: skip
+    )
     value = losses.cross_entropy(logits, labels) + losses.mutual_distillation(logits)
     value = jnp.mean(value + 10 * losses.non_target_distillation(logits, labels))
     return value, (new["batch_stats"], logits)
@@ -61,8 +64,10 @@ def test_forward_and_gradients(golden, kind):
         def evaluate(images):
             found = network.apply(variables, images, method="features")
             pooled = jnp.stack([jnp.mean(f, (1, 2)) for f in found["fused"]])
-            heads = {h: network.apply(variables, found["fused"], h, method="classify") for h in
-                     ("representation", "classifier")}  # fmt: skip
+            heads = {
+                h: network.apply(variables, found["fused"], h, method="classify")
+                for h in ("representation", "classifier")
+            }
             return found, pooled, heads
 
         found, pooled, heads = evaluate(images)
@@ -82,8 +87,11 @@ def test_forward_and_gradients(golden, kind):
         for name, logits in heads.items():
             np.testing.assert_allclose(logits, golden[f"eval_logits_{name}"], **close)
 
-        step = jax.jit(jax.value_and_grad(lambda p: representation_loss(
-            network, p, variables["batch_stats"], images, labels), has_aux=True))  # fmt: skip
+        step = jax.jit(
+            jax.value_and_grad(
+                lambda p: representation_loss(network, p, variables["batch_stats"], images, labels), has_aux=True
+            )
+        )
         (value, (stats, logits)), grads = step(variables["params"])
         np.testing.assert_allclose(
             logits, golden["train_logits_representation"], **(close if exact else {"rtol": 0, "atol": 5e-4})
@@ -114,9 +122,13 @@ def test_classifier_stage(golden):
         @jax.jit
         def loss(trained):
             logits, _ = network.apply(
-                {"params": optim.merge(trained, frozen), "batch_stats": variables["batch_stats"]}, images,
-                "classifier", train_trunk=True, train_experts=True, mutable=["batch_stats"],
-            )  # fmt: skip
+                {"params": optim.merge(trained, frozen), "batch_stats": variables["batch_stats"]},
+                images,
+                "classifier",
+                train_trunk=True,
+                train_experts=True,
+                mutable=["batch_stats"],
+            )
             return jnp.mean(losses.balanced_softmax(logits, labels, counts))
 
         value, grads = jax.value_and_grad(loss)(optim.select(variables["params"], trainable))
@@ -138,7 +150,8 @@ def test_five_sgd_steps(golden):
         @jax.jit
         def step(params, stats, state, images, labels):
             (value, (stats, _)), grads = jax.value_and_grad(
-                lambda p: representation_loss(network, p, stats, images, labels), has_aux=True)(params)  # fmt: skip
+                lambda p: representation_loss(network, p, stats, images, labels), has_aux=True
+            )(params)
             updates, state = optimizer.update(grads, state, params)
             return jax.tree.map(lambda p, u: p - 0.05 * u, params, updates), stats, state, value
 

@@ -14,8 +14,11 @@ from shike_jax.data import sources
 from tests.conftest import ROOT
 
 # Shorter than the guide's own training; the default configuration trains for longer.
-SHORT = ["--config.stages.representation.epochs=10", "--config.stages.classifier.epochs=5",
-         "--config.train.eval_every_epochs=0"]  # fmt: skip
+SHORT = [
+    "--config.stages.representation.epochs=10",
+    "--config.stages.classifier.epochs=5",
+    "--config.train.eval_every_epochs=0",
+]
 BLOCK = re.compile(r"^```(python|bash)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
 
@@ -79,8 +82,14 @@ def test_tensorboard_gets_curves_images_and_accuracies_of_classes(tour):
     _, folder = tour
     found = events.EventAccumulator(str(folder / "runs" / "digits" / "tensorboard"))
     found.Reload()
-    tags = {"augmented", *(f"{stage}/{name}" for stage in ("representation", "classifier")
-                           for name in ("epoch_loss", "learning_rate", "top1", "few", "per_class_top1"))}  # fmt: skip
+    tags = {
+        "augmented",
+        *(
+            f"{stage}/{name}"
+            for stage in ("representation", "classifier")
+            for name in ("epoch_loss", "learning_rate", "top1", "few", "per_class_top1")
+        ),
+    }
     assert tags <= set(found.Tags()["tensors"])
 
     # Each stage's first batch as the network saw it. Stage one mixes its pictures; every one of stage two is a digit,

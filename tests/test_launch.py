@@ -63,8 +63,16 @@ def test_local_multiprocess_starts_each_process_and_passes_its_failure_on(tmp_pa
 def test_tpu_dry_run_prints_the_commands_of_every_step(tmp_path):
     (tmp_path / "gcloud").write_text("#!/bin/bash\necho started >&2; exit 1")
     (tmp_path / "gcloud").chmod(0o755)
-    done = run("launch/tpu_pod.sh", "--dry-run", "all", "--", "--config=configs/x.py", "--workdir=runs/a b",
-               PATH=f"{tmp_path}:{os.environ['PATH']}", **TPU)  # fmt: skip
+    done = run(
+        "launch/tpu_pod.sh",
+        "--dry-run",
+        "all",
+        "--",
+        "--config=configs/x.py",
+        "--workdir=runs/a b",
+        PATH=f"{tmp_path}:{os.environ['PATH']}",
+        **TPU,
+    )
     assert done.returncode == 0, done.stderr
     assert "started" not in done.stderr
     verbs = [line.split()[5] for line in done.stderr.splitlines() if line.startswith("+ gcloud compute tpus tpu-vm")]
@@ -96,8 +104,13 @@ def test_tpu_slice_is_replaced_until_the_run_is_finished(tmp_path):
     start = ["create", "scp", "ssh", "ssh", "ssh"]
     lost = ["describe", "delete"]
     assert [line.split()[0] for line in calls.read_text().splitlines()] == [
-        *start, *lost, *start, *lost, *start, "delete",
-    ]  # fmt: skip
+        *start,
+        *lost,
+        *start,
+        *lost,
+        *start,
+        "delete",
+    ]
 
 
 def test_tpu_gives_up(tmp_path):
@@ -119,19 +132,32 @@ def test_tpu_explains_itself(arguments):
 
 @pytest.mark.parametrize(
     ("status", "restarts", "ends_with", "requeued"),
-    [(0, 0, 0, False), (2, 0, 2, False), (1, 0, 1, False), (75, 0, 0, True), (76, 3, 0, True), (137, 0, 0, True),
-     (75, 5, 75, False)],
-)  # fmt: skip
+    [
+        (0, 0, 0, False),
+        (2, 0, 2, False),
+        (1, 0, 1, False),
+        (75, 0, 0, True),
+        (76, 3, 0, True),
+        (137, 0, 0, True),
+        (75, 5, 75, False),
+    ],
+)
 def test_slurm_queues_again_what_can_go_on(tmp_path, status, restarts, ends_with, requeued):
     (tmp_path / "srun").write_text(f'#!/bin/bash\necho "$*" > {tmp_path}/srun.args\nexit {status}')
     (tmp_path / "scontrol").write_text(f'#!/bin/bash\necho "$*" > {tmp_path}/scontrol.args')
     for name in ("srun", "scontrol"):
         (tmp_path / name).chmod(0o755)
     done = run(
-        "launch/gpu_slurm.sbatch", "--config=c.py", PATH=f"{tmp_path}:{os.environ['PATH']}", PYTHON="python",
-        SLURM_JOB_ID="7", SLURM_SUBMIT_DIR=str(ROOT), SLURM_JOB_NODELIST="n", SLURM_RESTART_COUNT=str(restarts),
+        "launch/gpu_slurm.sbatch",
+        "--config=c.py",
+        PATH=f"{tmp_path}:{os.environ['PATH']}",
+        PYTHON="python",
+        SLURM_JOB_ID="7",
+        SLURM_SUBMIT_DIR=str(ROOT),
+        SLURM_JOB_NODELIST="n",
+        SLURM_RESTART_COUNT=str(restarts),
         SHIKE_RESTARTS="5",
-    )  # fmt: skip
+    )
     assert done.returncode == ends_with, done.stdout + done.stderr
     assert (tmp_path / "srun.args").read_text().strip().endswith("python -m shike_jax.main --config=c.py")
     assert (tmp_path / "scontrol.args").exists() == requeued

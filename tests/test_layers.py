@@ -9,8 +9,8 @@ import pytest
 from tests.conftest import ROOT
 
 PACKAGE = ROOT / "shike_jax"
-# What each room may import of ours, besides `errors`, the package's version and itself. A module at the root is a room of
-# its own; a command may import every room but no other command.
+# What each room may import of ours, besides `errors`, the package's version and itself. A module at the root is a
+# room of its own; a command may import every room but no other command.
 MAY_IMPORT = {
     "errors": (),
     "methods": (),
@@ -22,14 +22,24 @@ MAY_IMPORT = {
     "storage": ("cluster",),
     "data": ("methods", "augment", "cluster", "storage", "config", "cli"),
     "serving": ("models", "augment", "cluster", "storage"),
-    "convert": ("models", "storage", "cli"),
+    "convert": ("models", "config", "storage", "cli"),
     "training": ("methods", "models", "augment", "cluster", "config", "storage", "data", "convert", "serving"),
     "report": ("methods", "config", "cluster", "cli", "storage", "data", "serving", "training"),
     "benchmark": (
-        "methods", "models", "augment", "cluster", "config", "cli", "storage", "data", "serving", "convert", "training",
+        "methods",
+        "models",
+        "augment",
+        "cluster",
+        "config",
+        "cli",
+        "storage",
+        "data",
+        "serving",
+        "convert",
+        "training",
         "report",
     ),
-}  # fmt: skip
+}
 COMMANDS = {"main", "evaluate", "predict", "export", "doctor"}
 
 
@@ -69,7 +79,8 @@ FILES = sorted(p for p in PACKAGE.rglob("*.py") if module_name(p))
 @pytest.mark.parametrize("path", FILES, ids=module_name)
 def test_a_room_imports_what_it_may(path):
     room = room_of(module_name(path))
-    imported = {room_of(name.removeprefix("shike_jax").removeprefix(".")) for name in own_imports(ast.parse(path.read_text()))}
+    names = own_imports(ast.parse(path.read_text()))
+    imported = {room_of(name.removeprefix("shike_jax").removeprefix(".")) for name in names}
     imported -= {"", "errors", room}
     allowed = set(MAY_IMPORT) if room in COMMANDS else set(MAY_IMPORT[room])
     assert imported <= allowed, f"{room} may import {sorted(allowed)}; {module_name(path)} imports {sorted(imported)}"
@@ -121,8 +132,14 @@ run_main(main)
 
 
 def test_trains_without_tensorflow_tensorboard_and_clu(tmp_path):
-    command = [sys.executable, "-c", BLOCKED, "--config=configs/digits_lt.py:width=4,epochs=1,classifier_epochs=1",
-               f"--workdir={tmp_path / 'run'}", "--config.model.depths=(1,)"]  # fmt: skip
+    command = [
+        sys.executable,
+        "-c",
+        BLOCKED,
+        "--config=configs/digits_lt.py:width=4,epochs=1,classifier_epochs=1",
+        f"--workdir={tmp_path / 'run'}",
+        "--config.model.depths=(1,)",
+    ]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "run" / "results.json").is_file()

@@ -50,8 +50,10 @@ def test_classifier_stage_moves_the_classifiers_and_bn_statistics_only(finished)
         np.testing.assert_equal(before["params"][part], after["params"][part])
     heads = before["params"]["heads"], after["params"]["heads"]
     np.testing.assert_equal(heads[0]["representation"], heads[1]["representation"])
-    moved = [np.abs(a["kernel"] - b["kernel"]).max() for a, b in
-             zip(heads[0]["classifier"].values(), heads[1]["classifier"].values(), strict=True)]  # fmt: skip
+    moved = [
+        np.abs(a["kernel"] - b["kernel"]).max()
+        for a, b in zip(heads[0]["classifier"].values(), heads[1]["classifier"].values(), strict=True)
+    ]
     assert min(moved) > 1e-3
     mean = [v["batch_stats"]["trunk"]["bn1"]["mean"] for v in (before, after)]
     assert np.abs(mean[0] - mean[1]).max() > 0
@@ -62,8 +64,9 @@ def test_representation_stage_leaves_the_second_classifiers_at_their_start(finis
     _, workdir = finished
     before, meta = load_weights(workdir / "weights" / "representation")
     fresh = init_variables(build_model(meta["model"], meta["num_classes"]), 0, meta["image_size"])
-    jax.tree.map(np.testing.assert_array_equal, before["params"]["heads"]["classifier"],
-                 fresh["params"]["heads"]["classifier"])  # fmt: skip
+    jax.tree.map(
+        np.testing.assert_array_equal, before["params"]["heads"]["classifier"], fresh["params"]["heads"]["classifier"]
+    )
     used = before["params"]["heads"]["representation"]["expert0"]["kernel"]
     assert np.abs(used - fresh["params"]["heads"]["representation"]["expert0"]["kernel"]).max() > 1e-3
 

@@ -116,8 +116,11 @@ def test_agreement_by_hand():
     assert found["pairwise"] == [[100, 75, 50], [75, 100, 50], [50, 50, 100]]
     assert found["disagreement"] == pytest.approx(100 - (75 + 50 + 50) / 3, abs=1e-4)
     assert {k: found[k] for k in ("unanimous", "oracle", "all_right", "none_right")} == {
-        "unanimous": 50, "oracle": 75, "all_right": 25, "none_right": 25,
-    }  # fmt: skip
+        "unanimous": 50,
+        "oracle": 75,
+        "all_right": 25,
+        "none_right": 25,
+    }
     assert metrics.agreement(labels[None], labels)["disagreement"] is None
 
 

@@ -27,22 +27,32 @@ TABLE = {
     "value of another type": (f"train {DIGITS} --workdir={{}}/run --config.seed=one", "config.seed", "one"),
     "value out of range": (f"train {DIGITS} --workdir={{}}/run --config.log=loud", "'loud'", "quiet, info, debug"),
     "unknown argument of a configuration": (
-        f"train {DIGITS}:classes=3 --workdir={{}}/run", "'classes'", "expected one"
+        f"train {DIGITS}:classes=3 --workdir={{}}/run",
+        "'classes'",
+        "expected one",
     ),
     "impossible imbalance": (
-        f"train {DIGITS}:imbalance_factor=900 --workdir={{}}/run", "imbalance_factor=900", "at most"
+        f"train {DIGITS}:imbalance_factor=900 --workdir={{}}/run",
+        "imbalance_factor=900",
+        "at most",
     ),
     "unknown network": (f"train {FOLDER}:root={{}}/photos,backbone=vgg --workdir={{}}/run", "'vgg'", "expected one of"),
     "experts too deep": (
-        f"train {DIGITS} --workdir={{}}/run --config.model.depths=(1,7)", "depths=(1, 7)", "from 1 to 2"
+        f"train {DIGITS} --workdir={{}}/run --config.model.depths=(1,7)",
+        "depths=(1, 7)",
+        "from 1 to 2",
     ),
     "folder that does not exist": (
-        f"train {FOLDER}:root={{}}/absent --workdir={{}}/run", "/absent/train", "No such file"
+        f"train {FOLDER}:root={{}}/absent --workdir={{}}/run",
+        "/absent/train",
+        "No such file",
     ),
     "folder without classes": (f"train {FOLDER}:root={{}}/flat --workdir={{}}/run", "no class folder", "CLASS/*.jpg"),
     "one class": (f"train {FOLDER}:root={{}}/one --workdir={{}}/run", "a single class, ant", "at least two"),
     "one image": (
-        f"train {FOLDER}:root={{}}/lonely --workdir={{}}/run", "train/bee holds no image", "add some or remove"
+        f"train {FOLDER}:root={{}}/lonely --workdir={{}}/run",
+        "train/bee holds no image",
+        "add some or remove",
     ),
     "no test images": (f"train {FOLDER}:root={{}}/untested --workdir={{}}/run", "test_part='test'", "has train"),
     "exported data absent": (f"train {CIFAR}:file={{}}/absent.npz --workdir={{}}/run", "absent.npz", "No such file"),
@@ -50,24 +60,31 @@ TABLE = {
     "work directory of another run": (f"train {DIGITS} --workdir={{}}/other", "another configuration: seed differ"),
     "work directory of something else": (f"train {DIGITS} --workdir={{}}/photos", "not empty and not a run"),
     "warm start from nothing": (
-        f"train {DIGITS} --workdir={{}}/run --config.init_from={{}}/absent", "absent", "no such"
+        f"train {DIGITS} --workdir={{}}/run --config.init_from={{}}/absent",
+        "absent",
+        "no such",
     ),
     "prediction without a run": ("predict --checkpoint={}/absent --images={}/photos", "absent: no such folder"),
     "prediction before the first stage ends": (
-        "predict --checkpoint={}/other --images={}/photos", "neither a work dir"
+        "predict --checkpoint={}/other --images={}/photos",
+        "neither a work dir",
     ),
     "prediction from a damaged checkpoint": ("predict --checkpoint={}/damaged --images={}/photos", "is damaged"),
     "unknown head": (
-        "predict --checkpoint={}/weights --images={}/photos --head=best", "--head=best: expected represent"
+        "predict --checkpoint={}/weights --images={}/photos --head=best",
+        "--head=best: expected represent",
     ),
     "no such picture": ("predict --checkpoint={}/weights --images={}/absent.jpg", "absent.jpg: no such file or folder"),
     "folder without pictures": ("predict --checkpoint={}/weights --images={}/empty", "holds no image; expected files"),
     "huge image": ("predict --checkpoint={}/weights --images={}/huge.png", "huge.png: ", "pixels"),
     "not a picture": (
-        "predict --checkpoint={}/weights --images={}/notes.jpg --output={}/o.csv", "not an image of a known"
+        "predict --checkpoint={}/weights --images={}/notes.jpg --output={}/o.csv",
+        "not an image of a known",
     ),
     "array with channels first": (
-        "predict --checkpoint={}/weights --images={}/nchw.npy", "(4, 3, 16, 16)", "expected [N"
+        "predict --checkpoint={}/weights --images={}/nchw.npy",
+        "(4, 3, 16, 16)",
+        "expected [N",
     ),
     "array of integers": ("predict --checkpoint={}/weights --images={}/int.npy", "int64; expected uint8"),
     "array that is none": ("predict --checkpoint={}/weights --images={}/text.npy", "not a readable .npy"),
@@ -77,14 +94,16 @@ TABLE = {
     "export to an unknown format": ("export --checkpoint={}/weights --output={}/o --format=tflite", "'tflite'", "jax"),
     "evaluation of unknown data": ("evaluate --checkpoint={}/weights", "--config"),
     "conversion of an unknown network": (
-        "convert --model=vgg --source={}/w.npz --target={}/o", "--model=vgg: expected"
+        "convert --model=vgg --source={}/w.npz --target={}/o",
+        "--model=vgg: expected",
     ),
     "weights of another model": ("convert --model=resnet50 --source={}/w.npz --target={}/o", "w.npz", "missing"),
     "checkpoint of another model": (
-        "convert --model=resnet50 --source={}/weights --target={}/o.npz --reverse", "weights"
+        "convert --model=resnet50 --source={}/weights --target={}/o.npz --reverse",
+        "weights",
     ),
     "inspection without a configuration": ("inspect", "--config is missing"),
-}  # fmt: skip
+}
 
 
 @pytest.fixture(scope="module")
@@ -96,9 +115,18 @@ def place(tmp_path_factory):
     (damaged / "variables").mkdir(parents=True)
     (damaged / "variables" / "manifest.ocdbt").write_bytes(b"no")
     assert checkpoint.is_dir()
-    for names in (("photos", "train/ant"), ("photos", "train/bee"), ("photos", "test/ant"), ("photos", "test/bee"),
-                  ("flat", "train"), ("one", "train/ant"), ("one", "test/ant"), ("lonely", "train/ant"),
-                  ("untested", "train/ant"), ("untested", "train/bee")):  # fmt: skip
+    for names in (
+        ("photos", "train/ant"),
+        ("photos", "train/bee"),
+        ("photos", "test/ant"),
+        ("photos", "test/bee"),
+        ("flat", "train"),
+        ("one", "train/ant"),
+        ("one", "test/ant"),
+        ("lonely", "train/ant"),
+        ("untested", "train/ant"),
+        ("untested", "train/bee"),
+    ):
         target = folder.joinpath(*names)
         target.mkdir(parents=True)
         Image.new("RGB", (20, 20), "red").save(target / "1.png")

@@ -82,8 +82,17 @@ def test_every_layout_trains_alike(tmp_path):
 def test_one_checkpoint_counts_alike_on_every_layout(tmp_path):
     """Weights are loaded, left as they are for one step, and evaluated: to the same counts, exactly."""
     finish(tmp_path / "source", digits(1, 1, "stages.representation.max_steps=4", *FLOAT64))
-    still = (f"stages.classifier.{field}" for field in ("max_steps=1", "lr=0.0", "warmup_lr=0.0", "weight_decay=0.0",
-                                                        "bn_trunk=running", "bn_experts=running"))  # fmt: skip
+    still = (
+        f"stages.classifier.{field}"
+        for field in (
+            "max_steps=1",
+            "lr=0.0",
+            "warmup_lr=0.0",
+            "weight_decay=0.0",
+            "bn_trunk=running",
+            "bn_experts=running",
+        )
+    )
     flags = digits(1, 1, *FLOAT64, *still, "run=('classifier',)", f"init_from={tmp_path / 'source'}")
     found = {}
     for name, (processes, devices) in {"1 device": (1, 1), **LAYOUTS}.items():
@@ -118,8 +127,14 @@ def test_checkpoint_moves_between_layouts(tmp_path):
 # --- two processes, one of which is killed, told to stop, or stuck --------------------------------------------------
 
 PEER_TIMEOUT = 20  # seconds, config.train.peer_timeout
-LOST = digits(4, 1, "train.log_every_steps=1", "train.checkpoint_every_steps=4", f"train.peer_timeout={PEER_TIMEOUT}",
-              "train.eval_every_epochs=0")  # fmt: skip
+LOST = digits(
+    4,
+    1,
+    "train.log_every_steps=1",
+    "train.checkpoint_every_steps=4",
+    f"train.peer_timeout={PEER_TIMEOUT}",
+    "train.eval_every_epochs=0",
+)
 
 
 @pytest.fixture(scope="module")

@@ -84,9 +84,21 @@ def test_npz_holds_what_the_network_says_of_the_cropped_normalised_pictures(chec
 
 def test_folder_is_read_with_all_below_it_and_broken_pictures_are_skipped(checkpoint, photos, tmp_path, capsys):
     rows = run(checkpoint, tmp_path / "o.csv", f"--images={photos}", "--top_k=3", "--per_expert")
-    assert rows[0] == ["file", "class_1", "probability_1", "class_2", "probability_2", "class_3", "probability_3",
-                       "expert_1_class", "expert_1_probability", "expert_2_class", "expert_2_probability",
-                       "expert_3_class", "expert_3_probability"]  # fmt: skip
+    assert rows[0] == [
+        "file",
+        "class_1",
+        "probability_1",
+        "class_2",
+        "probability_2",
+        "class_3",
+        "probability_3",
+        "expert_1_class",
+        "expert_1_probability",
+        "expert_2_class",
+        "expert_2_probability",
+        "expert_3_class",
+        "expert_3_probability",
+    ]
     names = [str(photos / name) for name in ("a.png", "b.png", "deep/d.png", "deep/e.JPEG", "deep/er/c.png")]
     assert [row[0] for row in rows[1:]] == names
     for row in rows[1:]:

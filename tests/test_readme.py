@@ -31,10 +31,16 @@ COMMANDS = [
     line for kind, text in BLOCK.findall(README) if kind == "bash" for line in text.replace("\\\n", " ").splitlines()
 ]
 DATA = "digits32.npz"  # a split exported below: CIFAR's size of images, nothing to download
-SLIM = ["--config.model.width=4", "--config.model.blocks=(1, 1, 1)", "--config.model.depths=(1,)",
-        "--config.augment.policy=none", "--config.stages.representation.max_steps=2",
-        "--config.stages.classifier.max_steps=2", "--config.train.eval_every_epochs=0",
-        "--config.log=quiet"]  # fmt: skip
+SLIM = [
+    "--config.model.width=4",
+    "--config.model.blocks=(1, 1, 1)",
+    "--config.model.depths=(1,)",
+    "--config.augment.policy=none",
+    "--config.stages.representation.max_steps=2",
+    "--config.stages.classifier.max_steps=2",
+    "--config.train.eval_every_epochs=0",
+    "--config.log=quiet",
+]
 
 
 # --- how a command is made small ------------------------------------------------------------------------------------
@@ -67,8 +73,11 @@ def evaluate(words, place):
     with contextlib.redirect_stdout(io.StringIO()) as out:
         python(words, place)
     for heads in ("representation", "classifier"):
-        assert re.search(rf"^{heads} heads, ensemble( +[\d.]+){{7}}\n +expert 1 alone .*\n +expert 2 alone ",
-                         out.getvalue(), re.MULTILINE)  # fmt: skip
+        assert re.search(
+            rf"^{heads} heads, ensemble( +[\d.]+){{7}}\n +expert 1 alone .*\n +expert 2 alone ",
+            out.getvalue(),
+            re.MULTILINE,
+        )
     assert " ECE\n" in out.getvalue()
 
 
@@ -235,8 +244,10 @@ def test_python_block_agrees_with_the_prediction_and_the_export(place):
     classes = np.asarray(names["logits"].mean(0)).argmax(-1)
     assert predicted == [names["meta"]["class_names"][c] for c in classes]
 
-    code = "import runpy, numpy as np; e = runpy.run_path('exported/load.py')['Exported']('exported'); " \
-           "np.save('out.npy', e(np.load('in.npy'))['logits'])"  # fmt: skip
+    code = (
+        "import runpy, numpy as np; e = runpy.run_path('exported/load.py')['Exported']('exported'); "
+        "np.save('out.npy', e(np.load('in.npy'))['logits'])"
+    )
     np.save(place / "in.npy", images)
     subprocess.run([sys.executable, "-c", code], cwd=place, env={**os.environ, "PYTHONPATH": ""}, check=True)
     np.testing.assert_allclose(np.load(place / "out.npy"), names["logits"], rtol=1e-4, atol=1e-4)

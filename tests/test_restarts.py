@@ -40,8 +40,14 @@ def test_twenty_kills_and_five_sigterms_change_nothing(tmp_path):
 # --- within this process --------------------------------------------------------------------------------------------
 
 # One expert and one loss term compile in a fraction of the time.
-SHORT = ("stages.representation.max_steps=2", "stages.classifier.max_steps=1", "log=quiet", "model.depths=(1,)",
-         "stages.representation.loss.nt=0.0", "stages.representation.loss.mu=0.0")  # fmt: skip
+SHORT = (
+    "stages.representation.max_steps=2",
+    "stages.classifier.max_steps=1",
+    "log=quiet",
+    "model.depths=(1,)",
+    "stages.representation.loss.nt=0.0",
+    "stages.representation.loss.mu=0.0",
+)
 
 
 def configured(*changes: str):
@@ -49,9 +55,13 @@ def configured(*changes: str):
 
 
 def test_loss_that_is_not_finite_stops_with_all_that_matters(tmp_path):
-    config = configured("stages.representation.max_steps=8", "stages.representation.lr=1e30",
-                        "stages.representation.warmup_lr=0.0", "stages.representation.warmup_epochs=0",
-                        "train.checkpoint_every_steps=1")  # fmt: skip
+    config = configured(
+        "stages.representation.max_steps=8",
+        "stages.representation.lr=1e30",
+        "stages.representation.warmup_lr=0.0",
+        "stages.representation.warmup_epochs=0",
+        "train.checkpoint_every_steps=1",
+    )
     with pytest.raises(UserError) as stopped:
         loop.train(config, tmp_path / "w")
     said = str(stopped.value)

@@ -42,8 +42,9 @@ def test_the_stem_is_the_convolution_that_it_stands_for(sides):
         values, pull = jax.vjp(lambda x, kernel: convolve(x, kernel, 2), x, kernel)
         expected, expected_pull = jax.vjp(
             lambda x, kernel: lax.conv_general_dilated(x, kernel, (2, 2), ((3, 3), (3, 3)), dimension_numbers=NHWC),
-            x, kernel,
-        )  # fmt: skip
+            x,
+            kernel,
+        )
         grad = draw.standard_normal(values.shape)
         np.testing.assert_allclose(values, expected, atol=1e-12)
         for found, wanted in zip(pull(grad), expected_pull(grad), strict=True):

@@ -18,8 +18,12 @@ EXACT = 1e-8
 def test_many_steps_per_call_change_nothing_but_speed(tmp_path):
     """Whole runs in float64: six steps a stage one by one, and five together (a rest of one remains)."""
     jobs = {}
-    small = ("data.test_per_class=10", "model.depths=(1,)", "stages.representation.max_steps=6",
-             "stages.classifier.max_steps=6")  # fmt: skip
+    small = (
+        "data.test_per_class=10",
+        "model.depths=(1,)",
+        "stages.representation.max_steps=6",
+        "stages.classifier.max_steps=6",
+    )
     for together in (1, 5):
         changes = ("dtype=float64", f"train.steps_per_call={together}", *small)
         jobs[together] = Job(tmp_path / str(together), digits(1, 1, *changes))

@@ -31,7 +31,15 @@ def write_checkpoint(folder: Path, **meta) -> Path:
         return 1 + 0.1 * np.abs(r) if path[-1].key in ("scale", "var") else 0.1 * r
 
     variables = jax.tree_util.tree_map_with_path(fill, dict(shapes))
-    known = {"model": settings, "num_classes": len(CLASSES), "class_names": list(CLASSES), "image_size": SIZE,
-             "resize": RESIZE, "mean": list(MEAN), "std": list(STD), "heads": "classifier"}  # fmt: skip
+    known = {
+        "model": settings,
+        "num_classes": len(CLASSES),
+        "class_names": list(CLASSES),
+        "image_size": SIZE,
+        "resize": RESIZE,
+        "mean": list(MEAN),
+        "std": list(STD),
+        "heads": "classifier",
+    }
     save_weights(folder, variables, {**known, **meta})
     return folder

@@ -42,14 +42,20 @@ def main(argv: Sequence[str]) -> None:
     measurements = [
         compare(
             f"crop 4, flip, AutoAugment (CIFAR-10), Cutout 16, normalise; batch {args.batch} of 32x32",
-            synthetic(args.batch, 32), CIFAR, cifar_transform, args.repeats,
+            synthetic(args.batch, 32),
+            CIFAR,
+            cifar_transform,
+            args.repeats,
         ),
         compare(
             "RandAugment (2 operations, magnitude 10, std 0.5, probability 0.5), normalise; "
             f"batch {args.large_batch} of 224x224",
-            synthetic(args.large_batch, 224), LARGE, randaugment_transform, max(1, args.repeats // 3),
+            synthetic(args.large_batch, 224),
+            LARGE,
+            randaugment_transform,
+            max(1, args.repeats // 3),
         ),
-    ]  # fmt: skip
+    ]
     result = {"device": measure.device(), "measurements": measurements, **measure.origin("augment", argv)}
     for one in measurements:
         rates = ", ".join(f"{name} {rate:,} img/s" for name, rate in one["images_per_s"].items())

@@ -25,9 +25,15 @@ def conv_norm(names: tuple[str, str], x: Array, features: int, size: int, stride
     """Convolution and batch normalisation inside a compact module: [B,H,W,C] to [B,H/stride,W/stride,features]."""
     pad = size // 2
     x = nn.Conv(
-        features, (size, size), (stride, stride), padding=((pad, pad), (pad, pad)), feature_group_count=groups,
-        use_bias=False, dtype=dtype, name=names[0],
-    )(x)  # fmt: skip
+        features,
+        (size, size),
+        (stride, stride),
+        padding=((pad, pad), (pad, pad)),
+        feature_group_count=groups,
+        use_bias=False,
+        dtype=dtype,
+        name=names[0],
+    )(x)
     return nn.BatchNorm(use_running_average=False, momentum=0.9, epsilon=1e-5, dtype=dtype, name=names[1])(x)
 
 

@@ -147,8 +147,10 @@ def build_network(spec: Backbone, depths: tuple[int, ...], classes: int) -> Any:
             self.trunk = Trunk()
             for m, depth in enumerate(depths):
                 self.add_module(f"expert{m}", Expert(depth))
-            sets = {s: nn.ModuleDict({f"expert{m}": Cosine() for m in range(len(depths))})
-                    for s in ("representation", "classifier")}  # fmt: skip
+            sets = {
+                s: nn.ModuleDict({f"expert{m}": Cosine() for m in range(len(depths))})
+                for s in ("representation", "classifier")
+            }
             self.heads = nn.ModuleDict(sets)
 
         def forward(self, images: Any, heads: str) -> list[Any]:
@@ -229,10 +231,12 @@ class Torch:
 
         self._loss = torch.compile(loss_of, mode=compile_mode) if compile_mode else loss_of
         self._batches = [
-            (torch.from_numpy(workload.images[rows]).to(where).permute(0, 3, 1, 2),
-             torch.from_numpy(workload.labels[rows]).long().to(where))
+            (
+                torch.from_numpy(workload.images[rows]).to(where).permute(0, 3, 1, 2),
+                torch.from_numpy(workload.labels[rows]).long().to(where),
+            )
             for rows in workload.index
-        ]  # fmt: skip
+        ]
         self.compile_seconds = 0.0
         self.memory_bytes: int | None = None
 

@@ -65,9 +65,11 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32", help="of the computation")
     parser.add_argument("--stage", choices=workload.STAGES, default="representation")
     parser.add_argument(
-        "--augment", choices=("none", "autoaugment_cifar", "randaugment"), default="none",
+        "--augment",
+        choices=("none", "autoaugment_cifar", "randaugment"),
+        default="none",
         help="inside our step; adds a side without it, to see its share",
-    )  # fmt: skip
+    )
     parser.add_argument(
         "--steps_per_call", type=measure.positive, help="steps between waits; default 1 on the CPU, else 50"
     )
@@ -98,9 +100,16 @@ def compare(args: argparse.Namespace) -> dict[str, Any]:
         raise UserError(f"--batch={args.batch}: expected a multiple of the {where['count']} devices")
     steps = args.steps_per_call or (1 if where["platform"] == "cpu" else 50)
     workload = workloads.make(
-        args.model, batch=args.batch, image_size=args.image_size, classes=args.classes, dtype=args.dtype,
-        stage=args.stage, steps=steps, width=args.width, blocks=args.blocks,
-    )  # fmt: skip
+        args.model,
+        batch=args.batch,
+        image_size=args.image_size,
+        classes=args.classes,
+        dtype=args.dtype,
+        stage=args.stage,
+        steps=steps,
+        width=args.width,
+        blocks=args.blocks,
+    )
     sides = {name: make() for name, make in _makers(args, workload).items()}
     losses: dict[str, list[float]] = {name: [] for name in sides}
     seconds = measure.in_turns(

@@ -64,9 +64,17 @@ class Workload:
 
 
 def make(
-    model: str, *, batch: int = 128, image_size: int = 0, classes: int = 100, dtype: str = "float32",
-    stage: str = "representation", steps: int = 1, width: int = 0, blocks: tuple[int, ...] = (),
-) -> Workload:  # fmt: skip
+    model: str,
+    *,
+    batch: int = 128,
+    image_size: int = 0,
+    classes: int = 100,
+    dtype: str = "float32",
+    stage: str = "representation",
+    steps: int = 1,
+    width: int = 0,
+    blocks: tuple[int, ...] = (),
+) -> Workload:
     """Draws images, labels and weights from a fixed seed.
 
     Args:

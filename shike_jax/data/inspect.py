@@ -50,13 +50,15 @@ def describe(split: Split, test_part: str) -> str:
     counts, evaluated = split.class_counts, {test_part: " (evaluated)"}
     parts = ", ".join(f"{name} {len(part):,}{evaluated.get(name, '')}" for name, part in split.parts.items())
     divisions = ", ".join(f"{name} {len(classes)}" for name, classes in split.divisions.items())
-    return "\n".join([
-        f"{split.name}: {split.rule}",
-        f"images     {parts}",
-        f"classes    {split.num_classes}; training images of a class: {counts.max():,} to {counts.min():,}",
-        f"divisions  {divisions}",
-        f"hash       {split.hash}",
-    ])  # fmt: skip
+    return "\n".join(
+        [
+            f"{split.name}: {split.rule}",
+            f"images     {parts}",
+            f"classes    {split.num_classes}; training images of a class: {counts.max():,} to {counts.min():,}",
+            f"divisions  {divisions}",
+            f"hash       {split.hash}",
+        ]
+    )
 
 
 def check_images(source: Source, config: ConfigDict) -> None:

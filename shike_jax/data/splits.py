@@ -9,6 +9,7 @@ import functools
 import hashlib
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -99,6 +100,19 @@ class Split:
                 digest.update("\0".join(map(str, part.members)).encode())
             digest.update(part.labels.astype("<i4").tobytes())
         return digest.hexdigest()
+
+    def summary(self) -> dict[str, Any]:
+        """The split as plain numbers, strings and lists: what results.json keeps of it."""
+        return {
+            "name": self.name,
+            "rule": self.rule,
+            "sizes": {name: len(part) for name, part in self.parts.items()},
+            "hash": self.hash,
+            "class_names": list(self.class_names),
+            "class_counts": self.class_counts.tolist(),
+            "divisions": {name: classes.tolist() for name, classes in self.divisions.items()},
+            "division_rule": self.division_rule,
+        }
 
 
 def longtail_counts(largest: int, num_classes: int, imbalance_factor: float, profile: str) -> np.ndarray:

@@ -48,8 +48,15 @@ def build_model(
         if not 1 <= depth <= stages:
             raise UserError(f"config.model.depths={depths}: expected shared stages from 1 to {stages} for {name}")
     return ExpertNetwork(
-        spec, depths, model["fusion"], num_classes, model["head"], model["head_scale"],
-        model["align_last_relu"], dtype, axis_name,
+        spec,
+        depths,
+        model["fusion"],
+        num_classes,
+        model["head"],
+        model["head_scale"],
+        model["align_last_relu"],
+        dtype,
+        axis_name,
     )
 
 

@@ -68,8 +68,11 @@ class HeadSet(nn.Module):
     @nn.compact
     def __call__(self, pooled: Array) -> Array:
         """Returns logits."""
-        make = (lambda name: CosineClassifier(self.classes, self.scale, name=name)) if self.kind == "cosine" else (
-            lambda name: LinearClassifier(self.classes, name=name))
+        make = (
+            (lambda name: CosineClassifier(self.classes, self.scale, name=name))
+            if self.kind == "cosine"
+            else (lambda name: LinearClassifier(self.classes, name=name))
+        )
         return jnp.stack([make(f"expert{m}")(pooled[m]) for m in range(self.experts)])
 
 

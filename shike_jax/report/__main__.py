@@ -58,36 +58,41 @@ class _Section:
         about = f"{main.label}, seed {main.first.seed}"
         model, summary = main.first.config["model"], self.evaluated.get(main.label)
         self.draw(
-            f"{name} accuracy by count", "Accuracy by training images",
+            f"{name} accuracy by count",
+            "Accuracy by training images",
             f"Each class of {about}, per expert and for the ensemble. Dotted: the limits of many, medium and few.",
             lambda path: figures.accuracy_by_count(main.first.results, path),
-        )  # fmt: skip
+        )
         if summary and len(main.first.depths) > 1:
             self.draw(
-                f"{name} best expert", "Best expert of each class (figures 1 and 3a)",
+                f"{name} best expert",
+                "Best expert of each class (figures 1 and 3a)",
                 f"The highest accuracy among the experts of {about}, class by class; hollow: several experts are best.",
                 lambda path: figures.best_expert_per_class(summary, model, path),
-            )  # fmt: skip
+            )
             self.draw(
-                f"{name} expert shares", "Where each expert is best (figure 3b)",
+                f"{name} expert shares",
+                "Where each expert is best (figure 3b)",
                 f"Share of the classes of each division that each expert of {about} is best at; ties are divided.",
                 lambda path: figures.best_expert_shares(summary, model, path),
-            )  # fmt: skip
+            )
         shown = [main] if single is None or single is main else [single, main]
         found = {group.label: self.evaluated[group.label] for group in shown if group.label in self.evaluated}
         if found:
             alone = "" if single else " No single network is among the runs to compare with."
             self.draw(
-                f"{name} hardest negatives", "Hardest negatives (figure 4)",
+                f"{name} hardest negatives",
+                "Hardest negatives (figure 4)",
                 "How probable the likeliest wrong class is. Left: share of the test images in each bin (logarithmic); "
                 f"right: share above a probability.{alone}",
                 lambda path: figures.hardest_negatives(found, path),
-            )  # fmt: skip
+            )
             self.draw(
-                f"{name} reliability", "Reliability",
+                f"{name} reliability",
+                "Reliability",
                 "Accuracy in 15 bins of confidence (softmax of the averaged logits); below, the images in each bin.",
                 lambda path: figures.reliability(found, path),
-            )  # fmt: skip
+            )
 
     def training(self, references: Sequence[curves.Curve]) -> None:
         """Training curves of all settings, and of the references as long as the runs."""
@@ -100,10 +105,11 @@ class _Section:
         if len(found) > CURVES_AT_MOST:
             self.missing.append(f"training curves of {len(found) - CURVES_AT_MOST} more settings")
         self.draw(
-            "training", "Training curves",
+            "training",
+            "Training curves",
             "Means over seeds, their range shaded; dotted: the next stage, whose loss is another one, begins.",
             lambda path: figures.training_curves(shown, path),
-        )  # fmt: skip
+        )
 
     def result(self) -> html.Section:
         """Tables first."""
@@ -116,9 +122,12 @@ class _Section:
 
 
 def write(
-    datasets: Mapping[str, Sequence[Group]], output: Path, compute: bool, references: Sequence[curves.Curve] = (),
+    datasets: Mapping[str, Sequence[Group]],
+    output: Path,
+    compute: bool,
+    references: Sequence[curves.Curve] = (),
     remarks: Sequence[str] = (),
-) -> list[html.Section]:  # fmt: skip
+) -> list[html.Section]:
     """Writes report.md, report.html and figures/ into `output`.
 
     Args:
@@ -161,13 +170,26 @@ def _markdown(title: str, introduction: Sequence[str], sections: Sequence[html.S
 def main(argv: Sequence[str]) -> None:
     """Runs the command."""
     parser = Parser("python -m shike_jax.report", "Collects finished runs into tables and figures.", _EPILOG)
-    parser.add_argument("--runs", type=Path, nargs="+", action="extend", required=True, metavar="DIR",
-                        help="folders with work directories, at any depth; repeatable")  # fmt: skip
+    parser.add_argument(
+        "--runs",
+        type=Path,
+        nargs="+",
+        action="extend",
+        required=True,
+        metavar="DIR",
+        help="folders with work directories, at any depth; repeatable",
+    )
     parser.add_argument("more", type=Path, nargs="*", metavar="DIR", help=argparse.SUPPRESS)  # --runs=a b
     parser.add_argument("--output", type=Path, required=True, metavar="DIR", help="folder to write to")
     parser.add_argument("--no-evaluate", action="store_true", help="compute nothing; use evaluations that exist")
-    parser.add_argument("--reference", type=Path, action="append", default=[], metavar="CSV",
-                        help="a curve beside runs as long: seed, epoch, stage, train_loss, test_top1")  # fmt: skip
+    parser.add_argument(
+        "--reference",
+        type=Path,
+        action="append",
+        default=[],
+        metavar="CSV",
+        help="a curve beside runs as long: seed, epoch, stage, train_loss, test_top1",
+    )
     args = parser.parse_args(argv)
     quiet_third_parties("info")
     folders = [*args.runs, *args.more]

@@ -116,11 +116,17 @@ TABLE4 = (
 # Table 5 (ImageNet-LT, ResNet-50): experts by the depth of the features that they fuse; A, B, C = stage 1, 2, 3.
 TABLE5_DATASET = "ImageNet-LT"
 TABLE5 = {
-    "A": 54.10, "B": 54.75, "C": 55.84,
-    "AB": 57.39, "BC": 58.79, "AC": 58.62,
+    "A": 54.10,
+    "B": 54.75,
+    "C": 55.84,
+    "AB": 57.39,
+    "BC": 58.79,
+    "AC": 58.62,
     "ABC": 59.72,
-    "ABCA": 59.83, "ABCB": 59.90, "ABCC": 59.77,
-}  # fmt: skip
+    "ABCA": 59.83,
+    "ABCB": 59.90,
+    "ABCC": 59.77,
+}
 
 
 def letters(depths: tuple[int, ...]) -> str:

@@ -21,11 +21,21 @@ GREY = "#595959"
 DPI = 200
 WIDTH = 6.3  # inches: the text of an A4 page
 _SETTINGS = {
-    "font.size": 9, "axes.titlesize": 9, "axes.labelsize": 9, "legend.fontsize": 8, "axes.grid": True,
-    "axes.spines.top": False, "axes.spines.right": False, "axes.axisbelow": True,
-    "grid.color": "#DDDDDD", "grid.linewidth": 0.6, "hatch.linewidth": 0.7,
-    "lines.linewidth": 1.4, "lines.markersize": 4.5, "legend.frameon": False,
-}  # fmt: skip
+    "font.size": 9,
+    "axes.titlesize": 9,
+    "axes.labelsize": 9,
+    "legend.fontsize": 8,
+    "axes.grid": True,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.axisbelow": True,
+    "grid.color": "#DDDDDD",
+    "grid.linewidth": 0.6,
+    "hatch.linewidth": 0.7,
+    "lines.linewidth": 1.4,
+    "lines.markersize": 4.5,
+    "legend.frameon": False,
+}
 
 
 def styled(draw: Callable[..., Path]) -> Callable[..., Path]:

@@ -37,9 +37,11 @@ def to_markdown(table: Table) -> str:
     rule = ["-" * widths[0], *("-" * (w - 1) + ":" for w in widths[1:])]
     rows.insert(1, rule)
     lines = [
-        "| " + " | ".join([row[0].ljust(widths[0]), *(c.rjust(w) for c, w in zip(row[1:], widths[1:], strict=True))])
-        + " |" for row in rows
-    ]  # fmt: skip
+        "| "
+        + " | ".join([row[0].ljust(widths[0]), *(c.rjust(w) for c, w in zip(row[1:], widths[1:], strict=True))])
+        + " |"
+        for row in rows
+    ]
     return "\n".join([f"### {table.title}", "", *lines, *(["", table.note] if table.note else []), ""])
 
 
@@ -73,8 +75,10 @@ def stages_table(dataset: str, groups: Sequence[Group]) -> Table:
         for index, stage in enumerate(group.first.results["stages"]):
             alone = [
                 spread([run.results["stages"][index]["experts"][m] for run in group.runs], 1)
-                if m < len(group.first.depths) else "" for m in range(experts)
-            ]  # fmt: skip
+                if m < len(group.first.depths)
+                else ""
+                for m in range(experts)
+            ]
             scores = [spread(group.values(key, index), 1) for key in ("top1", "many", "medium", "few")]
             rows.append((f"{group.label}: {stage['name']}", str(stage["epochs"]), *scores, *alone))
     header = ("stage", "epochs", "top-1", "many", "medium", "few", *(f"expert {m + 1}" for m in range(experts)))

@@ -7,53 +7,59 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from shike_jax.data.splits import Split
-
 Results = Mapping[str, Any]
 
 
-def write_card(path: Path, results: Results, split: Split) -> None:
+def write_card(path: Path, results: Results) -> None:
     """Writes the card.
 
     Args:
       path: of the file, in the work directory.
       results: what results.json holds.
-      split: of the data, for class names and divisions.
     """
-    sections = (_head(results, split), _scores(results, split), _data(results, split), _training(results),
-                _use(split, path.parent), _limits(results, split), _details(results))  # fmt: skip
+    sections = (
+        _head(results),
+        _scores(results),
+        _data(results),
+        _training(results),
+        _use(results, path.parent),
+        _limits(results),
+        _details(results),
+    )
     path.write_text("\n\n".join(sections) + "\n")
 
 
-def _head(results: Results, split: Split) -> str:
+def _head(results: Results) -> str:
+    split = results["split"]
     model, data = results["config"]["model"], results["config"]["data"]
     fusion = "with" if model["fusion"] else "without"
     return (
-        f"# {results['name']}: a classifier of {split.num_classes} classes for long-tailed data\n\n"
+        f"# {results['name']}: a classifier of {len(split['class_names'])} classes for long-tailed data\n\n"
         f"{len(model['depths'])} experts on a {model['backbone']} ({results['num_parameters']:,} parameters) {fusion} "
-        f"depth-wise knowledge fusion, trained on {split.name}; input {data['image_size']} x {data['image_size']} px "
+        f"depth-wise knowledge fusion, trained on {split['name']}; input {data['image_size']} x {data['image_size']} px "
         f"RGB. The prediction averages the experts' logits (SHIKE, CVPR 2023)."
     )
 
 
-def _scores(results: Results, split: Split) -> str:
+def _scores(results: Results) -> str:
+    split = results["split"]
     part = results["config"]["data"]["test_part"]
     rows = [("top-1 accuracy, %", results["top1"]), ("top-5 accuracy, %", results["top5"])]
     rows += [
         (f"{name}-shot classes ({len(classes)}), mean accuracy, %", results[name])
-        for name, classes in split.divisions.items()
+        for name, classes in split["divisions"].items()
     ]
     rows += [(f"expert {m + 1} alone, top-1, %", value) for m, value in enumerate(results["experts"])]
     rows.append(("expected calibration error (15 bins), %", results["stages"][-1]["ece"]))
     rows.append(("cross-entropy, nats", results["stages"][-1]["loss"]))
     lines = [
-        f"## Results\n\nOn the {len(split.parts[part]):,} images of part `{part}`, after the last epoch.\n",
+        f"## Results\n\nOn the {split['sizes'][part]:,} images of part `{part}`, after the last epoch.\n",
         "| measure | value |",
         "|---|---|",
         *(f"| {name} | {_number(value)} |" for name, value in rows),
     ]
     if len(results["stages"]) > 1:
-        names = ("top1", *split.divisions)
+        names = ("top1", *split["divisions"])
         lines += ["", f"| after stage | {' | '.join(names)} |", "|---" * (len(names) + 1) + "|"]
         lines += [f"| {s['name']} | {' | '.join(_number(s[name]) for name in names)} |" for s in results["stages"]]
     return "\n".join(lines)
@@ -63,23 +69,27 @@ def _number(value: float | None) -> str:
     return "-" if value is None else f"{value:.2f}"
 
 
-def _data(results: Results, split: Split) -> str:
-    counts, bounds = split.class_counts, {"shots": "many > 100 training images, few < 20", "h2t": "H2T's class ranges"}
-    order = counts.argsort(kind="stable")[::-1]
-    parts = ", ".join(f"{name} {len(part):,}" for name, part in split.parts.items())
-    ends = [f"{split.class_names[c]} ({counts[c]:,})" for c in (order[0], order[-1])]
-    divisions = ", ".join(f"{name} {len(classes)}" for name, classes in split.divisions.items())
+def _data(results: Results) -> str:
+    split = results["split"]
+    counts = split["class_counts"]
+    bounds = {"shots": "many > 100 training images, few < 20", "h2t": "H2T's class ranges"}
+    order = sorted(range(len(counts)), key=lambda c: counts[c])[::-1]
+    parts = ", ".join(f"{name} {size:,}" for name, size in split["sizes"].items())
+    ends = [f"{split['class_names'][c]} ({counts[c]:,})" for c in (order[0], order[-1])]
+    divisions = ", ".join(f"{name} {len(classes)}" for name, classes in split["divisions"].items())
     bad = results["bad_images"]
     first = f", the first {bad['list'][0]['name']}; all in results.json" if bad["count"] else ""
-    return "\n".join([
-        "## Data\n",
-        f"- {split.name}: {split.rule}",
-        f"- images: {parts}",
-        f"- left out because they could not be read: {bad['count']}{first}",
-        f"- training images of a class: from {ends[0]} down to {ends[1]}",
-        f"- classes by division ({bounds[split.division_rule]}): {divisions}",
-        f"- split hash (SHA-256 of rule, members and labels): `{split.hash}`",
-    ])  # fmt: skip
+    return "\n".join(
+        [
+            "## Data\n",
+            f"- {split['name']}: {split['rule']}",
+            f"- images: {parts}",
+            f"- left out because they could not be read: {bad['count']}{first}",
+            f"- training images of a class: from {ends[0]} down to {ends[1]}",
+            f"- classes by division ({bounds[split['division_rule']]}): {divisions}",
+            f"- split hash (SHA-256 of rule, members and labels): `{split['hash']}`",
+        ]
+    )
 
 
 def _training(results: Results) -> str:
@@ -94,14 +104,18 @@ def _training(results: Results) -> str:
         row = (found["name"], found["epochs"], stage["batch_size"], stage["lr"], losses, trains)
         lines.append(f"| {' | '.join(map(str, row))} |")
     spent = ", ".join(f"{name.replace('_', '-')} {value:,.0f} s" for name, value in seconds.items())
-    lines += ["", f"{devices['count']} x {devices['kind']}, seed {results['seed']}; {spent}. No model was selected on "
-              "the evaluated images: these are the weights after the last epoch."]  # fmt: skip
+    lines += [
+        "",
+        f"{devices['count']} x {devices['kind']}, seed {results['seed']}; {spent}. No model was selected on "
+        "the evaluated images: these are the weights after the last epoch.",
+    ]
     return "\n".join(lines)
 
 
-def _use(split: Split, workdir: Path) -> str:
+def _use(results: Results, workdir: Path) -> str:
+    num_classes = len(results["split"]["class_names"])
     return (
-        f"## Use\n\nMeant for pictures like those it was trained on, each showing one of the {split.num_classes} "
+        f"## Use\n\nMeant for pictures like those it was trained on, each showing one of the {num_classes} "
         "classes. In the folder that holds this run:\n\n"
         f"    python -m shike_jax.predict --checkpoint={workdir.name} --images=PICTURES --output=predictions.csv\n"
         f"    python -m shike_jax.evaluate --checkpoint={workdir.name}\n"
@@ -109,8 +123,9 @@ def _use(split: Split, workdir: Path) -> str:
     )
 
 
-def _limits(results: Results, split: Split) -> str:
-    few = split.divisions["few"]
+def _limits(results: Results) -> str:
+    split = results["split"]
+    few = split["divisions"]["few"]
     lines = [
         "## Limits\n",
         "- It always answers with one of its classes, even for a picture of something else.",
@@ -121,10 +136,12 @@ def _limits(results: Results, split: Split) -> str:
             f"- {len(few)} classes had fewer training images than the few-shot bound; their mean accuracy is "
             f"{results['few']:.1f} %, and that of a single class rests on few test images."
         )
-    untested = [name for name, value in zip(split.class_names, results["per_class"], strict=True) if value is None]
+    untested = [name for name, value in zip(split["class_names"], results["per_class"], strict=True) if value is None]
     if untested:
-        lines.append(f"- Not measured, for want of test images: {', '.join(untested[:5])}"
-                     f"{f' and {len(untested) - 5} more' if len(untested) > 5 else ''}.")  # fmt: skip
+        lines.append(
+            f"- Not measured, for want of test images: {', '.join(untested[:5])}"
+            f"{f' and {len(untested) - 5} more' if len(untested) > 5 else ''}."
+        )
     return "\n".join(lines)
 
 

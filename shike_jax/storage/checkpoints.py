@@ -33,7 +33,6 @@ from shike_jax.cluster import parallel
 from shike_jax.errors import UserError
 from shike_jax.storage import manifest
 from shike_jax.storage.workdir import write_json
-from shike_jax.training.state import TrainState
 
 PyTree = Any
 Meta = dict[str, Any]
@@ -103,7 +102,7 @@ class Checkpoints:
         )
         return ocp.CheckpointManager(self.root, options=options)
 
-    def save(self, step: int, state: TrainState, meta: Meta) -> None:
+    def save(self, step: int, state: PyTree, meta: Meta) -> None:
         """Starts saving in the background; `step` counts over the whole run. Saving a step twice does nothing."""
         if not parallel.is_main():
             return

@@ -18,9 +18,20 @@ from shike_jax.errors import UserError
 CLAIM_SECONDS = 600  # how long a process that uses the same work directory is waited for
 
 # Fields that may differ when a run continues: they change how it is watched and where its data lie, not its results.
-FREE = ("log", "train.steps_per_call", "train.eval_every_epochs", "train.checkpoint_every_epochs",
-        "train.checkpoint_every_steps", "train.keep_checkpoints", "train.log_every_steps", "train.peer_timeout",
-        "eval.batch_size", "data.data_dir", "data.root", "init_from")  # fmt: skip
+FREE = (
+    "log",
+    "train.steps_per_call",
+    "train.eval_every_epochs",
+    "train.checkpoint_every_epochs",
+    "train.checkpoint_every_steps",
+    "train.keep_checkpoints",
+    "train.log_every_steps",
+    "train.peer_timeout",
+    "eval.batch_size",
+    "data.data_dir",
+    "data.root",
+    "init_from",
+)
 
 
 def open_workdir(path: Path, config: Mapping[str, Any]) -> dict[str, Any] | None:

@@ -82,7 +82,7 @@ def _train(config: ConfigDict, workdir: Path, started: float) -> dict[str, Any]:
         run.checkpoints.close()
         found = results(run, state)
         if parallel.is_main():
-            write_card(workdir / "card.md", found, run.source.split)
+            write_card(workdir / "card.md", found)
             write_json(workdir / "results.json", found)
         if run.source.report.unreadable:
             log.line(f"{run.source.report.closing_line()} (all of them in results.json)")
@@ -231,8 +231,11 @@ class _Sums:
 
 def _means(sums: dict[str, float]) -> dict[str, float]:
     count = max(sums.get("count", 0.0), 1.0)
-    return {("train_top1" if k == "correct" else k): v / count * (100 if k == "correct" else 1)
-            for k, v in sums.items() if k != "count"}  # fmt: skip
+    return {
+        ("train_top1" if k == "correct" else k): v / count * (100 if k == "correct" else 1)
+        for k, v in sums.items()
+        if k != "count"
+    }
 
 
 def _due(step: int, steps_per_epoch: int, every_epochs: int) -> bool:
@@ -260,9 +263,16 @@ def _show_batch(run: Run, step: int, seen: PyTree) -> None:
 
 
 def _report_epoch(
-    run: Run, name: str, epoch: int, step: int, trained: dict[str, float], evaluation: dict[str, Any] | None,
-    rate: float, speed: float, left: float,
-) -> None:  # fmt: skip
+    run: Run,
+    name: str,
+    epoch: int,
+    step: int,
+    trained: dict[str, float],
+    evaluation: dict[str, Any] | None,
+    rate: float,
+    speed: float,
+    left: float,
+) -> None:
     """One aligned line for a person, one JSON line for programs; `speed` in images/s, `left` in seconds."""
     values = {"epoch_loss": trained["loss"], "train_top1": trained["train_top1"], "learning_rate": rate}
     values["images_per_second"] = speed

@@ -226,12 +226,7 @@ def results(run: Run, variables: PyTree) -> dict[str, Any]:
         "name": run.config.name,
         "seed": run.config.seed,
         "num_parameters": models.num_parameters(variables["params"]),
-        "split": {
-            "name": split.name,
-            "sizes": {name: len(part) for name, part in split.parts.items()},
-            "hash": split.hash,
-            "class_counts": [int(n) for n in split.class_counts],
-        },
+        "split": split.summary(),
         "bad_images": {"count": len(bad), "limit": run.config.data.bad_image_limit, "list": bad},
         "seconds": {name: round(value, 2) for name, value in run.history["seconds"].items()},
         "versions": versions(),

@@ -110,9 +110,13 @@ def _forward(
     def features(images: Array, batch_stats: PyTree) -> tuple[list[Array], PyTree]:
         train = {"train_trunk": stage["bn_trunk"] == "batch", "train_experts": stage["bn_experts"] == "batch"}
         found, new = network.apply(
-            {"params": params, "batch_stats": batch_stats}, images, **train, mask=mask,
-            method="features", mutable=["batch_stats"],
-        )  # fmt: skip
+            {"params": params, "batch_stats": batch_stats},
+            images,
+            **train,
+            mask=mask,
+            method="features",
+            mutable=["batch_stats"],
+        )
         return found["fused"], new["batch_stats"]
 
     fused, batch_stats = features(images, batch_stats)
@@ -124,9 +128,7 @@ def _forward(
     return logits, batch_stats, mixed, images
 
 
-def _loss_terms(
-    program: Program, logits: Array, batch: Batch, mixed: tuple[Array, Array] | None
-) -> dict[str, Array]:
+def _loss_terms(program: Program, logits: Array, batch: Batch, mixed: tuple[Array, Array] | None) -> dict[str, Array]:
     """The weighted total (`loss`) and each unweighted term that has a weight, per example [b]."""
     weights, labels = program.stage["loss"], batch["label"]
     functions = {

@@ -31,8 +31,15 @@ def photographs(root, train=12, test=4):
 
 def flags(root, *changes):
     """One epoch of each stage on a tiny network of one expert with one loss term."""
-    small = ("model.width=4", "model.blocks=(1,1,1)", "model.depths=(1,)", "stages.representation.loss.nt=0.0",
-             "stages.representation.loss.mu=0.0", "data.bad_image_limit=0.1", *changes)  # fmt: skip
+    small = (
+        "model.width=4",
+        "model.blocks=(1,1,1)",
+        "model.depths=(1,)",
+        "stages.representation.loss.nt=0.0",
+        "stages.representation.loss.mu=0.0",
+        "data.bad_image_limit=0.1",
+        *changes,
+    )
     name = "backbone=resnet20,size=16,batch=8,epochs=1,classifier_epochs=1"
     return [f"--config={ROOT}/configs/folder_lt.py:root={root},{name}", *(f"--config.{one}" for one in small)]
 

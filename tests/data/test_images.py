@@ -96,10 +96,15 @@ def test_first_frame_of_an_animation():
 def test_exif_rotation_is_applied(orientation):
     # What a viewer must do for each value (EXIF 2.3, table of orientations): row and column of the stored picture.
     turn = {
-        1: lambda p: p, 2: lambda p: p[:, ::-1], 3: lambda p: p[::-1, ::-1], 4: lambda p: p[::-1],
-        5: lambda p: p.swapaxes(0, 1), 6: lambda p: np.rot90(p, -1), 7: lambda p: np.rot90(p, 2).swapaxes(0, 1),
+        1: lambda p: p,
+        2: lambda p: p[:, ::-1],
+        3: lambda p: p[::-1, ::-1],
+        4: lambda p: p[::-1],
+        5: lambda p: p.swapaxes(0, 1),
+        6: lambda p: np.rot90(p, -1),
+        7: lambda p: np.rot90(p, 2).swapaxes(0, 1),
         8: lambda p: np.rot90(p, 1),
-    }[orientation]  # fmt: skip
+    }[orientation]
     exif = Image.Exif()
     exif[images.EXIF_ORIENTATION] = orientation
     content = encoded(photo(), "PNG", exif=exif)

@@ -116,11 +116,19 @@ def stand_in(root, name):
 def few_steps(name, root, steps, arguments=""):
     """Flags of main: 32 px, batches of 4 (the third of an epoch is half empty), `steps` steps and 2 of stage two."""
     stages = {"representation": steps, "classifier": 2}
-    small = [f"--config.stages.{stage}.{change}" for stage, n in stages.items()
-             for change in (f"max_steps={n}", "batch_size=4")]  # fmt: skip
+    small = [
+        f"--config.stages.{stage}.{change}"
+        for stage, n in stages.items()
+        for change in (f"max_steps={n}", "batch_size=4")
+    ]
     rare = ["--config.train.checkpoint_every_steps=2", "--config.train.log_every_steps=1", "--config.eval.batch_size=4"]
-    return [f"--config={ROOT}/configs/{name}.py:root={root}{arguments}", "--config.data.image_size=32",
-            "--config.data.resize=36", *small, *rare]  # fmt: skip
+    return [
+        f"--config={ROOT}/configs/{name}.py:root={root}{arguments}",
+        "--config.data.image_size=32",
+        "--config.data.resize=36",
+        *small,
+        *rare,
+    ]
 
 
 def assert_all_there(workdir, stages):
@@ -187,9 +195,13 @@ def resnet152(tmp_path_factory):
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "backbone"),
-    [("imagenet_lt", "resnet50"), ("imagenet_lt", "resnext50_32x4d"), ("inat18", "resnet50"),
-     ("places_lt", "resnet152")],
-)  # fmt: skip
+    [
+        ("imagenet_lt", "resnet50"),
+        ("imagenet_lt", "resnext50_32x4d"),
+        ("inat18", "resnet50"),
+        ("places_lt", "resnet152"),
+    ],
+)
 def test_large_configs_train_at_full_depth(name, backbone, tmp_path, request):
     """The networks as published, in bfloat16, in processes of their own: SIGTERM after two steps, then to the end."""
     stand_in(tmp_path, name)
@@ -209,8 +221,10 @@ def test_large_configs_train_at_full_depth(name, backbone, tmp_path, request):
     assert f"continuing in stage representation at step {step}" in job.output()
     assert_all_there(workdir, {"representation": 12, "classifier": 2})
     found = json.loads((workdir / "results.json").read_text())
-    print(f"\n{name} {backbone}: {found['num_parameters']:,} parameters, stopped at step {step} after "
-          f"{stopped - began:.0f} s, finished after {time.time() - stopped:.0f} s more")  # fmt: skip
+    print(
+        f"\n{name} {backbone}: {found['num_parameters']:,} parameters, stopped at step {step} after "
+        f"{stopped - began:.0f} s, finished after {time.time() - stopped:.0f} s more"
+    )
     if weights:
         assert count_moved_experts(workdir, weights) == 3
 

@@ -137,8 +137,11 @@ def test_folders_that_do_not_name_classes_are_no_disagreement(tmp_path):
 
 
 def test_as_many_folders_as_classes_that_do_not_match_are_worth_a_remark(tmp_path):
-    train = [f"train/{name}/{i}.jpg {(label + (i < 30)) % 2}" for label, name in enumerate(("cat", "dog"))
-             for i in range(100)]  # fmt: skip
+    train = [
+        f"train/{name}/{i}.jpg {(label + (i < 30)) % 2}"
+        for label, name in enumerate(("cat", "dog"))
+        for i in range(100)
+    ]
     source = load(tmp_path, train)
     assert source.split.class_names == ("0", "1")
     [note] = [note for note in source.report.notes if "folders" in note]

@@ -41,8 +41,9 @@ def test_stopped_in_the_middle_of_an_epoch_of_photographs(shared, tmp_path):
     assert step % -(-ends[0]["split"]["sizes"]["train"] // 16), "stopped at the end of an epoch: nothing was shown"
     assert ends[0]["per_class"] == ends[1]["per_class"]
     for stage in ("representation", "classifier"):
-        one, other = (flatten_dict(load_weights(tmp_path / name / "weights" / stage)[0], sep="/")
-                      for name in ("whole", "stopped"))  # fmt: skip
+        one, other = (
+            flatten_dict(load_weights(tmp_path / name / "weights" / stage)[0], sep="/") for name in ("whole", "stopped")
+        )
         assert one.keys() == other.keys()
         differ = [path for path in one if not np.array_equal(one[path], other[path])]
         assert not differ, f"{stage}: {len(differ)} of {len(one)} arrays differ, first {differ[0]}"

@@ -20,8 +20,14 @@ def results(config="cifar_lt.py:official", changes=(), data="cifar", top1=55.0, 
     config, _ = load_config([f"--config={ROOT}/configs/{config}", *arguments])
     counts, rng = COUNTS[data], np.random.default_rng(seed)
     experts = len(config.model.depths)
-    scores = {"top1": top1, "top5": top1 + 20, "many": top1 + 10, "medium": top1, "few": top1 - 10,
-              "experts": [top1 - m for m in range(experts)]}  # fmt: skip
+    scores = {
+        "top1": top1,
+        "top5": top1 + 20,
+        "many": top1 + 10,
+        "medium": top1,
+        "few": top1 - 10,
+        "experts": [top1 - m for m in range(experts)],
+    }
     stages = [{"name": n, "epochs": config.stages[n].epochs, "steps": 9, **scores} for n in config.run]
     stages[0] = {**stages[0], "top1": top1 - 8, "few": top1 - 40}
     return {
@@ -48,8 +54,9 @@ def write_run(folder, curve=True, evaluation=True, **settings):
     if curve:
         records = [
             {"step": 1, "stage": stage["name"], "epoch": epoch, "epoch_loss": 5.0 / (epoch + 1), "top1": 5.0 + epoch}
-            for stage in found["stages"] for epoch in range(stage["epochs"])
-        ]  # fmt: skip
+            for stage in found["stages"]
+            for epoch in range(stage["epochs"])
+        ]
         (folder / "metrics.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
     if evaluation:
         evaluate.save(folder / "evaluation.npz", summary(found), {})
@@ -70,8 +77,11 @@ def summary(found, examples=2000):
     }
     return {
         "checkpoint": {"heads": "classifier"},
-        "data": {"hash": found["split"]["hash"], "class_counts": counts.tolist(),
-                 "class_names": [f"class {c}" for c in range(classes)],
-                 "divisions": {k: v.tolist() for k, v in divisions.items()}},
+        "data": {
+            "hash": found["split"]["hash"],
+            "class_counts": counts.tolist(),
+            "class_names": [f"class {c}" for c in range(classes)],
+            "divisions": {k: v.tolist() for k, v in divisions.items()},
+        },
         "heads": {"classifier": metrics.analyse(arrays, labels, classes, divisions)},
-    }  # fmt: skip
+    }

@@ -11,8 +11,12 @@ from shike_jax.report.__main__ import main
 from tests.report.made import write_run
 
 VOID = {"meta", "link", "img", "br"}
-PLAIN = ("model.depths=(1,)", "model.fusion=False", "stages.representation.loss.mu=0.0",
-         "stages.representation.loss.nt=0.0")  # fmt: skip
+PLAIN = (
+    "model.depths=(1,)",
+    "model.fusion=False",
+    "stages.representation.loss.mu=0.0",
+    "stages.representation.loss.nt=0.0",
+)
 
 
 class Page(HTMLParser):
@@ -40,10 +44,22 @@ def report(tmp_path_factory):
     """SHIKE with all its files; a single network that has nothing but its results."""
     folder = tmp_path_factory.mktemp("report")
     write_run(folder / "runs" / "shike" / "seed0", config="cifar_lt.py:official,epochs=4,classifier_epochs=2")
-    write_run(folder / "runs" / "<plain>", curve=False, evaluation=False, changes=PLAIN,
-              config="cifar_lt.py:official,epochs=4,classifier_epochs=2", top1=45.0)  # fmt: skip
-    main([f"--runs={folder / 'runs' / 'shike'}", str(folder / "runs" / "<plain>"), f"--output={folder / 'out'}",
-          "--no-evaluate"])  # fmt: skip
+    write_run(
+        folder / "runs" / "<plain>",
+        curve=False,
+        evaluation=False,
+        changes=PLAIN,
+        config="cifar_lt.py:official,epochs=4,classifier_epochs=2",
+        top1=45.0,
+    )
+    main(
+        [
+            f"--runs={folder / 'runs' / 'shike'}",
+            str(folder / "runs" / "<plain>"),
+            f"--output={folder / 'out'}",
+            "--no-evaluate",
+        ]
+    )
     return folder / "out"
 
 

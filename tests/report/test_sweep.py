@@ -46,14 +46,21 @@ def test_table_4_has_seven_rows_for_each_seed(sweep, capsys):
     off = {"mu": "--config.stages.representation.loss.mu=0.0", "nt": "--config.stages.representation.loss.nt=0.0"}
     no_fusion, single = "--config.model.fusion=False", "--config.model.depths=(1,)"
     expected = {
-        "plain": {single, no_fusion, *off.values()}, "moe": {no_fusion, *off.values()}, "moe_dkf": {*off.values()},
-        "moe_dkf_mu": {off["nt"]}, "moe_dkf_nt": {off["mu"]}, "moe_mu_nt": {no_fusion}, "shike": set(),
-    }  # fmt: skip
+        "plain": {single, no_fusion, *off.values()},
+        "moe": {no_fusion, *off.values()},
+        "moe_dkf": {*off.values()},
+        "moe_dkf_mu": {off["nt"]},
+        "moe_dkf_nt": {off["mu"]},
+        "moe_mu_nt": {no_fusion},
+        "shike": set(),
+    }
     for name, changes in expected.items():
         given = set(found[f"{name}/seed3"])
         assert given - {DIGITS, f"--workdir=w/{name}/seed3"} == {
-            *changes, "--config.seed=3", "--config.stages.representation.epochs=1"
-        }  # fmt: skip
+            *changes,
+            "--config.seed=3",
+            "--config.stages.representation.epochs=1",
+        }
 
 
 def test_table_5_has_ten_rows(sweep, capsys):
@@ -68,13 +75,17 @@ def test_table_5_has_ten_rows(sweep, capsys):
 
 
 def test_a_grid_and_a_choice_of_rows(sweep, capsys):
-    axes = ["--set=stages.representation.lr=0.1,0.2", "--set=config.stages.classifier.lr=0.3",
-            "--set=model.depths=(1,2,1),(1,2)"]  # fmt: skip
+    axes = [
+        "--set=stages.representation.lr=0.1,0.2",
+        "--set=config.stages.classifier.lr=0.3",
+        "--set=model.depths=(1,2,1),(1,2)",
+    ]
     found = commands(sweep, capsys, "grid", DIGITS, *axes)
     assert list(found) == [
         f"representation.lr={lr}_classifier.lr=0.3_model.depths={depths}/seed0"
-        for lr in (0.1, 0.2) for depths in ("1-2-1", "1-2")
-    ]  # fmt: skip
+        for lr in (0.1, 0.2)
+        for depths in ("1-2-1", "1-2")
+    ]
     assert "--config.model.depths=(1,2)" in list(found.values())[-1]
     assert len(commands(sweep, capsys, "grid", DIGITS, *axes, "--rows=*lr=0.2*1-2-1,nothing")) == 1
     assert list(commands(sweep, capsys, "seeds", DIGITS, "--seeds=4,5")) == ["seed4", "seed5"]
@@ -117,8 +128,10 @@ def stand_in(sweep, folder, name, program):
 
 FINISH = "import json; json.dump({{'top1': 55.5}}, open({results!r}, 'w'))"
 FAIL = "import sys; print('error: no such data', file=sys.stderr); sys.exit(2)"
-WAIT = ("import signal, sys, time; signal.signal(signal.SIGTERM, lambda *_: sys.exit(75)); "
-        "open({results!r} + '.started', 'w'); time.sleep(60)")  # fmt: skip
+WAIT = (
+    "import signal, sys, time; signal.signal(signal.SIGTERM, lambda *_: sys.exit(75)); "
+    "open({results!r} + '.started', 'w'); time.sleep(60)"
+)
 
 
 def test_failures_are_told_and_the_others_finish(sweep, tmp_path, capsys):
@@ -189,16 +202,24 @@ def test_the_job_array_hands_each_task_its_run(sweep, tmp_path, monkeypatch):
 # --- from one command to the report, with real runs ------------------------------------------------------------------
 
 # One epoch of a few steps for each stage: what is tested is that every row starts, ends and lands in its place.
-TINY = [DIGITS + ":width=4,epochs=1,classifier_epochs=1", "--config.train.eval_every_epochs=0",
-        "--config.stages.representation.max_steps=4", "--config.stages.classifier.max_steps=2"]  # fmt: skip
+TINY = [
+    DIGITS + ":width=4,epochs=1,classifier_epochs=1",
+    "--config.train.eval_every_epochs=0",
+    "--config.stages.representation.max_steps=4",
+    "--config.stages.classifier.max_steps=2",
+]
 # Table 5 needs a backbone with three shared stages.
 TINY5 = ["--config.model.backbone=resnet50", "--config.model.blocks=(1,1,1,1)", "--config.data.image_size=32"]
 
 
 def start(folder, *arguments):
     """Starts the sweep of a folder as a user would; what it prints goes to FOLDER/sweep.txt."""
-    environment = {**os.environ, "JAX_PLATFORMS": "cpu", "JAX_COMPILATION_CACHE_DIR": str(folder / "cache"),
-                   "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}  # fmt: skip
+    environment = {
+        **os.environ,
+        "JAX_PLATFORMS": "cpu",
+        "JAX_COMPILATION_CACHE_DIR": str(folder / "cache"),
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+    }
     command = [sys.executable, "launch/sweep.py", *arguments, *TINY, f"--workdir={folder / 'runs'}"]
     with (folder / "sweep.txt").open("w") as out:
         return subprocess.Popen(command, cwd=ROOT, env=environment, stdout=out, stderr=out)
@@ -206,8 +227,14 @@ def start(folder, *arguments):
 
 def reported(folder, title):
     """The rows of the report's table of that title: {first cell: other cells}, in order."""
-    command = [sys.executable, "-m", "shike_jax.report", f"--runs={folder / 'runs'}", f"--output={folder / 'report'}",
-               "--no-evaluate"]  # fmt: skip
+    command = [
+        sys.executable,
+        "-m",
+        "shike_jax.report",
+        f"--runs={folder / 'runs'}",
+        f"--output={folder / 'report'}",
+        "--no-evaluate",
+    ]
     subprocess.run(command, cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
     text = (folder / "report" / "report.md").read_text()
     table = text[text.index(f"### {title}") :].split("\n\n")[1]
@@ -219,8 +246,15 @@ def reported(folder, title):
 @pytest.mark.slow
 def test_table_4_is_interrupted_fails_in_a_row_and_ends_in_the_report(tmp_path):
     # The paper's table 4, top to bottom, with what the row switches on.
-    published = [("plain", 50.04, ""), ("moe", 54.23, "E"), ("moe_dkf", 55.26, "EF"), ("moe_dkf_mu", 55.59, "EFM"),
-                 ("moe_dkf_nt", 55.79, "EFN"), ("moe_mu_nt", 54.82, "EMN"), ("shike", 56.34, "EFMN")]  # fmt: skip
+    published = [
+        ("plain", 50.04, ""),
+        ("moe", 54.23, "E"),
+        ("moe_dkf", 55.26, "EF"),
+        ("moe_dkf_mu", 55.59, "EFM"),
+        ("moe_dkf_nt", 55.79, "EFN"),
+        ("moe_mu_nt", 54.82, "EMN"),
+        ("shike", 56.34, "EFMN"),
+    ]
     runs = tmp_path / "runs"
     blocked = runs / "moe_dkf" / "seed0" / "something"  # the third row cannot start
     blocked.parent.mkdir(parents=True)
@@ -263,8 +297,18 @@ def test_table_4_is_interrupted_fails_in_a_row_and_ends_in_the_report(tmp_path):
 
 @pytest.mark.slow
 def test_table_5_from_one_command_to_the_report(tmp_path):
-    published = {"A": 54.10, "B": 54.75, "C": 55.84, "AB": 57.39, "BC": 58.79, "AC": 58.62, "ABC": 59.72,
-                 "ABCA": 59.83, "ABCB": 59.90, "ABCC": 59.77}  # fmt: skip
+    published = {
+        "A": 54.10,
+        "B": 54.75,
+        "C": 55.84,
+        "AB": 57.39,
+        "BC": 58.79,
+        "AC": 58.62,
+        "ABC": 59.72,
+        "ABCA": 59.83,
+        "ABCB": 59.90,
+        "ABCC": 59.77,
+    }
     assert start(tmp_path, "table5", *TINY5).wait(3600) == 0, (tmp_path / "sweep.txt").read_text()
     rows = reported(tmp_path, "Table 5")
     assert {name: float(cells["paper"]) for name, cells in rows.items()} == published

@@ -9,11 +9,15 @@ from shike_jax.report.runs import by_dataset, collect, main_group, single_group,
 from tests.report.made import write_run
 
 ROWS = {
-    "plain": ("model.depths=(1,)", "model.fusion=False", "stages.representation.loss.mu=0.0",
-              "stages.representation.loss.nt=0.0"),
+    "plain": (
+        "model.depths=(1,)",
+        "model.fusion=False",
+        "stages.representation.loss.mu=0.0",
+        "stages.representation.loss.nt=0.0",
+    ),
     "moe_dkf_mu": ("stages.representation.loss.nt=0.0",),
     "shike": (),
-}  # fmt: skip
+}
 TOP1 = {"plain": (50.0, 51.0), "moe_dkf_mu": (55.0,), "shike": (56.0, 57.0, 55.0)}
 
 
@@ -44,8 +48,10 @@ def test_runs_are_grouped_over_seeds_and_known_by_their_data(groups):
     assert list(groups) == ["CIFAR100-LT, IF 100"]
     found = groups["CIFAR100-LT, IF 100"]
     assert {g.label: [run.seed for run in g.runs] for g in found} == {
-        "plain network": [0, 1], "MoE + DKF + mu": [0], "SHIKE (all)": [0, 1, 2],
-    }  # fmt: skip
+        "plain network": [0, 1],
+        "MoE + DKF + mu": [0],
+        "SHIKE (all)": [0, 1, 2],
+    }
     assert main_group(found).label == "SHIKE (all)"
     assert single_group(found).label == "plain network"
 
@@ -78,8 +84,14 @@ def test_table_4(groups):
     [table] = tables.ablation_tables("CIFAR100-LT, IF 100", groups["CIFAR100-LT, IF 100"])
     assert [r[0] for r in table.rows] == [r.title for r in paper.TABLE4]
     assert [r[table.header.index("paper")] for r in table.rows] == [
-        "50.04", "54.23", "55.26", "55.59", "55.79", "54.82", "56.34"
-    ]  # fmt: skip
+        "50.04",
+        "54.23",
+        "55.26",
+        "55.59",
+        "55.79",
+        "54.82",
+        "56.34",
+    ]
     plain = row(table, "plain network")
     assert (plain["MoE"], plain["DKF"], plain["top-1"], plain["seeds"]) == ("", "", "50.50 ± 0.71", "2")
     partial = row(table, "MoE + DKF + mu")
@@ -109,8 +121,10 @@ def test_settings_that_differ_are_the_labels(tmp_path):
     for lr in ("0.1", "0.2"):
         write_run(tmp_path / lr, curve=False, evaluation=False, changes=(f"stages.representation.lr={lr}",))
     [groups] = by_dataset(collect([tmp_path])[0]).values()
-    assert [g.label for g in groups] == ["cifar100_lt_if100, representation.lr=0.1",
-                                         "cifar100_lt_if100, representation.lr=0.2"]  # fmt: skip
+    assert [g.label for g in groups] == [
+        "cifar100_lt_if100, representation.lr=0.1",
+        "cifar100_lt_if100, representation.lr=0.2",
+    ]
     assert tables.ablation_tables("x", groups) == []
 
 
@@ -118,8 +132,10 @@ def test_missing_stage_is_told_by_the_list_of_stages(tmp_path):
     for name, changes in {"both": (), "second": ("run=('classifier',)",)}.items():
         write_run(tmp_path / name, curve=False, evaluation=False, changes=changes)
     [groups] = by_dataset(collect([tmp_path])[0]).values()
-    assert {g.label for g in groups} == {"cifar100_lt_if100, run=(representation,classifier)",
-                                         "cifar100_lt_if100, run=(classifier)"}  # fmt: skip
+    assert {g.label for g in groups} == {
+        "cifar100_lt_if100, run=(representation,classifier)",
+        "cifar100_lt_if100, run=(classifier)",
+    }
 
 
 def test_stages_and_costs(groups):
