@@ -11,7 +11,7 @@ import pytest
 from sklearn import metrics as sk
 
 from shike_jax import evaluate, models
-from shike_jax.cli.flags import load_config
+from shike_jax.cli.flags import checkpoint_config, load_config
 from shike_jax.config import to_plain
 from shike_jax.data import sources
 from shike_jax.errors import UserError
@@ -94,7 +94,7 @@ def test_other_data_are_seen_as_the_network_was_trained(checkpoint):
         "--config.data.mean=(0.1,0.1,0.1)",
         "--config.data.test_per_class=40",
     ]
-    config = evaluate.data_config(classifier, other)
+    config = checkpoint_config(classifier.meta, other)
     assert (config.data.image_size, tuple(config.data.mean)) == (16, (0.3, 0.3, 0.3))
     summary, _ = evaluate.evaluate(classifier, config, sources.load(config.data), "test", ("classifier",))
     assert summary["data"]["examples"] == 400
@@ -131,7 +131,7 @@ def test_mistakes_are_named(checkpoint, arguments, expected):
 def test_another_number_of_classes_is_named(checkpoint):
     classifier = evaluate.load_classifier(str(checkpoint[0]))
     classifier.meta["num_classes"] = 12
-    config = evaluate.data_config(classifier)
+    config = checkpoint_config(classifier.meta)
     with pytest.raises(UserError, match=r"has 10 classes; expected the checkpoint's 12"):
         evaluate.evaluate(classifier, config, sources.load(config.data), "test")
 
@@ -140,4 +140,4 @@ def test_converted_weights_need_a_configuration(checkpoint):
     classifier = evaluate.load_classifier(str(checkpoint[0]))
     del classifier.meta["config"]
     with pytest.raises(UserError, match="expected --config=FILE"):
-        evaluate.data_config(classifier)
+        checkpoint_config(classifier.meta)

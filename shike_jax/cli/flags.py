@@ -78,6 +78,28 @@ def override_config(plain: Mapping[str, Any], argv: Sequence[str]) -> tuple[Conf
     return _parsed(define, mine, "(the checkpoint's)"), rest
 
 
+def checkpoint_config(meta: Mapping[str, Any], arguments: Sequence[str] = ()) -> ConfigDict:
+    """The configuration to evaluate a checkpoint with: its own, changed or replaced by --config arguments.
+
+    The view of an image (size, resizing, mean, std) stays the one that the network was trained on.
+
+    Args:
+      meta: of the checkpoint.
+
+    Raises:
+      UserError: a checkpoint without configuration and no --config, and all that `load_config` raises.
+    """
+    if any(item.startswith("--config=") for item in arguments):
+        config, _ = load_config(arguments)
+    elif meta.get("config"):
+        config, _ = override_config(meta["config"], arguments)
+    else:
+        raise UserError("the checkpoint has no configuration (converted weights): expected --config=FILE with the data")
+    config.data.update({"image_size": meta["image_size"], "resize": meta.get("resize") or 0})
+    config.data.update({"mean": tuple(meta["mean"]), "std": tuple(meta["std"])})
+    return config
+
+
 def _parsed(define: Callable[..., Any], arguments: list[str], path: str) -> ConfigDict:
     arguments = sorted(arguments, key=lambda item: not item.startswith("--config="))  # the file before changes to it
     values = flags.FlagValues()

@@ -10,15 +10,16 @@ from typing import Any
 
 import numpy as np
 
-from shike_jax import evaluate
+from shike_jax.cli.flags import checkpoint_config
 from shike_jax.data import sources
 from shike_jax.errors import UserError
 from shike_jax.report.runs import Run
 from shike_jax.serving.classifier import load_classifier
+from shike_jax.training.evaluation import evaluate, save
 
 
 def evaluation(run: Run, folder: Path, compute: bool) -> dict[str, Any]:
-    """The summary (`evaluate.evaluate`) of a run's test part.
+    """The summary (`training.evaluation.evaluate`) of a run's test part.
 
     Looked for in `RUN/evaluation.npz`, as `evaluate --output` writes it, then in `folder`, then computed.
 
@@ -37,10 +38,10 @@ def evaluation(run: Run, folder: Path, compute: bool) -> dict[str, Any]:
     if not compute:
         raise UserError("not evaluated (--no-evaluate)")
     classifier = load_classifier(str(run.path))
-    config = evaluate.data_config(classifier)
+    config = checkpoint_config(classifier.meta)
     data = config.data.to_json_best_effort()
-    summary, found = evaluate.evaluate(classifier, config, _source(data), config.data.test_part)
-    evaluate.save(cached, summary, found)
+    summary, found = evaluate(classifier, config, _source(data), config.data.test_part)
+    save(cached, summary, found)
     return summary
 
 

@@ -36,8 +36,8 @@ def _head(results: Results) -> str:
     return (
         f"# {results['name']}: a classifier of {len(split['class_names'])} classes for long-tailed data\n\n"
         f"{len(model['depths'])} experts on a {model['backbone']} ({results['num_parameters']:,} parameters) {fusion} "
-        f"depth-wise knowledge fusion, trained on {split['name']}; input {data['image_size']} x {data['image_size']} px "
-        f"RGB. The prediction averages the experts' logits (SHIKE, CVPR 2023)."
+        f"depth-wise knowledge fusion, trained on {split['name']}; input {data['image_size']} x {data['image_size']} "
+        f"px RGB. The prediction averages the experts' logits (SHIKE, CVPR 2023)."
     )
 
 

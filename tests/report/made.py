@@ -4,7 +4,6 @@ import json
 
 import numpy as np
 
-from shike_jax import evaluate
 from shike_jax.cli.flags import load_config
 from shike_jax.config import to_plain
 from shike_jax.data.splits import longtail_counts
@@ -59,7 +58,7 @@ def write_run(folder, curve=True, evaluation=True, **settings):
         ]
         (folder / "metrics.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
     if evaluation:
-        evaluate.save(folder / "evaluation.npz", summary(found), {})
+        evaluation.save(folder / "evaluation.npz", summary(found), {})
     return found
 
 
