@@ -12,8 +12,9 @@ from importlib import metadata
 
 import pytest
 
-from shike_jax import cli, doctor
+from shike_jax import doctor
 from shike_jax.benchmark import __main__ as benchmark
+from shike_jax.cli import __main__ as cli
 from shike_jax.cli import flags
 from shike_jax.errors import UserError, run_main
 from shike_jax.report import summary
@@ -88,7 +89,7 @@ def test_help_of_the_other_commands(capsys):
 
 def test_installed_command_is_the_entry():
     text = (ROOT / "pyproject.toml").read_text()
-    assert 'shike-jax = "shike_jax.cli:entry"' in text and callable(cli.entry)
+    assert 'shike-jax = "shike_jax.cli.__main__:entry"' in text and callable(cli.entry)
 
 
 def test_package_list_is_complete():

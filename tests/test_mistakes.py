@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from shike_jax import cli
+from shike_jax.cli import __main__ as cli
 from shike_jax.errors import run_main
 from tests import tiny
 from tests.conftest import ROOT

@@ -114,7 +114,7 @@ def test_a_coordinator_that_is_gone_is_not_waited_for(job, monkeypatch, capsys):
 @pytest.mark.parametrize(("acts", "status"), [(True, 76), (False, -signal.SIGABRT)])
 def test_an_abort_leaves_time_to_act(acts, status):
     """JAX's service aborts when the coordinator dies; another thread may still end the process in its own way."""
-    lines = ["import ctypes, os, threading", "from shike_jax import peers", "peers._delay_aborts()"]
+    lines = ["import ctypes, os, threading", "from shike_jax.cluster import peers", "peers._delay_aborts()"]
     lines += ["threading.Timer(1, lambda: os._exit(76)).start()"] if acts else []
     began = time.time()
     code = "\n".join([*lines, "ctypes.CDLL(None).abort()"])

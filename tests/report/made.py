@@ -8,6 +8,7 @@ from shike_jax.cli.flags import load_config
 from shike_jax.config import to_plain
 from shike_jax.data.splits import longtail_counts
 from shike_jax.training import metrics
+from shike_jax.training.evaluation import save
 from tests.conftest import ROOT
 
 COUNTS = {"cifar": longtail_counts(500, 100, 100, "exponential"), "digits": np.array([150, 90, 60, 30, 15, 9])}
@@ -58,7 +59,7 @@ def write_run(folder, curve=True, evaluation=True, **settings):
         ]
         (folder / "metrics.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
     if evaluation:
-        evaluation.save(folder / "evaluation.npz", summary(found), {})
+        save(folder / "evaluation.npz", summary(found), {})
     return found
 
 
