@@ -1,5 +1,6 @@
 """The exported function against prediction, in a process that cannot import this package."""
 
+import inspect
 import os
 import subprocess
 import sys
@@ -9,10 +10,12 @@ import pytest
 from PIL import Image
 
 from shike_jax import export, predict
+from shike_jax.data import images
 from shike_jax.data.images import center_crop
 from shike_jax.errors import UserError
 from shike_jax.serving import load_exported as exported
 from tests import tiny
+from tests.odd_images import odd_images
 
 COUNTS = (1, 7, 64)
 ALONE = """
@@ -89,6 +92,19 @@ def test_example_prepares_picture_files_as_prediction_does(folder, tmp_path):
     for name in ("alpha.png", "large.jpg", "turned.jpg", "grey.png"):
         expected = center_crop((tmp_path / name).read_bytes(), tiny.SIZE, tiny.RESIZE)
         np.testing.assert_array_equal(classifier.picture(tmp_path / name), expected, err_msg=name)
+
+
+def test_example_reads_odd_files_as_prediction_does(folder, tmp_path):
+    classifier = exported.Exported(folder)
+    for name, (content, _, _) in odd_images().items():
+        (tmp_path / name).write_bytes(content)
+        expected = center_crop(content, tiny.SIZE, tiny.RESIZE)
+        np.testing.assert_array_equal(classifier.picture(tmp_path / name), expected, err_msg=name)
+
+
+@pytest.mark.parametrize("name", ["orientation", "to_rgb"])
+def test_example_repeats_the_rule_for_pixels_word_for_word(name):
+    assert inspect.getsource(getattr(exported, name)) == inspect.getsource(getattr(images, name))
 
 
 def test_filled_target_is_refused_and_left_alone(checkpoint, tmp_path):

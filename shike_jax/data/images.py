@@ -1,7 +1,8 @@
 """One encoded image to uint8 RGB pixels: robust decoding, and the crops of training and evaluation.
 
-Conventions: EXIF rotation is applied; grey and CMYK become RGB; 16 bit become 8; transparent pixels are laid on white;
-of an animation the first frame counts. Resizing is Pillow's antialiased bilinear, as in torchvision.
+Conventions: EXIF rotation is applied; grey and CMYK become RGB; 16 and 32 bits and floats become 8 bits; transparent
+pixels are laid on white; of an animation the first frame counts. Resizing is Pillow's antialiased bilinear, as
+in torchvision.
 """
 
 from __future__ import annotations
@@ -14,7 +15,6 @@ from PIL import Image, ImageOps
 
 MAX_PIXELS = 89_478_485  # Pillow's own warning limit: 256 MiB of RGB; more is taken for a decompression bomb
 GAP = 2  # a JPEG is decoded at least at twice the size it will have, which keeps the resizing antialiased
-EXIF_ORIENTATION = 0x0112
 
 
 class ImageError(Exception):
@@ -28,7 +28,7 @@ def decode(encoded: bytes) -> np.ndarray:
       ImageError: not an image, truncated, damaged or too large.
     """
     image = _open(encoded)
-    return np.asarray(_to_rgb(image))
+    return np.asarray(_load(image))
 
 
 def random_resized_crop(
@@ -48,7 +48,7 @@ def random_resized_crop(
     width, height = _upright_size(image)
     uniforms = _uniforms(seed, 41)
     left, top, w, h = crop_box(width, height, scale, uniforms[:40])
-    rgb = _to_rgb(image, (size / w, size / h))
+    rgb = _load(image, (size / w, size / h))
     across, down = rgb.width / width, rgb.height / height  # below 1 after a reduced decoding
     box = (round(left * across), round(top * down), round((left + w) * across), round((top + h) * down))
     result = rgb.crop(box).resize((size, size), Image.Resampling.BILINEAR)
@@ -66,7 +66,7 @@ def center_crop(encoded: bytes, size: int, resize: int) -> np.ndarray:
     width, height = _upright_size(image)
     short = min(width, height)
     new_width, new_height = int(resize * width / short), int(resize * height / short)
-    rgb = _to_rgb(image, (resize / short, resize / short))
+    rgb = _load(image, (resize / short, resize / short))
     across, down = rgb.width / new_width, rgb.height / new_height
     left, top = round((new_width - size) / 2), round((new_height - size) / 2)
     box = (left * across, top * down, (left + size) * across, (top + size) * down)
@@ -118,37 +118,62 @@ def _open(encoded: bytes) -> Image.Image:
 
 
 def _upright_size(image: Image.Image) -> tuple[int, int]:
-    return (image.height, image.width) if _orientation(image) >= 5 else image.size
+    return (image.height, image.width) if orientation(image) >= 5 else image.size
 
 
-def _orientation(image: Image.Image) -> int:
+def _load(image: Image.Image, scale: tuple[float, float] = (1.0, 1.0)) -> Image.Image:
+    """`to_rgb`, but a JPEG that `scale` will shrink much is decoded at 1/2, 1/4 or 1/8 of its size."""
     try:
-        return image.getexif().get(EXIF_ORIENTATION, 1)
+        if image.format == "JPEG" and orientation(image) == 1:
+            least = (math.ceil(GAP * image.width * scale[0]), math.ceil(GAP * image.height * scale[1]))
+            image.draft(None, least)
+        return to_rgb(image)
+    except Exception as error:  # see _open
+        raise ImageError(_reason(b"", error)) from None
+
+
+# `serving/load_exported.py`, which needs nothing of this package, repeats the two functions below word for word.
+def orientation(image: Image.Image) -> int:
+    """The number by which EXIF tells how the image was held: 1 is upright, from 5 on it lies on its side."""
+    try:
+        return image.getexif().get(0x0112, 1)
     except Exception:  # damaged EXIF is no reason to lose the image
         return 1
 
 
-def _to_rgb(image: Image.Image, scale: tuple[float, float] = (1.0, 1.0)) -> Image.Image:
-    """Loads the pixels, upright, in RGB; a JPEG that `scale` will shrink much is decoded at 1/2, 1/4 or 1/8 size."""
-    try:
-        orientation = _orientation(image)
-        if image.format == "JPEG" and orientation == 1:
-            least = (math.ceil(GAP * image.width * scale[0]), math.ceil(GAP * image.height * scale[1]))
-            image.draft(None, least)
-        image.load()
-        if orientation != 1:
-            image = ImageOps.exif_transpose(image)
-        if image.mode == "RGB":
-            return image
-        if image.mode.startswith("I"):  # 16 bit grey; Pillow's own conversion would clip instead of scale
-            high_bytes = np.asarray(image).astype(np.int64) >> 8
-            return Image.fromarray(high_bytes.clip(0, 255).astype(np.uint8)).convert("RGB")
-        if image.has_transparency_data:
-            image = image.convert("RGBA")
-            return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
-        return image.convert("RGB")
-    except Exception as error:  # see _open
-        raise ImageError(_reason(b"", error)) from None
+def to_rgb(image: Image.Image) -> Image.Image:
+    """Loads an image opened by Pillow: upright, RGB of 8 bits, transparent pixels laid on white.
+
+    Integers of more than 8 bits keep the highest 8 of their 16 bits, or of as many bits as the largest value of a
+    32-bit image needs. Floats do not say which value is white: it is the first of 1, 255 and 65535 that no pixel
+    exceeds, else the largest value of the image. Pillow keeps 8 bits of the colours of a 16-bit PNG, so that a colour
+    declared transparent (its tRNS chunk) is compared by these; that of a grey image is compared by all 16.
+    """
+    stored = image.tile[0][3] if image.tile else ""  # how the file stores a pixel; forgotten once it is loaded
+    image.load()
+    if orientation(image) != 1:
+        image = ImageOps.exif_transpose(image)
+    clear = image.info.get("transparency")
+    if image.mode.startswith(("I", "F")):
+        values = np.asarray(image)
+        if image.mode == "F":
+            largest = float(np.where(np.isfinite(values), values, 0).max())
+            white = next((limit for limit in (1.0, 255.0, 65535.0) if largest <= limit), largest)
+            grey = np.rint(np.nan_to_num(values, nan=0.0).clip(0, white) * (255 / white)).astype(np.uint8)
+        else:
+            bits = max(16, int(values.max()).bit_length())
+            grey = (values.clip(0) >> (bits - 8)).astype(np.uint8)
+        if clear is not None:
+            grey = np.where(values == clear, np.uint8(255), grey)
+        return Image.fromarray(grey).convert("RGB")
+    if clear is not None and stored == "RGB;16B":
+        image.info["transparency"] = tuple(value >> 8 for value in clear)
+    elif clear is not None and stored in ("L;2", "L;4"):  # Pillow spreads the grey values over 0..255, but not this one
+        image.info["transparency"] = clear * {"L;2": 85, "L;4": 17}[stored]
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+    return image if image.mode == "RGB" else image.convert("RGB")
 
 
 def _reason(encoded: bytes, error: Exception) -> str:

@@ -6,6 +6,8 @@
 `shike_jax.export` puts this file, as load.py, beside the function that it loads; change it as you like.
 """
 
+from __future__ import annotations
+
 import json
 import math
 import pathlib
@@ -14,6 +16,11 @@ import sys
 import jax
 import numpy as np
 from jax import export
+
+try:
+    from PIL import Image, ImageOps
+except ImportError:  # arrays of pixels need no Pillow
+    Image = ImageOps = None
 
 
 class Exported:
@@ -34,26 +41,62 @@ class Exported:
 
     def picture(self, path):
         """A picture file as the network wants it: short side to `resize`, central square; uint8 [S,S,3]."""
-        from PIL import Image, ImageOps
-
         size, resize = self.meta["image_size"], self.meta["resize"]
-        with Image.open(path) as image:
-            turned = image.getexif().get(0x0112, 1) != 1
-            width, height = image.size
-            if image.format == "JPEG" and not turned:  # may be decoded at 1/2, 1/4 or 1/8, twice the need at least
+        with Image.open(path) as opened:
+            turned = orientation(opened)
+            width, height = opened.size[::-1] if turned >= 5 else opened.size
+            if opened.format == "JPEG" and turned == 1:  # may be decoded at 1/2, 1/4 or 1/8, twice the need at least
                 scale = 2 * resize / min(width, height)
-                image.draft(None, (math.ceil(width * scale), math.ceil(height * scale)))
-            if turned:
-                image = ImageOps.exif_transpose(image)
-                width, height = image.size
-            if image.has_transparency_data:
-                image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image.convert("RGBA"))
-            image = image.convert("RGB")
+                opened.draft(None, (math.ceil(width * scale), math.ceil(height * scale)))
+            image = to_rgb(opened)
         new_width, new_height = int(resize * width / min(width, height)), int(resize * height / min(width, height))
         across, down = image.width / new_width, image.height / new_height
         left, top = round((new_width - size) / 2), round((new_height - size) / 2)
         box = (left * across, top * down, (left + size) * across, (top + size) * down)
         return np.asarray(image.resize((size, size), Image.Resampling.BILINEAR, box=box))
+
+
+def orientation(image: Image.Image) -> int:
+    """The number by which EXIF tells how the image was held: 1 is upright, from 5 on it lies on its side."""
+    try:
+        return image.getexif().get(0x0112, 1)
+    except Exception:  # damaged EXIF is no reason to lose the image
+        return 1
+
+
+def to_rgb(image: Image.Image) -> Image.Image:
+    """Loads an image opened by Pillow: upright, RGB of 8 bits, transparent pixels laid on white.
+
+    Integers of more than 8 bits keep the highest 8 of their 16 bits, or of as many bits as the largest value of a
+    32-bit image needs. Floats do not say which value is white: it is the first of 1, 255 and 65535 that no pixel
+    exceeds, else the largest value of the image. Pillow keeps 8 bits of the colours of a 16-bit PNG, so that a colour
+    declared transparent (its tRNS chunk) is compared by these; that of a grey image is compared by all 16.
+    """
+    stored = image.tile[0][3] if image.tile else ""  # how the file stores a pixel; forgotten once it is loaded
+    image.load()
+    if orientation(image) != 1:
+        image = ImageOps.exif_transpose(image)
+    clear = image.info.get("transparency")
+    if image.mode.startswith(("I", "F")):
+        values = np.asarray(image)
+        if image.mode == "F":
+            largest = float(np.where(np.isfinite(values), values, 0).max())
+            white = next((limit for limit in (1.0, 255.0, 65535.0) if largest <= limit), largest)
+            grey = np.rint(np.nan_to_num(values, nan=0.0).clip(0, white) * (255 / white)).astype(np.uint8)
+        else:
+            bits = max(16, int(values.max()).bit_length())
+            grey = (values.clip(0) >> (bits - 8)).astype(np.uint8)
+        if clear is not None:
+            grey = np.where(values == clear, np.uint8(255), grey)
+        return Image.fromarray(grey).convert("RGB")
+    if clear is not None and stored == "RGB;16B":
+        image.info["transparency"] = tuple(value >> 8 for value in clear)
+    elif clear is not None and stored in ("L;2", "L;4"):  # Pillow spreads the grey values over 0..255, but not this one
+        image.info["transparency"] = clear * {"L;2": 85, "L;4": 17}[stored]
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+    return image if image.mode == "RGB" else image.convert("RGB")
 
 
 def main(arguments):

@@ -9,6 +9,7 @@ import pytest
 from PIL import Image
 
 from shike_jax.data import images
+from tests.odd_images import odd_images
 
 
 def photo(width=60, height=40):
@@ -36,6 +37,13 @@ def test_grey_becomes_three_equal_channels(kind):
     assert pixels.shape == (40, 60, 3)
     assert np.ptp(pixels, axis=-1).max() == 0
     np.testing.assert_allclose(pixels[..., 0], np.asarray(photo().convert("L")), atol=3)
+
+
+@pytest.mark.parametrize(("content", "expected", "tolerance"), odd_images().values(), ids=odd_images())
+def test_odd_files_give_the_pixels_worked_out_by_hand(content, expected, tolerance):
+    pixels = images.decode(content)
+    assert (pixels.dtype, pixels.shape) == (np.uint8, (*expected.shape[:2], 3))
+    assert np.abs(pixels - expected.astype(float)).max() <= tolerance
 
 
 def test_cmyk_jpeg_keeps_its_colours():
@@ -106,7 +114,7 @@ def test_exif_rotation_is_applied(orientation):
         8: lambda p: np.rot90(p, 1),
     }[orientation]
     exif = Image.Exif()
-    exif[images.EXIF_ORIENTATION] = orientation
+    exif[0x0112] = orientation
     content = encoded(photo(), "PNG", exif=exif)
     np.testing.assert_array_equal(images.decode(content), turn(np.asarray(photo())))
     size = (40, 60) if orientation < 5 else (60, 40)
