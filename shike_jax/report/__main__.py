@@ -23,10 +23,10 @@ examples:
   python -m shike_jax.report --runs=runs --output=report --reference=official_20_8.csv
 
 Written: report.md, report.html (one file, pictures inside), figures/*.png, evaluations/*.npz. Every results.json below
-the folders counts; runs that differ in nothing but the seed are one row. The figures of the experts, of the hardest
-negatives and of calibration need an evaluation of the lowest seed of each setting: RUN/evaluation.npz if it is there
-(python -m shike_jax.evaluate --checkpoint=RUN --output=RUN/evaluation.npz), else computed where the run's weights and
-data are at hand; what is missing is said in the report.
+the folders counts; runs that differ in nothing but the seed are one row, in which each seed counts once. The figures of
+the experts, of the hardest negatives and of calibration need an evaluation of the lowest seed of each setting:
+RUN/evaluation.npz if it is there (python -m shike_jax.evaluate --checkpoint=RUN --output=RUN/evaluation.npz), else
+computed where the run's weights and data are at hand; what is missing is said in the report.
 """
 CURVES_AT_MOST = 8
 FAMILIES_AT_MOST = 4

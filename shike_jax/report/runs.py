@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import statistics
 from collections.abc import Sequence
 from pathlib import Path
@@ -82,10 +83,17 @@ def _flatten(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 
 @dataclasses.dataclass
 class Group:
-    """Runs that differ in nothing but their seeds, by seed."""
+    """Runs that differ in nothing but their seeds.
+
+    Attributes:
+      runs: one of each seed, by seed.
+      repeats: further runs of a seed that `runs` has already. They are no independent measurement and do not count.
+      label: names the settings.
+    """
 
     runs: list[Run]
     label: str = ""
+    repeats: list[Run] = dataclasses.field(default_factory=list)
 
     @property
     def first(self) -> Run:
@@ -96,6 +104,15 @@ class Group:
         """`key` (top1, many, ...) of each run at the end of a stage, where it is known."""
         found = [run.results["stages"][stage].get(key) for run in self.runs]
         return [value for value in found if value is not None]
+
+    def repeated(self) -> list[str]:
+        """Names each run that does not count, and the run of its seed that does."""
+        counted, lines = {run.seed: run.path for run in self.runs}, []
+        for run in self.repeats:
+            above = os.path.commonpath([run.path, counted[run.seed]])
+            one, other = (os.path.relpath(path, above) for path in (run.path, counted[run.seed]))
+            lines.append(f"{self.label}, seed {run.seed}: {one} repeats {other} and is not counted")
+        return lines
 
 
 def spread(values: Sequence[float], digits: int = 2) -> str:
@@ -125,11 +142,16 @@ def collect(folders: Sequence[Path]) -> tuple[list[Run], list[str]]:
 
 
 def by_dataset(runs: Sequence[Run]) -> dict[str, list[Group]]:
-    """Groups runs of equal settings, per data set, labelled by what tells them apart."""
+    """Groups runs of equal settings, per data set, labelled by what tells them apart.
+
+    Of several runs of one setting and seed the first counts; the others are the group's `repeats`.
+    """
     datasets: dict[str, dict[str, Group]] = {}
     for run in runs:
         key = json.dumps([run.settings(), run.results["split"]["hash"]], sort_keys=True)
-        datasets.setdefault(run.dataset, {}).setdefault(key, Group([])).runs.append(run)
+        group = datasets.setdefault(run.dataset, {}).setdefault(key, Group([]))
+        known = run.seed in (other.seed for other in group.runs)
+        (group.repeats if known else group.runs).append(run)
     found = {}
     for name, groups in datasets.items():
         found[name] = list(groups.values())

@@ -61,8 +61,12 @@ def results_table(dataset: str, groups: Sequence[Group]) -> Table:
     for group in groups:
         scores = [spread(group.values(key)) for key in SCORES]
         rows.append((group.label, _epochs(group.first.epochs), str(len(group.runs)), *scores))
-    note = "Percent of the test set at the last epoch; many, medium and few are means over classes. ± is the sample "
-    note += "standard deviation over seeds. Rows in bold were measured with this code."
+    note = "Percent of the test set at the last epoch; many, medium and few are means over classes. "
+    if any(len(group.runs) > 1 for group in groups):
+        note += "± is the sample standard deviation over distinct seeds. "
+    note += "Rows in bold were measured with this code."
+    if repeated := [line for group in groups for line in group.repeated()]:
+        note += f" Runs of a seed that is there already: {'; '.join(repeated)}."
     header = ("result", "epochs", "seeds", *TITLES)
     return Table(f"{dataset}: results", header, rows, note, frozenset(range(first, len(rows))))
 

@@ -63,6 +63,28 @@ def test_mean_and_standard_deviation():
     assert spread([50.0, 51.0]) == f"50.50 ± {statistics.stdev([50, 51]):.2f}"
 
 
+def test_a_seed_counts_once_and_its_other_runs_are_named(tmp_path):
+    for name, seed, top1 in (("a/first", 0, 50.0), ("a/again", 0, 54.0), ("b/again", 0, 58.0), ("b/other", 1, 52.0)):
+        write_run(tmp_path / name, curve=False, evaluation=False, top1=top1, seed=seed)
+    [(dataset, [group])] = by_dataset(collect([tmp_path])[0]).items()
+    assert [run.path.name for run in group.runs] == ["again", "other"]
+    table = tables.results_table(dataset, [group])
+    ours = row(table, group.label)
+    assert (ours["top-1"], ours["seeds"]) == (f"53.00 ± {statistics.stdev([54, 52]):.2f}", "2")
+    assert "± is the sample standard deviation over distinct seeds" in table.note
+    assert f"{group.label}, seed 0: first repeats again and is not counted" in table.note
+    assert f"{group.label}, seed 0: b/again repeats a/again and is not counted" in table.note
+
+
+def test_two_runs_of_one_seed_have_no_spread(tmp_path):
+    for name, top1 in (("x", 50.0), ("y", 54.0)):
+        write_run(tmp_path / name, curve=False, evaluation=False, top1=top1)
+    [(dataset, [group])] = by_dataset(collect([tmp_path])[0]).items()
+    text = tables.to_markdown(tables.results_table(dataset, [group]))
+    assert "±" not in text
+    assert "seed 0: y repeats x and is not counted" in text
+
+
 def test_results_stand_beside_published_ones(groups):
     table = tables.results_table("CIFAR100-LT, IF 100", groups["CIFAR100-LT, IF 100"])
     ours = row(table, "SHIKE (all)")
