@@ -7,6 +7,8 @@ this file or a built-in container, every other name is an error, and no stand-in
 
 from __future__ import annotations
 
+import math
+import os
 import pickle
 import re
 import struct
@@ -22,6 +24,8 @@ from shike_jax.errors import UserError
 
 _LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
 _LEGACY_PROTOCOL = 1001
+# How far a file may grow in memory: by this factor, or to this many bytes.
+MOST_EXPANSION, SMALL = 20, 64 * 2**20
 
 
 class _Sealed:
@@ -88,6 +92,8 @@ class Tensor(_Sealed):
             return np.zeros(self.shape, self.dtype)
         last = self.offset + sum((size - 1) * step for size, step in zip(self.shape, self.stride, strict=True))
         item = self.dtype.itemsize
+        if math.prod(self.shape) * item > max(SMALL, MOST_EXPANSION * len(self.storage.data)):
+            raise UserError(f"a tensor of shape {self.shape} repeats {len(self.storage.data)} bytes too often")
         if (last + 1) * item > len(self.storage.data):
             raise UserError(f"a tensor of shape {self.shape} reaches outside its storage")
         flat = np.frombuffer(self.storage.data, self.dtype, count=last + 1 - self.offset, offset=self.offset * item)
@@ -220,10 +226,26 @@ class _Unpickler(pickle.Unpickler):
         return self._storage_of(str(pid[2]), pid[1], pid[4])
 
 
+def check_archive(archive: zipfile.ZipFile) -> None:
+    """Compares the sizes in a zip archive's directory with the file's before anything is unpacked.
+
+    PyTorch and NumPy store arrays uncompressed, and weights hardly compress: an archive that promises far more than it
+    holds is a decompression bomb. `zipfile` never unpacks more of a member than the directory says.
+
+    Raises:
+      UserError: all members together are more than `MOST_EXPANSION` times as large as the file, and large.
+    """
+    held = os.fstat(archive.fp.fileno()).st_size
+    promised = sum(member.file_size for member in archive.infolist())
+    if promised > max(SMALL, MOST_EXPANSION * held):
+        raise UserError(f"an archive of {held:,} bytes that unpacks to {promised:,}; taken for a decompression bomb")
+
+
 def _read_zip(file: BinaryIO) -> object:
     storages: dict[str, _Storage] = {}
     with zipfile.ZipFile(file) as archive:
-        names = archive.namelist()
+        check_archive(archive)
+        names = archive.NameToInfo
         pickled = [name for name in names if name.count("/") == 1 and name.endswith("/data.pkl")]
         if len(pickled) != 1:
             raise UserError("a zip archive without the data.pkl of a PyTorch file")
@@ -237,9 +259,9 @@ def _read_zip(file: BinaryIO) -> object:
                 record = f"{root}data/{key}"
                 if record not in names:
                     raise UserError(f"storage {key} is missing from the archive")
+                if (size := names[record].file_size) != storage.nbytes:
+                    raise UserError(f"storage {key} has {size} bytes, {storage.nbytes} expected")
                 storage.data = archive.read(record)
-                if len(storage.data) != storage.nbytes:
-                    raise UserError(f"storage {key} has {len(storage.data)} bytes, {storage.nbytes} expected")
                 storages[key] = storage
             return storages[key]
 
@@ -264,7 +286,7 @@ def _read_legacy(file: BinaryIO) -> object:
             raise UserError(f"storage {key} belongs to no tensor")
         storage = storages.pop(key)
         (numel,) = struct.unpack("<q", file.read(8))
-        storage.data = file.read(storage.nbytes)
+        storage.data = file.read(min(storage.nbytes, os.fstat(file.fileno()).st_size))
         if numel != storage.numel or len(storage.data) != storage.nbytes:
             raise UserError(f"storage {key} is truncated: {len(storage.data)} of {storage.nbytes} bytes")
     if storages:

@@ -21,7 +21,10 @@ _SPLIT_PREFIX = "state_dict_"  # decoupled trainers store `state_dict_model` bes
 def _read_npz(path: Path) -> dict[str, np.ndarray]:
     try:
         with np.load(path, allow_pickle=False) as file:
+            pickles.check_archive(file.zip)
             arrays = {name: file[name] for name in file.files}
+    except UserError:
+        raise
     except Exception as error:  # a damaged archive can fail in any way at all: in each it is the file's fault
         raise UserError(f"not a readable .npz of plain arrays ({error})") from error
     for name, array in arrays.items():

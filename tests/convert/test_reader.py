@@ -161,7 +161,7 @@ def test_tensor_written_by_hand(tmp_path):
         (tensor_pickle(stride=b"(I4\nI1\nt"), {}, "outside its storage"),
         (tensor_pickle(stride=b"(I-1\nI1\nt"), {}, "strides"),
         (tensor_pickle(stride=b"(I1\nt"), {}, "strides"),
-        (tensor_pickle(shape=b"(L%dL\nI9\nt" % 10**15, stride=b"(I0\nI0\nt"), {}, "w cannot be read"),
+        (tensor_pickle(shape=b"(L%dL\nI9\nt" % 10**15, stride=b"(I0\nI0\nt"), {}, "too often"),
         (tensor_pickle(), {"byteorder": b"big"}, "big-endian"),
         (b"(dS'epoch'\nI3\ns.", {}, "no tensors inside"),
         (b"I3\n.", {}, "no tensors inside"),
@@ -175,6 +175,58 @@ def test_inconsistent_zip_files(pickled, records, problem, tmp_path):
         read_state_dict(path)
     assert "\n" not in str(caught.value)
     assert str(path) in str(caught.value)
+
+
+def bomb(path, *members):
+    """A zip archive whose members unpack to zeros: (name, megabytes)."""
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as archive:
+        for name, megabytes in members:
+            with archive.open(name, "w", force_zip64=True) as member:
+                for _ in range(megabytes):
+                    member.write(bytes(2**20))
+    return path
+
+
+@pytest.mark.parametrize("name", ["toy/data.pkl", "toy/byteorder", "toy/data/0", "toy/unused"])
+def test_a_zip_bomb_is_refused_by_its_directory(name, tmp_path, monkeypatch):
+    path = bomb(tmp_path / "bomb.pth", (name, 100))
+    if name != "toy/data.pkl":
+        with zipfile.ZipFile(path, "a") as archive:
+            archive.writestr("toy/data.pkl", tensor_pickle(numel=25 * 2**20))
+    monkeypatch.setattr(zipfile.ZipFile, "open", lambda *_: pytest.fail("unpacked"))
+    with pytest.raises(UserError, match=r"unpacks to 104,857,\d{3}; taken for a decompression bomb"):
+        read_state_dict(path)
+
+
+def test_many_members_are_added_up_and_npz_is_checked_too(tmp_path):
+    path = bomb(tmp_path / "bomb.npz", *((f"{i}.npy", 10) for i in range(10)))
+    with pytest.raises(UserError, match="unpacks to 104,857,600; taken for a decompression bomb"):
+        read_state_dict(path)
+
+
+def test_a_compressed_file_of_sensible_size_is_read(tmp_path):
+    path = tmp_path / "w.pth"
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("toy/data.pkl", tensor_pickle())
+        archive.writestr("toy/data/0", SIX)
+    assert_same(read_state_dict(path), {"w": ramp(2, 3)})
+
+
+def test_a_storage_of_another_size_is_not_unpacked(tmp_path, monkeypatch):
+    path = zip_file(tmp_path / "w.pth", tensor_pickle(), **{"data/0": bytes(2**20)})
+    read = zipfile.ZipFile.read
+    monkeypatch.setattr(
+        zipfile.ZipFile, "read", lambda self, name: pytest.fail("unpacked") if "data/0" in name else read(self, name)
+    )
+    with pytest.raises(UserError, match="1048576 bytes, 24 expected"):
+        read_state_dict(path)
+
+
+def test_one_value_repeated_to_gigabytes_is_refused(tmp_path):
+    pickled = tensor_pickle(shape=b"(I100000\nI100000\nt", stride=b"(I0\nI0\nt")
+    path = zip_file(tmp_path / "w.pth", pickled, **{"data/0": SIX})
+    with pytest.raises(UserError, match="repeats 24 bytes too often"):
+        read_state_dict(path)
 
 
 @pytest.mark.parametrize(
