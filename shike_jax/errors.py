@@ -5,6 +5,8 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Sequence
 
+from shike_jax.text import say
+
 
 class UserError(Exception):
     """Bad input: one line that names the thing, its value and what is expected."""
@@ -15,7 +17,7 @@ def run_main(main: Callable[[Sequence[str]], int | None], argv: Sequence[str] | 
     try:
         code = main(list(sys.argv[1:] if argv is None else argv))
     except UserError as error:
-        print("error: " + " ".join(str(error).split()), file=sys.stderr)
+        say("error: " + " ".join(str(error).split()), file=sys.stderr)
         code = 2
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)

@@ -16,6 +16,7 @@ from shike_jax.errors import UserError, run_main
 from shike_jax.models import HEAD_SETS
 from shike_jax.serving.classifier import load_classifier
 from shike_jax.storage.logs import quiet_third_parties
+from shike_jax.text import printable, say
 from shike_jax.training.evaluation import evaluate, save
 
 _EPILOG = """\
@@ -70,7 +71,7 @@ def _class_rows(data: dict[str, Any], heads: dict[str, Any]) -> list[list[str]]:
     for c in np.argsort(-np.array(data["class_counts"]), kind="stable"):
         cells = [found["per_class"][c], found["f1_per_class"][c], *(e[c] for e in found["experts_per_class"])]
         counts = [f"{data['class_counts'][c]:,}", f"{found['examples_per_class'][c]:,}"]
-        rows.append([data["class_names"][c], *counts, *map(_cell, cells)])
+        rows.append([printable(data["class_names"][c]), *counts, *map(_cell, cells)])
     return rows
 
 
@@ -117,11 +118,11 @@ def main(argv: Sequence[str]) -> None:
     part = args.part or config.data.test_part
     summary, found = evaluate(classifier, config, source, part, heads, args.logits)
     for line in source.report.lines():
-        print(line)
-    print(describe(summary))
+        say(line)
+    say(describe(summary))
     if args.output:
         save(args.output, summary, found)
-        print(f"\nwritten to {args.output}")
+        say(f"\nwritten to {args.output}")
 
 
 if __name__ == "__main__":

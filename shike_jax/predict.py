@@ -18,6 +18,7 @@ from shike_jax.cli.parser import Parser
 from shike_jax.data import pictures
 from shike_jax.errors import UserError, run_main
 from shike_jax.serving.classifier import BatchedLogits, Classifier, load_classifier
+from shike_jax.text import printable, say, spreadsheet
 
 _EPILOG = """\
 examples:
@@ -30,6 +31,7 @@ or float32 [N,height,width,3] already normalised (used as it is). Pictures are r
 that followed training. Broken ones are named and left out; the exit status is 0 when at least one could be read.
 
 .csv: file, then class_1, probability_1, ... and with --per_expert each expert's own first class and its probability.
+      A name that a spreadsheet would take for a formula begins with an apostrophe; control characters are escaped.
 .npz: logits [M,N,C] of the M experts, averaged_logits and probabilities [N,C], classes [N,k] (indices, best first),
       class_names [C], files [N], skipped.
 """
@@ -68,13 +70,13 @@ class Terminal:
     def add(self, files: Files, logits: np.ndarray) -> None:
         """Prints."""
         for i, file in enumerate(files):
-            print(f"{file}\n  {self._line(logits[:, i].mean(0))}")
+            say(f"{printable(file)}\n  {self._line(logits[:, i].mean(0))}")
             for m, alone in enumerate(logits[:, i] if self._per_expert else ()):
-                print(f"  expert {m + 1}: {self._line(alone)}")
+                say(f"  expert {m + 1}: {self._line(alone)}")
 
     def _line(self, logits: np.ndarray) -> str:
         share = probabilities(logits)
-        return "  ".join(f"{self._names[c]} {100 * share[c]:.1f} %" for c in best(logits, self._top_k))
+        return "  ".join(f"{printable(self._names[c])} {100 * share[c]:.1f} %" for c in best(logits, self._top_k))
 
     def finish(self, skipped: dict[str, str]) -> None:
         """Nothing is left to do."""
@@ -97,11 +99,11 @@ class CsvTable:
             cells = self._cells(logits[:, i].mean(0), self._top_k)
             for alone in logits[:, i] if self._per_expert else ():
                 cells += self._cells(alone, 1)
-            self._writer.writerow([file, *cells])
+            self._writer.writerow([spreadsheet(file), *cells])
 
     def _cells(self, logits: np.ndarray, top_k: int) -> list[str]:
         share = probabilities(logits)
-        return [cell for c in best(logits, top_k) for cell in (self._names[c], f"{share[c]:.6f}")]
+        return [cell for c in best(logits, top_k) for cell in (spreadsheet(self._names[c]), f"{share[c]:.6f}")]
 
     def finish(self, skipped: dict[str, str]) -> None:
         """Nothing is left to do: the file is closed by its owner."""
@@ -250,7 +252,7 @@ def main(argv: Sequence[str]) -> None:
     else:
         skipped = _to_file(args, kind, classifier, images, top_k)
     for file, reason in list(skipped.items())[:NAMED]:
-        print(f"skipped {file}: {reason}", file=sys.stderr)
+        say(f"skipped {printable(file)}: {reason}", file=sys.stderr)
     if len(skipped) > NAMED:
         print(f"... and {len(skipped) - NAMED} more (a .npz names all)", file=sys.stderr)
 
@@ -269,13 +271,13 @@ def _to_file(
                 sink: Sink = Arrays(str(partial), names, top_k)
                 count, skipped = predict(classifier, images, sink, args.batch_size, Progress())
             else:
-                with partial.open("w", newline="") as file:
+                with partial.open("w", newline="", encoding="utf-8") as file:
                     sink = CsvTable(file, names, top_k, args.per_expert, experts)
                     count, skipped = predict(classifier, images, sink, args.batch_size, Progress())
             os.replace(partial, output)
     except OSError as error:
         raise UserError(f"--output={args.output}: {error.strerror or error}") from error
-    print(f"{args.output}: {count} images, {len(skipped)} skipped")
+    say(f"{args.output}: {count} images, {len(skipped)} skipped")
     return skipped
 
 

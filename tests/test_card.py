@@ -1,5 +1,7 @@
 """The model card says what its numbers say, and reads without any other file."""
 
+import shlex
+
 import numpy as np
 
 from shike_jax.config import base, shike_stages, to_plain
@@ -35,6 +37,22 @@ def made_results():
         "devices": {"kind": "cpu", "platform": "cpu", "count": 2, "processes": 1},
     }
     return results
+
+
+def test_names_from_outside_neither_write_markup_nor_reach_the_shell(tmp_path):
+    results = made_results()
+    results["name"] = "<script>alert(1)</script>"
+    results["split"]["class_names"] = ["a|b", "\x1b[2Jbee", "`c`"]
+    workdir = tmp_path / "my run; rm -rf x"
+    workdir.mkdir()
+    card.write_card(workdir / "card.md", results)
+    text = (workdir / "card.md").read_text()
+    written = text.partition("```json")[0]
+    assert "<script" not in written
+    assert "from a\\|b (150) down to \\`c\\` (3)" in written
+    assert "\x1b" not in text
+    [command] = [line for line in text.splitlines() if "shike_jax.evaluate" in line]
+    assert shlex.split(command) == ["python", "-m", "shike_jax.evaluate", "--checkpoint=my run; rm -rf x"]
 
 
 def test_card_holds_scores_data_training_use_and_limits(tmp_path):

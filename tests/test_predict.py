@@ -1,6 +1,7 @@
 """Prediction against golden logits, against a hand-written view of images, and its outputs."""
 
 import csv
+import os
 import shutil
 
 import numpy as np
@@ -35,6 +36,24 @@ def photos(tmp_path_factory):
 def run(checkpoint, output, *arguments):
     predict.main([f"--checkpoint={checkpoint}", f"--output={output}", *map(str, arguments)])
     return np.load(output) if str(output).endswith(".npz") else list(csv.reader(output.open()))
+
+
+def test_names_do_not_control_the_terminal_or_a_spreadsheet(tmp_path, capsys):
+    names = ("=1+1", "\x1b[31mbee\x07", "-5")
+    checkpoint = tiny.write_checkpoint(tmp_path / "weights", class_names=list(names))
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    picture = Image.fromarray(np.random.default_rng(1).integers(0, 256, (tiny.RESIZE, 30, 3), np.uint8))
+    for name in (b"\x1b]0;title\x07.png", b"caf\xe9.png", b"broken\x1b.png"):  # the second is Latin-1, not UTF-8
+        place = os.path.join(os.fsencode(folder), name)
+        picture.save(os.fsdecode(place)) if b"broken" not in name else open(place, "wb").close()
+    predict.main([f"--checkpoint={checkpoint}", f"--images={folder}"])
+    rows = run(checkpoint, tmp_path / "out.csv", f"--images={folder}")
+    shown = "".join(capsys.readouterr())
+    assert "\\x1b[31mbee\\x07" in shown and "caf\\udce9.png" in shown and "skipped" in shown
+    assert not set(shown) & {"\x1b", "\x07"}
+    assert {cell for row in rows[1:] for cell in row[1::2]} == {"'=1+1", "\\x1b[31mbee\\x07", "-5"}
+    assert sorted(row[0].rpartition("/")[2] for row in rows[1:]) == ["\\x1b]0;title\\x07.png", "caf\\udce9.png"]
 
 
 def test_golden_logits_through_convert_and_predict(shared, tmp_path):

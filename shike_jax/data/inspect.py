@@ -17,6 +17,7 @@ from shike_jax.data.host_pipeline import HostPipeline
 from shike_jax.data.splits import Split
 from shike_jax.data.types import Source
 from shike_jax.errors import UserError, run_main
+from shike_jax.text import printable, say
 
 _EPILOG = """\
 examples:
@@ -52,7 +53,7 @@ def describe(split: Split, test_part: str) -> str:
     divisions = ", ".join(f"{name} {len(classes)}" for name, classes in split.divisions.items())
     return "\n".join(
         [
-            f"{split.name}: {split.rule}",
+            f"{printable(split.name)}: {printable(split.rule)}",
             f"images     {parts}",
             f"classes    {split.num_classes}; training images of a class: {counts.max():,} to {counts.min():,}",
             f"divisions  {divisions}",
@@ -157,9 +158,9 @@ def main(argv: Sequence[str]) -> None:
     source = sources.load(config.data)
     if options.check and source.read is not None:
         check_images(source, config)
-    print(describe(source.split, config.data.test_part))
+    say(describe(source.split, config.data.test_part))
     for line in source.report.lines():
-        print(line)
+        say(line)
     try:
         if options.json:
             options.json.write_text(json.dumps(summary(source.split, config.data.test_part), indent=1) + "\n")

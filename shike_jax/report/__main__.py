@@ -15,6 +15,7 @@ from shike_jax.report import curves, figures, html, tables
 from shike_jax.report.evaluations import evaluation
 from shike_jax.report.runs import Group, by_dataset, collect, families, main_group, single_group
 from shike_jax.storage.logs import quiet_third_parties
+from shike_jax.text import markdown, say
 
 _EPILOG = """\
 examples:
@@ -49,7 +50,7 @@ class _Section:
 
     def draw(self, name: str, title: str, caption: str, function: Callable[[Path], Path]) -> None:
         """Draws one figure into figures/DATASET-NAME.png."""
-        slug = re.sub(r"[^a-z0-9]+", "_", f"{self.dataset} {name}".lower()).strip("_")
+        slug = re.sub(r"\W+", "_", f"{self.dataset} {name}".lower()).strip("_")
         self.pictures.append(html.Picture(function(self.output / "figures" / f"{slug}.png"), title, caption))
 
     def family(self, groups: Sequence[Group], name: str) -> None:
@@ -156,14 +157,14 @@ def write(
 
 
 def _markdown(title: str, introduction: Sequence[str], sections: Sequence[html.Section], output: Path) -> str:
-    parts = [f"# {title}", "", *(f"{text}\n" for text in introduction)]
+    parts = [f"# {title}", "", *(f"{markdown(text)}\n" for text in introduction)]
     for section in sections:
-        parts += [f"## {section.title}", "", *map(tables.to_markdown, section.tables)]
+        parts += [f"## {markdown(section.title)}", "", *map(tables.to_markdown, section.tables)]
         for picture in section.pictures:
             place = picture.path.relative_to(output)
-            parts += [f"### {picture.title}", "", f"![{picture.title}]({place})", "", picture.caption, ""]
+            parts += [f"### {picture.title}", "", f"![{picture.title}]({place})", "", markdown(picture.caption), ""]
         if section.missing:
-            parts += ["Not shown:", "", *(f"- {text}" for text in section.missing), ""]
+            parts += ["Not shown:", "", *(f"- {markdown(text)}" for text in section.missing), ""]
     return "\n".join(parts)
 
 
@@ -198,7 +199,7 @@ def main(argv: Sequence[str]) -> None:
             raise UserError(f"--runs={folder}: no such folder")
     runs, problems = collect(folders)
     for line in problems:
-        print(line)
+        say(line)
     if not runs:
         raise UserError(f"--runs={' '.join(map(str, folders))}: no results.json below; expected finished runs")
     references = [curves.of_csv(path) for path in args.reference]
@@ -207,10 +208,10 @@ def main(argv: Sequence[str]) -> None:
     except OSError as error:
         raise UserError(f"--output={args.output}: {error.strerror or error}") from error
     for section in sections:
-        print(tables.to_markdown(section.tables[0]))
+        say(tables.to_markdown(section.tables[0]))
         for text in section.missing:
-            print(f"not shown: {text}")
-    print(f"written: {args.output / 'report.html'}, {args.output / 'report.md'}")
+            say(f"not shown: {text}")
+    say(f"written: {args.output / 'report.html'}, {args.output / 'report.md'}")
 
 
 if __name__ == "__main__":

@@ -192,6 +192,21 @@ def _label(groups: list[Group]) -> None:
             group.label = row if rows.count(row) == 1 else f"{row}, {paper.letters(group.first.depths)}"
         else:
             group.label = ", ".join([name, *texts]) if texts else name
+    _tell_apart(groups)
+
+
+def _tell_apart(groups: Sequence[Group]) -> None:
+    """Adds to equal labels what differs among their groups alone, such as fields of a stage that not all groups run."""
+    alike: dict[str, list[Group]] = {}
+    for group in groups:
+        alike.setdefault(group.label, []).append(group)
+    for label, same in alike.items():
+        fields = differing(same) if len(same) > 1 else []
+        for number, group in enumerate(same, 1):
+            settings = group.first.settings()
+            texts = [f"{_short(field)}={_text(settings[field])}" for field in fields if field in settings]
+            if len(same) > 1:  # nothing but the data themselves may differ
+                group.label = ", ".join([label, *(texts or [f"split {number}"])])
 
 
 def _short(field: str) -> str:

@@ -9,6 +9,7 @@ from typing import Any
 
 from shike_jax.cli.parser import Parser
 from shike_jax.errors import UserError, run_main
+from shike_jax.text import printable, say
 
 _EPILOG = """\
 example:
@@ -44,9 +45,9 @@ def main(argv: Sequence[str]) -> None:
 
     figure = workdir / "accuracy_by_count.png"
     accuracy_by_count(results, figure)
-    print(f"\n{results['split']['name']}, accuracy in percent\n{stage_table(results)}\n")
-    print(f"results      {path}\nlogs         {workdir / 'log.txt'}, {workdir / 'metrics.jsonl'}")
-    print(f"checkpoints  {workdir / 'weights'}\nfigure       {figure}")
+    say(f"\n{printable(results['split']['name'])}, accuracy in percent\n{stage_table(results)}\n")
+    say(f"results      {path}\nlogs         {workdir / 'log.txt'}, {workdir / 'metrics.jsonl'}")
+    say(f"checkpoints  {workdir / 'weights'}\nfigure       {figure}")
 
 
 if __name__ == "__main__":

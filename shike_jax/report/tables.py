@@ -8,6 +8,7 @@ from typing import Any
 
 from shike_jax.report import paper
 from shike_jax.report.runs import Group, families, spread
+from shike_jax.text import markdown
 
 SCORES = ("top1", "top5", "many", "medium", "few")
 TITLES = ("top-1", "top-5", "many", "medium", "few")
@@ -30,7 +31,7 @@ class Table:
 
 def to_markdown(table: Table) -> str:
     """Returns the table with aligned columns, its title as a heading and its note below."""
-    rows = [[cell.replace("|", "\\|") for cell in row] for row in (table.header, *table.rows)]
+    rows = [[markdown(cell) for cell in row] for row in (table.header, *table.rows)]
     for i in table.ours:
         rows[i + 1] = [f"**{cell}**" if column < 1 else cell for column, cell in enumerate(rows[i + 1])]
     widths = [max(3, *map(len, column)) for column in zip(*rows, strict=True)]
@@ -42,7 +43,9 @@ def to_markdown(table: Table) -> str:
         + " |"
         for row in rows
     ]
-    return "\n".join([f"### {table.title}", "", *lines, *(["", table.note] if table.note else []), ""])
+    return "\n".join(
+        [f"### {markdown(table.title)}", "", *lines, *(["", markdown(table.note)] if table.note else []), ""]
+    )
 
 
 def results_table(dataset: str, groups: Sequence[Group]) -> Table:

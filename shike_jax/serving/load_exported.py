@@ -99,6 +99,11 @@ def to_rgb(image: Image.Image) -> Image.Image:
     return image if image.mode == "RGB" else image.convert("RGB")
 
 
+def printable(text):
+    """The text; with escapes that can be read if it holds characters that would control the terminal."""
+    return text if text.isprintable() else text.encode("unicode_escape").decode()
+
+
 def main(arguments):
     """Runs the two examples above."""
     classifier = Exported(pathlib.Path(__file__).parent)
@@ -108,7 +113,9 @@ def main(arguments):
         shares = classifier(np.stack([classifier.picture(path) for path in arguments]))["probabilities"]
         for path, share in zip(arguments, shares, strict=True):
             best = np.argsort(-share, kind="stable")[:5]
-            print(path, *(f"{classifier.meta['class_names'][c]} {100 * share[c]:.1f} %" for c in best), sep="  ")
+            names = (classifier.meta["class_names"][c] for c in best)
+            found = (f"{name} {100 * share[c]:.1f} %" for name, c in zip(names, best, strict=True))
+            print(*(printable(text) for text in (path, *found)), sep="  ")
     else:
         print(__doc__)
 

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+
+from shike_jax.text import code, markdown, printable
 
 Results = Mapping[str, Any]
 
@@ -34,10 +37,11 @@ def _head(results: Results) -> str:
     model, data = results["config"]["model"], results["config"]["data"]
     fusion = "with" if model["fusion"] else "without"
     return (
-        f"# {results['name']}: a classifier of {len(split['class_names'])} classes for long-tailed data\n\n"
+        f"# {markdown(results['name'])}: a classifier of {len(split['class_names'])} classes for long-tailed data\n\n"
         f"{len(model['depths'])} experts on a {model['backbone']} ({results['num_parameters']:,} parameters) {fusion} "
-        f"depth-wise knowledge fusion, trained on {split['name']}; input {data['image_size']} x {data['image_size']} "
-        f"px RGB. The prediction averages the experts' logits (SHIKE, CVPR 2023)."
+        f"depth-wise knowledge fusion, trained on {markdown(split['name'])}; input "
+        f"{data['image_size']} x {data['image_size']} px RGB. The prediction averages the experts' logits "
+        "(SHIKE, CVPR 2023)."
     )
 
 
@@ -53,7 +57,7 @@ def _scores(results: Results) -> str:
     rows.append(("expected calibration error (15 bins), %", results["stages"][-1]["ece"]))
     rows.append(("cross-entropy, nats", results["stages"][-1]["loss"]))
     lines = [
-        f"## Results\n\nOn the {split['sizes'][part]:,} images of part `{part}`, after the last epoch.\n",
+        f"## Results\n\nOn the {split['sizes'][part]:,} images of part {code(part)}, after the last epoch.\n",
         "| measure | value |",
         "|---|---|",
         *(f"| {name} | {_number(value)} |" for name, value in rows),
@@ -61,7 +65,8 @@ def _scores(results: Results) -> str:
     if len(results["stages"]) > 1:
         names = ("top1", *split["divisions"])
         lines += ["", f"| after stage | {' | '.join(names)} |", "|---" * (len(names) + 1) + "|"]
-        lines += [f"| {s['name']} | {' | '.join(_number(s[name]) for name in names)} |" for s in results["stages"]]
+        for stage in results["stages"]:
+            lines.append(f"| {markdown(stage['name'])} | {' | '.join(_number(stage[name]) for name in names)} |")
     return "\n".join(lines)
 
 
@@ -75,14 +80,14 @@ def _data(results: Results) -> str:
     bounds = {"shots": "many > 100 training images, few < 20", "h2t": "H2T's class ranges"}
     order = sorted(range(len(counts)), key=lambda c: counts[c])[::-1]
     parts = ", ".join(f"{name} {size:,}" for name, size in split["sizes"].items())
-    ends = [f"{split['class_names'][c]} ({counts[c]:,})" for c in (order[0], order[-1])]
+    ends = [f"{markdown(split['class_names'][c])} ({counts[c]:,})" for c in (order[0], order[-1])]
     divisions = ", ".join(f"{name} {len(classes)}" for name, classes in split["divisions"].items())
     bad = results["bad_images"]
-    first = f", the first {bad['list'][0]['name']}; all in results.json" if bad["count"] else ""
+    first = f", the first {markdown(bad['list'][0]['name'])}; all in results.json" if bad["count"] else ""
     return "\n".join(
         [
             "## Data\n",
-            f"- {split['name']}: {split['rule']}",
+            f"- {markdown(split['name'])}: {markdown(split['rule'])}",
             f"- images: {parts}",
             f"- left out because they could not be read: {bad['count']}{first}",
             f"- training images of a class: from {ends[0]} down to {ends[1]}",
@@ -100,8 +105,8 @@ def _training(results: Results) -> str:
         stage = stages[found["name"]]
         terms = [f"{weight:g} {term}" for term, weight in stage["loss"].items() if term != "form" and weight]
         losses = " + ".join(terms) + (f" ({stage['loss']['form']})" if len(terms) > 1 else "")
-        trains = ", ".join(f"`{pattern}`" for pattern in stage["train"])
-        row = (found["name"], found["epochs"], stage["batch_size"], stage["lr"], losses, trains)
+        trains = ", ".join(code(pattern) for pattern in stage["train"])
+        row = (markdown(found["name"]), found["epochs"], stage["batch_size"], stage["lr"], losses, trains)
         lines.append(f"| {' | '.join(map(str, row))} |")
     spent = ", ".join(f"{name.replace('_', '-')} {value:,.0f} s" for name, value in seconds.items())
     lines += [
@@ -113,13 +118,13 @@ def _training(results: Results) -> str:
 
 
 def _use(results: Results, workdir: Path) -> str:
-    num_classes = len(results["split"]["class_names"])
+    num_classes, place = len(results["split"]["class_names"]), shlex.quote(printable(workdir.name))
     return (
         f"## Use\n\nMeant for pictures like those it was trained on, each showing one of the {num_classes} "
         "classes. In the folder that holds this run:\n\n"
-        f"    python -m shike_jax.predict --checkpoint={workdir.name} --images=PICTURES --output=predictions.csv\n"
-        f"    python -m shike_jax.evaluate --checkpoint={workdir.name}\n"
-        f"    python -m shike_jax.export --checkpoint={workdir.name} --output=exported"
+        f"    python -m shike_jax.predict --checkpoint={place} --images=PICTURES --output=predictions.csv\n"
+        f"    python -m shike_jax.evaluate --checkpoint={place}\n"
+        f"    python -m shike_jax.export --checkpoint={place} --output=exported"
     )
 
 
@@ -139,7 +144,7 @@ def _limits(results: Results) -> str:
     untested = [name for name, value in zip(split["class_names"], results["per_class"], strict=True) if value is None]
     if untested:
         lines.append(
-            f"- Not measured, for want of test images: {', '.join(untested[:5])}"
+            f"- Not measured, for want of test images: {', '.join(map(markdown, untested[:5]))}"
             f"{f' and {len(untested) - 5} more' if len(untested) > 5 else ''}."
         )
     return "\n".join(lines)

@@ -13,6 +13,8 @@ from typing import Any
 
 import numpy as np
 
+from shike_jax.text import printable, say
+
 
 def quiet_third_parties(level: str) -> None:
     """Silences other libraries' warnings unless `level` is debug; call before they are imported."""
@@ -62,9 +64,10 @@ class RunLog:
     def line(self, text: str) -> None:
         """Prints a line (not when quiet) and keeps it in log.txt."""
         if self._active:
+            text = printable(text, keep="\n\t")
             self._text.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {text}\n")
             if self._level != "quiet":
-                print(text, flush=True)
+                say(text)
 
     def debug(self, text: str) -> None:
         """As `line`, with `config.log=debug` only."""

@@ -1,6 +1,9 @@
 """The command: files written, HTML whole and self-contained, missing pieces named."""
 
 import base64
+import json
+import shutil
+import subprocess
 from html.parser import HTMLParser
 
 import matplotlib.image
@@ -78,6 +81,58 @@ def test_html_is_whole_and_refers_to_nothing_outside(report):
         assert base64.b64decode(picture.partition(",")[2]).startswith(b"\x89PNG")
     assert page.count["table"] == 5
     assert "56.34" in page.text
+
+
+def test_names_from_outside_write_no_markup(tmp_path):
+    write_run(
+        tmp_path / "runs" / "a",
+        evaluation=False,
+        config="digits_lt.py",
+        data="digits",
+        changes=("name=<script>alert(1)</script>",),
+    )
+    path = tmp_path / "runs" / "a" / "results.json"
+    results = json.loads(path.read_text())
+    results["split"]["name"] = "<img src=x>|\x1b[2J"
+    path.write_text(json.dumps(results))
+    main([f"--runs={tmp_path / 'runs'}", f"--output={tmp_path / 'out'}", "--no-evaluate"])
+    markdown, page = ((tmp_path / "out" / name).read_text() for name in ("report.md", "report.html"))
+    assert "<script" not in markdown + page
+    assert "<img src=x" not in markdown + page
+    assert "\x1b" not in markdown + page
+    assert "&lt;script&gt;" in markdown and "&lt;script&gt;" in page
+    assert len({line.replace("\\|", "").count("|") for line in markdown.splitlines() if "alert" in line}) <= 3
+
+
+MEASURE = """<script>
+document.title = Array.from(document.querySelectorAll("body, .scroll")).map(e => e.scrollWidth - e.clientWidth) + " of "
+  + Array.from(document.querySelectorAll("td:not(.none)")).filter(e => e.scrollWidth > e.clientWidth).length;
+</script></body>"""
+BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+
+
+@pytest.mark.skipif(BROWSER is None, reason="no Chromium to draw the page")
+@pytest.mark.parametrize("width", [400, 800, 1400])
+def test_nothing_is_cut_off_or_needs_scrolling(width, tmp_path):
+    """Long labels, and means with deviations in every column."""
+    for seed, lr, name in ((0, 0.1, "x"), (1, 0.1, "x"), (0, 0.2, "y")):
+        changes = (f"stages.representation.lr={lr}", f"name={name}_of_a_setting_with_quite_a_long_name")
+        write_run(tmp_path / "runs" / f"{name}{seed}", changes=changes, seed=seed, top1=50.0 + 9 * seed)
+    main([f"--runs={tmp_path / 'runs'}", f"--output={tmp_path / 'out'}", "--no-evaluate"])
+    page = tmp_path / "out" / "measured.html"
+    page.write_text((tmp_path / "out" / "report.html").read_text().replace("</body>", MEASURE))
+    # A window is at least 500 pixels wide: the page is drawn in a frame.
+    frame = tmp_path / "frame.html"
+    frame.write_text(
+        f'<iframe id="f" src="{page.as_uri()}" style="width:{width}px;height:900px;border:0"></iframe><script>'
+        "window.onload = () => { document.title = document.getElementById('f').contentDocument.title; }</script>"
+    )
+    arguments = ["--headless", "--no-sandbox", "--disable-gpu", "--allow-file-access-from-files", "--dump-dom"]
+    arguments += ["--window-size=1600,1000", f"--user-data-dir={tmp_path / 'profile'}", "--virtual-time-budget=5000"]
+    found = subprocess.run([BROWSER, *arguments, frame.as_uri()], capture_output=True, text=True, timeout=120).stdout
+    title = found.partition("<title>")[2].partition("</title>")[0]
+    assert title, found[-500:]
+    assert set(title.replace(" of ", ",").split(",")) == {"0"}, title
 
 
 def test_missing_pieces_are_named(report):

@@ -150,6 +150,18 @@ def test_settings_that_differ_are_the_labels(tmp_path):
     assert tables.ablation_tables("x", groups) == []
 
 
+def test_settings_of_a_stage_that_not_all_runs_have_tell_runs_apart(tmp_path):
+    for exchange in ("0.3", "0.0"):
+        changes = ("run=('h2t',)", f"stages.h2t.exchange={exchange}")
+        place = tmp_path / f"exchange{exchange}"
+        write_run(place, curve=False, evaluation=False, config="h2t_cifar.py", changes=changes)
+    write_run(tmp_path / "mixup", curve=False, evaluation=False, config="h2t_cifar.py", changes=("run=('mixup',)",))
+    [groups] = by_dataset(collect([tmp_path])[0]).values()
+    labels = [group.label for group in groups]
+    assert len(set(labels)) == 3
+    assert sum("h2t.exchange=0.3" in label for label in labels) == 1
+
+
 def test_missing_stage_is_told_by_the_list_of_stages(tmp_path):
     for name, changes in {"both": (), "second": ("run=('classifier',)",)}.items():
         write_run(tmp_path / name, curve=False, evaluation=False, changes=changes)

@@ -1,0 +1,57 @@
+"""Names that others chose (of classes, files, runs), made safe for a terminal, for Markdown and for a spreadsheet."""
+
+from __future__ import annotations
+
+import re
+import sys
+import unicodedata
+from typing import TextIO
+
+_REORDERING = "\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"  # they reorder what surrounds them
+_MARKDOWN = re.compile(r"[\\`*\[|]|(?<!\w)_|_(?!\w)")
+_NUMBER = re.compile(r"[+-]?\d[\d.,]*(e[+-]?\d+)?", re.IGNORECASE)
+
+
+def printable(text: str, keep: str = "") -> str:
+    """Replaces what controls a terminal by escapes that can be read: control characters, bidirectional overrides.
+
+    Bytes of a file name that are no UTF-8, which Python keeps as lone surrogates, and line separators are replaced too.
+
+    Args:
+      keep: characters to leave as they are, such as a newline.
+    """
+    if text.isprintable():
+        return text
+    return "".join(c if c in keep or _harmless(c) else c.encode("unicode_escape").decode() for c in text)
+
+
+def say(text: str = "", file: TextIO | None = None) -> None:
+    """Prints lines (to `file`, else stdout) as `printable`; characters that `file` cannot encode are escaped too."""
+    file = file or sys.stdout
+    text = printable(text, keep="\n\t")
+    encoding = getattr(file, "encoding", None) or "utf-8"
+    print(text.encode(encoding, "backslashreplace").decode(encoding), file=file, flush=True)
+
+
+def _harmless(character: str) -> bool:
+    return unicodedata.category(character) not in ("Cc", "Cs", "Zl", "Zp") and character not in _REORDERING
+
+
+def markdown(text: str) -> str:
+    """Escapes text for a line or a table cell of Markdown: no tag, link, emphasis or column comes of it."""
+    text = printable(text).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+    return _MARKDOWN.sub(r"\\\g<0>", text)
+
+
+def code(text: str) -> str:
+    """Text as a code span of Markdown, also inside a table cell."""
+    text = printable(text)
+    fence = "`" * (1 + max((len(run) for run in re.findall("`+", text)), default=0))
+    space = " " if text.startswith("`") or text.endswith("`") else ""
+    return f"{fence}{space}{text}{space}{fence}".replace("|", "\\|")
+
+
+def spreadsheet(text: str) -> str:
+    """Text for a cell of a CSV file: what a spreadsheet would take for a formula begins with an apostrophe instead."""
+    text = printable(text)
+    return f"'{text}" if text.startswith(("=", "+", "-", "@")) and not _NUMBER.fullmatch(text) else text
