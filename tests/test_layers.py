@@ -41,7 +41,7 @@ MAY_IMPORT = {
         "report",
     ),
 }
-COMMANDS = {"main", "evaluate", "predict", "export", "doctor"}
+COMMANDS = {"main", "evaluate", "predict", "export", "compile", "doctor"}
 
 
 def room_of(module):

@@ -18,6 +18,7 @@ COMMANDS = {
     "inspect": ("shike_jax.data.inspect", "what a configuration trains on, in numbers and pictures"),
     "report": ("shike_jax.report.__main__", "tables and figures of finished runs"),
     "benchmark": ("shike_jax.benchmark.__main__", "speed on this machine"),
+    "compile": ("shike_jax.compile", "the steps, compiled for TPUs or GPUs that are not there"),
     "doctor": ("shike_jax.doctor", "what this machine offers, and what is wrong"),
 }
 _EPILOG = """\

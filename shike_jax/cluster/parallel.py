@@ -47,10 +47,18 @@ def pmap_step(function: Callable, *, replicated_in: tuple[bool, ...], replicated
 def psum(tree: PyTree) -> PyTree:
     """Sums a pytree over all devices; inside a pmapped function."""
     leaves, structure = jax.tree.flatten(tree)
-    if jax.default_backend() != "cpu" or len(leaves) < 2 or lax.psum(1, AXIS) == 1:
+    if len(leaves) < 2 or lax.psum(1, AXIS) == 1:
         return lax.psum(tree, AXIS)
-    # XLA:CPU runs one all-reduce for every array, one after the other (other backends combine them): a network's
-    # gradients as one vector per dtype wait once instead of hundreds of times.
+    # Of the platform that is compiled for, which need not be the one that computes here.
+    return structure.unflatten(lax.platform_dependent(leaves, cpu=_psum_by_dtype, default=lambda x: lax.psum(x, AXIS)))
+
+
+def _psum_by_dtype(leaves: list[Any]) -> list[Any]:
+    """The same sums of arrays, each dtype as one vector.
+
+    XLA:CPU runs one all-reduce for every array, one after the other (other backends combine them): a network's
+    gradients as one vector wait once instead of hundreds of times.
+    """
     summed: list[Any] = [None] * len(leaves)
     kinds = [jnp.result_type(leaf) for leaf in leaves]
     for kind in dict.fromkeys(kinds):  # in one order on all processes
@@ -59,7 +67,7 @@ def psum(tree: PyTree) -> PyTree:
         vector = lax.psum(jnp.concatenate([jnp.ravel(leaves[place]) for place in places]), AXIS)
         for place, part in zip(places, jnp.split(vector, sizes), strict=True):
             summed[place] = part.reshape(jnp.shape(leaves[place]))
-    return structure.unflatten(summed)
+    return summed
 
 
 def device_index() -> jax.Array:

@@ -60,12 +60,17 @@ class DeviceFeed:
 
     def fetch(self, data: Any, item: Any) -> Batch:
         """Gathers images and labels."""
-        batch = {"mask": item["mask"]}
-        for suffix in ("", "2"):
-            if "index" + suffix in item:
-                batch["image" + suffix] = data["image"][item["index" + suffix]]
-                batch["label" + suffix] = data["label"][item["index" + suffix]]
-        return batch
+        return fetch_rows(data, item)
+
+
+def fetch_rows(data: Any, item: Any) -> Batch:
+    """The batch at `index` (and `index2`) of a part that lies on the device: whole images, one gather of rows."""
+    batch = {"mask": item["mask"]}
+    for suffix in ("", "2"):
+        if "index" + suffix in item:
+            batch["image" + suffix] = data["image"][item["index" + suffix]]
+            batch["label" + suffix] = data["label"][item["index" + suffix]]
+    return batch
 
 
 class HostFeed:

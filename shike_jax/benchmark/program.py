@@ -1,0 +1,168 @@
+"""What a compiled program does on one device, read from XLA: memory, work, collectives, gathers, kernels."""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+import math
+import re
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+
+COLLECTIVES = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute", "collective-broadcast")
+# Instructions of a computation that runs by itself which do no work of their own.
+FREE = {"parameter", "constant", "tuple", "get-tuple-element", "bitcast", "after-all", "partition-id", "replica-id"}
+# A slice of at most so many values is one pixel or less.
+PIXEL_VALUES = 4
+
+_INSTRUCTION = re.compile(r"^\s+(?:ROOT )?%?([\w.-]+) = (.*)$")
+_OPCODE = re.compile(r"(?:^|[\s)}\]])([a-z][\w-]*)\(")
+_ARRAY = re.compile(r"\b(pred|[a-z]+[0-9]+[a-z0-9]*)\[([0-9,]*)\]")
+_HEADER = re.compile(r"^(?:ENTRY )?%?([\w.-]+) .*\{$")
+
+
+@dataclasses.dataclass(frozen=True)
+class Instruction:
+    """One instruction of the optimised program.
+
+    Attributes:
+      computation: it belongs to.
+      name, opcode: as in the text.
+      result: the type before the opcode.
+      text: the whole line.
+    """
+
+    computation: str
+    name: str
+    opcode: str
+    result: str
+    text: str
+
+
+def analyse(compiled: jax.stages.Compiled, pixels: int = 0) -> dict[str, Any]:
+    """Counts of one compiled program, all for one device.
+
+    Args:
+      compiled: on any platform.
+      pixels: of one image; a gather or scatter of single pixels moves at least so many slices. 0: no image.
+
+    Returns:
+      `memory` (bytes: arguments, results, temporaries, code, total with shared ones once), `flops`, `bytes_accessed`
+      (both by the compiler's own count, which takes the body of a loop once), `collectives` {kind: count, bytes},
+      `gathers` and `scatters` {count, of_pixels}, `kernels` {opcode: count} of what runs by itself, `loops`.
+    """
+    instructions = list(parse(compiled.as_text()))
+    costs = compiled.cost_analysis() or {}
+    return {
+        "memory": _memory(compiled),
+        "flops": costs.get("flops"),
+        "bytes_accessed": costs.get("bytes accessed"),
+        "collectives": _collectives(instructions),
+        "gathers": _moves(instructions, "gather", pixels),
+        "scatters": _moves(instructions, "scatter", pixels),
+        "kernels": _kernels(instructions),
+        "loops": sum(one.opcode == "while" for one in instructions),
+    }
+
+
+def parse(text: str) -> Iterator[Instruction]:
+    """Instructions of a program's text as XLA prints it."""
+    computation = ""
+    for line in text.splitlines():
+        if line and not line[0].isspace():
+            header = _HEADER.match(line)
+            computation = header.group(1) if header else ""
+            continue
+        found = _INSTRUCTION.match(line)
+        if computation and found:
+            name, rest = found.groups()
+            opcode = _OPCODE.search(rest)
+            if opcode:
+                yield Instruction(computation, name, opcode.group(1), rest[: opcode.start(1)], line)
+
+
+def array_bytes(text: str) -> int:
+    """Bytes of all arrays that a type names: `(f32[2,3]{1,0}, u8[4])` has 28."""
+    total = 0
+    for kind, sides in _ARRAY.findall(text):
+        bits = 8 if kind == "pred" else int(re.search(r"\d+", kind).group())  # f8e4m3 is of 8 bits too
+        total += math.prod(int(side) for side in sides.split(",") if side) * bits // 8
+    return total
+
+
+def _memory(compiled: jax.stages.Compiled) -> dict[str, int] | None:
+    found = compiled.memory_analysis()
+    if found is None:
+        return None
+    parts = {
+        "arguments": found.argument_size_in_bytes,
+        "results": found.output_size_in_bytes,
+        "shared": found.alias_size_in_bytes,
+        "temporaries": found.temp_size_in_bytes,
+        "code": found.generated_code_size_in_bytes,
+    }
+    return parts | {"total": sum(parts.values()) - 2 * parts["shared"]}
+
+
+def _collectives(instructions: list[Instruction]) -> dict[str, dict[str, int]]:
+    found: dict[str, dict[str, int]] = {}
+    for one in instructions:
+        kind = one.opcode.removesuffix("-start")
+        if kind in COLLECTIVES:
+            entry = found.setdefault(kind, {"count": 0, "bytes": 0})
+            entry["count"] += 1
+            # An asynchronous start names operands and results: half of it is what moves.
+            entry["bytes"] += array_bytes(one.result) // (2 if one.opcode.endswith("-start") else 1)
+    return found
+
+
+def _moves(instructions: list[Instruction], opcode: str, pixels: int) -> dict[str, int]:
+    """Gathers or scatters, and those of them that move an image pixel by pixel."""
+    every = [one for one in instructions if one.opcode == opcode]
+    return {"count": len(every), "of_pixels": sum(_is_of_pixels(one, pixels, instructions) for one in every)}
+
+
+def _is_of_pixels(one: Instruction, pixels: int, instructions: list[Instruction]) -> bool:
+    if not pixels:
+        return False
+    if one.opcode == "gather":
+        sizes = re.search(r"slice_sizes=\{([0-9,]*)\}", one.text)
+        each = math.prod(int(size) for size in sizes.group(1).split(",") if size) if sizes else 1
+        moved = _values(one.result)
+    else:
+        updates = re.search(r"scatter\((.*?)\)", one.text).group(1).split(",")[-1].strip().lstrip("%").split(" ")[-1]
+        producer = [i for i in instructions if i.computation == one.computation and i.name == updates.lstrip("%")]
+        moved = _values(producer[0].result) if producer else _values(one.result)
+        window = re.search(r"update_window_dims=\{([0-9,]*)\}", one.text)
+        dimensions = [int(d) for d in window.group(1).split(",") if d] if window else []
+        shape = _shape(producer[0].result) if producer else ()
+        each = math.prod(shape[d] for d in dimensions if d < len(shape))
+    return each <= PIXEL_VALUES and moved // max(each, 1) >= pixels
+
+
+def _shape(result: str) -> tuple[int, ...]:
+    found = _ARRAY.search(result)
+    return tuple(int(side) for side in found.group(2).split(",") if side) if found else ()
+
+
+def _values(result: str) -> int:
+    return math.prod(_shape(result))
+
+
+def _kernels(instructions: list[Instruction]) -> dict[str, int]:
+    """What runs by itself: instructions of the entry and of the bodies of loops and conditions, not inside fusions."""
+    inside = set()
+    for one in instructions:
+        if one.opcode not in ("while", "conditional", "call"):
+            inside.update(re.findall(r"(?:calls|to_apply)=%?([\w.-]+)", one.text))
+            inside.update(
+                *(c.replace("%", "").split(", ") for c in re.findall(r"called_computations=\{(.*?)\}", one.text))
+            )
+    counts = collections.Counter(
+        one.opcode
+        for one in instructions
+        if one.computation not in inside and one.opcode not in FREE and not one.opcode.endswith("-done")
+    )
+    return dict(counts.most_common())

@@ -1,0 +1,136 @@
+"""Devices that are not there: what a compiler needs to know of them, for programs compiled ahead of time.
+
+TPUs are described by libtpu, which holds the TPU compiler and needs no TPU for it. A GPU is described by the text of
+XLA's own device description, which JAX's CUDA plugin takes in place of a GPU.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.util
+import os
+from typing import Any
+
+import jax
+
+from shike_jax.errors import UserError
+
+GIB = 1 << 30
+# Memory of a chip in bytes: Google's and NVIDIA's published sizes.
+TPU_MEMORY = {"v4": 32 * GIB, "v5e": 16 * GIB, "v5p": 95 * GIB, "v6e": 32 * GIB}
+# name: (marketing name, bytes of memory, bytes a second)
+GPUS = {
+    "h100": ("NVIDIA H100 80GB HBM3", 80 * 10**9, 3_350 * 10**9),
+    "h200": ("NVIDIA H200", 141 * 10**9, 4_800 * 10**9),
+}
+EXPECTED = "tpu:v5e:4x4 (or v4, v5p, v6e with its chips, such as tpu:v5p:2x2x2), gpu:h100 or gpu:h200"
+
+# What XLA asks of a GPU's description. Both GPUs are of compute capability 9.0 with 132 multiprocessors: the figures
+# are NVIDIA's published ones for that generation.
+_HOPPER = """
+gpu_device_info {{
+  name: "{name}"
+  device_vendor: "NVIDIA Corporation"
+  cuda_compute_capability {{ major: 9 minor: 0 }}
+  core_count: 132
+  fpus_per_core: 128
+  clock_rate_ghz: 1.98
+  threads_per_warp: 32
+  threads_per_block_limit: 1024
+  threads_per_core_limit: 2048
+  thread_dim_limit_x: 1024
+  thread_dim_limit_y: 1024
+  thread_dim_limit_z: 64
+  block_dim_limit_x: 2147483647
+  block_dim_limit_y: 65535
+  block_dim_limit_z: 65535
+  registers_per_core_limit: 65536
+  registers_per_block_limit: 65536
+  shared_memory_per_block: 49152
+  shared_memory_per_block_optin: 232448
+  shared_memory_per_core: 233472
+  l2_cache_size: 52428800
+  memory_bandwidth: {bandwidth}
+  device_memory_size: {memory}
+  device_address_bits: 64
+}}
+platform_name: "CUDA"
+dnn_version_info {{ major: 9 minor: 10 patch: 0 }}
+device_description_str: "{name}"
+"""
+
+
+@dataclasses.dataclass(frozen=True)
+class Topology:
+    """Devices to compile for.
+
+    Attributes:
+      text: as the user wrote it.
+      platform: tpu or cuda.
+      devices: as JAX describes them; they can be compiled for, not computed on.
+      memory: bytes of one device.
+    """
+
+    text: str
+    platform: str
+    devices: list[Any]
+    memory: int
+
+
+def describe(text: str) -> Topology:
+    """The devices behind `tpu:GENERATION:SHAPE` or `gpu:NAME`.
+
+    To be called before this process first uses JAX: JAX itself computes on the CPU.
+
+    Raises:
+      UserError: an unknown topology, or the compiler for it is not installed.
+    """
+    platform, _, rest = text.partition(":")
+    jax.config.update("jax_platforms", "cpu")
+    if platform == "tpu":
+        return _describe_tpu(text, *rest.partition(":")[::2])
+    if platform == "gpu" and rest in GPUS:
+        return _describe_gpu(text, rest)
+    raise UserError(f"--topology={text}: expected {EXPECTED}")
+
+
+def _describe_tpu(text: str, generation: str, shape: str) -> Topology:
+    if generation not in TPU_MEMORY or not shape:
+        raise UserError(f"--topology={text}: expected {EXPECTED}")
+    if importlib.util.find_spec("libtpu") is None:
+        raise UserError(
+            f"--topology={text}: the TPU compiler (libtpu) is not installed; it needs no TPU: "
+            f'pip install "jax[tpu]=={jax.__version__}"'
+        )
+    # libtpu asks Google's metadata server for the machine it is on, unless it is told not to.
+    os.environ.update({"TPU_SKIP_MDS_QUERY": "1", "TPU_WORKER_HOSTNAMES": "localhost"})
+    from jax.experimental import topologies
+
+    try:
+        devices = topologies.get_topology_desc(platform="tpu", topology_name=f"{generation}:{shape}").devices
+    except Exception as error:  # libtpu's own kinds
+        raise UserError(f"--topology={text}: {' '.join(str(error).split())[:300]}; expected {EXPECTED}") from error
+    chips = 1
+    for side in shape.split("x"):
+        chips *= int(side)
+    return Topology(text, "tpu", list(devices), TPU_MEMORY[generation] * chips // len(devices))
+
+
+def _describe_gpu(text: str, name: str) -> Topology:
+    plugin = next((n for n in (13, 12) if importlib.util.find_spec(f"jax_cuda{n}_plugin")), None)
+    if plugin is None:
+        raise UserError(
+            f"--topology={text}: JAX's CUDA plugin is not installed; it needs no GPU to compile: "
+            f'pip install "jax[cuda13]=={jax.__version__}"'
+        )
+    from jax.experimental import topologies
+
+    # Without a GPU nothing can be timed, so kernels are chosen by rule.
+    os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_gpu_autotune_level=0".strip()
+    title, memory, bandwidth = GPUS[name]
+    target = _HOPPER.format(name=title, memory=memory, bandwidth=bandwidth)
+    try:
+        found = topologies.get_topology_desc(name, "cuda", target_config=target, topology="1x1x1")
+    except Exception as error:  # the plugin's own kinds
+        raise UserError(f"--topology={text}: {' '.join(str(error).split())[:300]}") from error
+    return Topology(text, "cuda", list(found.devices), memory)

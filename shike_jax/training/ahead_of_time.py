@@ -1,0 +1,196 @@
+"""The training and the evaluation step as programs for devices that are not there, from a configuration alone.
+
+The per-device functions are those of a run (`train_step`, `eval_step`). No data are read: images, labels and weights
+are shapes, and the numbers of images and classes are those of the published data sets.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from ml_collections import ConfigDict
+
+from shike_jax import models
+from shike_jax.augment import make_eval_transform
+from shike_jax.cluster import parallel
+from shike_jax.config import to_plain
+from shike_jax.data import sampling, views
+from shike_jax.data.feeds import fetch_rows
+from shike_jax.data.splits import longtail_counts
+from shike_jax.errors import UserError
+from shike_jax.training import optim, steps
+from shike_jax.training.state import TrainState, variables_of
+
+PyTree = Any
+# name of `config.data.name`: classes, training and evaluation images, as published; CIFAR before it is made long-tailed
+PUBLISHED = {
+    "cifar10": (10, 50_000, 10_000),
+    "cifar100": (100, 50_000, 10_000),
+    "imagenet_lt": (1000, 115_846, 50_000),
+    "places_lt": (365, 62_500, 36_500),
+    "places365_small": (365, 62_500, 36_500),
+    "i_naturalist2018": (8142, 437_513, 24_426),
+    "digits": (10, 1_000, 300),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Sizes:
+    """What a compiled step depends on of the data.
+
+    Attributes:
+      class_counts: int64 [C] of the training images.
+      train, test: numbers of images.
+    """
+
+    class_counts: np.ndarray
+    train: int
+    test: int
+
+
+def published_sizes(config: ConfigDict, classes: int = 0, images: int = 0) -> Sizes:
+    """Sizes of the configuration's data set; `classes` and `images` (training) win where they are given.
+
+    Raises:
+      UserError: a data set of unknown size, or a long-tailed rule that leaves a class without images.
+    """
+    data = config.data
+    name = "digits" if data.source == "digits" else data.name
+    if name not in PUBLISHED and not classes:
+        raise UserError(
+            f"config.data.name={data.name!r}: its size is not known; expected --classes=C and --images=N too"
+        )
+    known, train, test = PUBLISHED.get(name, (classes, 100 * classes, 10 * classes))
+    count = classes or known
+    if name.startswith("cifar") and data.profile != "natural" and not images:
+        counts = longtail_counts(train // known, count, data.imbalance_factor, data.profile)
+    else:
+        counts = np.full(count, max((images or train) // count, 1), np.int64)
+    return Sizes(counts, images or (int(counts.sum()) if name.startswith("cifar") else train), test)
+
+
+@dataclasses.dataclass(frozen=True)
+class Steps:
+    """What lowers a configuration's steps over given devices.
+
+    Attributes:
+      config: validated.
+      sizes: of the data.
+      devices: to compile for.
+      platform: of the devices, in JAX's terms.
+    """
+
+    config: ConfigDict
+    sizes: Sizes
+    devices: Sequence[Any]
+    platform: str
+
+    def train(self, stage: str, batch: int) -> jax.stages.Lowered:
+        """One optimiser step of a stage: (state, data, inputs) -> (state, sums), the state donated.
+
+        Args:
+          stage: of `config.run`.
+          batch: global number of images.
+
+        Raises:
+          UserError: the batch cannot be split evenly.
+        """
+        variables, network = self._variables(), self._network()
+        fields = self.config.stages[stage]
+        unused = tuple(f"heads/{heads}/" for heads in models.HEAD_SETS if heads != fields.heads)
+        trainable = optim.trainable_mask(variables["params"], fields.train, unused)
+        updated = jax.tree.map(lambda _: True, trainable) if fields.decay_frozen else trainable
+        optimizer = optim.sgd(fields.momentum, fields.weight_decay)
+        each = sampling.steps_per_epoch(self.sizes.train, batch, fields.keep_last)
+        program = steps.Program(
+            network=network,
+            stage=to_plain(fields),
+            class_counts=self.sizes.class_counts,
+            trainable=trainable,
+            updated=updated,
+            optimizer=optimizer,
+            schedule=optim.learning_rate(fields, fields.epochs, each),
+            augment=views.device_augment(self.config, network.dtype),
+            key=jax.random.key(self.config.seed),
+        )
+        opt_state = jax.eval_shape(optimizer.init, optim.select(variables["params"], updated))
+        step = jax.ShapeDtypeStruct((), jnp.int32)
+        state = TrainState(step, variables["params"], variables["batch_stats"], opt_state)
+
+        def call(state: TrainState, data: PyTree, inputs: PyTree) -> tuple[TrainState, PyTree]:
+            return steps.train_step(program, state, self._fetch(data, inputs))[:2]
+
+        inputs = self._inputs(batch, f"config.stages.{stage}.batch_size", fields.sampler == "paired")
+        return self._lower(call, state, self._data(self.sizes.train), inputs, donate=True)
+
+    def evaluate(self, heads: str, batch: int) -> jax.stages.Lowered:
+        """One evaluation step: (state, data, inputs) -> counts; raises as `train`."""
+        variables, network, data = self._variables(), self._network(), self.config.data
+        transform = make_eval_transform(mean=data.mean, std=data.std, dtype=network.dtype)
+        state = TrainState(jax.ShapeDtypeStruct((), jnp.int32), variables["params"], variables["batch_stats"], ())
+
+        def call(state: TrainState, data: PyTree, inputs: PyTree) -> PyTree:
+            return steps.eval_step(network, heads, transform, variables_of(state), self._fetch(data, inputs))
+
+        inputs = self._inputs(batch, "config.eval.batch_size")
+        return self._lower(call, state, self._data(self.sizes.test), inputs, donate=False)
+
+    def _network(self) -> models.ExpertNetwork:
+        axis = parallel.AXIS if self.config.train.sync_bn else None
+        return models.build_model(
+            self.config.model, len(self.sizes.class_counts), dtype=jnp.dtype(self.config.dtype), axis_name=axis
+        )
+
+    def _variables(self) -> PyTree:
+        network, size = self._network(), self.config.data.image_size
+        images = jax.ShapeDtypeStruct((1, size, size, 3), network.dtype)
+        return dict(jax.eval_shape(functools.partial(network.init, method="init_all"), jax.random.key(0), images))
+
+    def _data(self, images: int) -> PyTree:
+        """What every device holds of a part: all of its images where they are small."""
+        if views.is_decoded_on_host(self.config.data):
+            return {}
+        size = self.config.data.image_size
+        return {
+            "image": jax.ShapeDtypeStruct((images, size, size, 3), jnp.uint8),
+            "label": jax.ShapeDtypeStruct((images,), jnp.int32),
+        }
+
+    def _inputs(self, batch: int, field: str, paired: bool = False) -> PyTree:
+        if batch % len(self.devices):
+            raise UserError(f"{field}={batch}: expected a multiple of the {len(self.devices)} devices")
+        size = self.config.data.image_size
+        inputs = {"mask": jax.ShapeDtypeStruct((batch,), jnp.float32)}
+        for suffix in ("", "2") if paired else ("",):
+            if views.is_decoded_on_host(self.config.data):
+                inputs["image" + suffix] = jax.ShapeDtypeStruct((batch, size, size, 3), jnp.uint8)
+                inputs["label" + suffix] = jax.ShapeDtypeStruct((batch,), jnp.int32)
+            else:
+                inputs["index" + suffix] = jax.ShapeDtypeStruct((batch,), jnp.int32)
+        return inputs
+
+    def _fetch(self, data: PyTree, inputs: PyTree) -> PyTree:
+        return fetch_rows(data, inputs) if data else inputs
+
+    def _lower(self, call: Callable, state: PyTree, data: PyTree, inputs: PyTree, donate: bool) -> jax.stages.Lowered:
+        mesh = Mesh(np.array(self.devices), (parallel.AXIS,))
+        whole, split = PartitionSpec(), PartitionSpec(parallel.AXIS)
+
+        def placed(tree: PyTree, spec: PartitionSpec) -> PyTree:
+            sharding = NamedSharding(mesh, spec)
+            return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), tree)
+
+        mapped = jax.shard_map(call, mesh=mesh, in_specs=(whole, whole, split), out_specs=whole, check_vma=False)
+        arguments = placed(state, whole), placed(data, whole), placed(inputs, split)
+        return (
+            jax.jit(mapped, donate_argnums=(0,) if donate else ())
+            .trace(*arguments)
+            .lower(lowering_platforms=(self.platform,))
+        )
