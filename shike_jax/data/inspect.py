@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 
 from shike_jax.cli.flags import load_config
 from shike_jax.cli.parser import Parser
-from shike_jax.data import sources
+from shike_jax.data import fonts, sources
 from shike_jax.data.host_pipeline import HostPipeline
 from shike_jax.data.splits import Split
 from shike_jax.data.types import Source
@@ -108,7 +108,8 @@ def sample_sheet(source: Source, config: ConfigDict) -> tuple[list[str], np.ndar
     normalised = np.asarray(jax.jit(augment)(views, jax.random.split(jax.random.key(config.seed), len(index))))
     views = np.clip(np.round((normalised * std + mean) * 255), 0, 255).astype(np.uint8)
     sheet = np.concatenate([originals[:, None], views.reshape(len(rows), VIEWS, *views.shape[1:])], axis=1)
-    return [split.class_names[c] for c in classes], sheet
+    names = fonts.names_or_numbers(split.class_names)
+    return [names[c] for c in classes], sheet
 
 
 def draw(source: Source, config: ConfigDict, path: Path) -> None:
@@ -135,6 +136,7 @@ def draw(source: Source, config: ConfigDict, path: Path) -> None:
         sheet.set_title("image as is, then augmented")
         for row, name in enumerate(names):
             sheet.text(-0.1 * side, (row + 0.5) * side, name, ha="right", va="center", fontsize=8)
+    fonts.fit(figure)
     figure.tight_layout()
     figure.savefig(path, dpi=150)
     plt.close(figure)

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from shike_jax.data import fonts
 from shike_jax.report import style
 from shike_jax.report.curves import Curve
 
@@ -75,7 +76,7 @@ def best_expert_per_class(summary: Mapping[str, Any], model: Mapping[str, Any], 
     axes.set(xlabel="class, from most to fewest training images", ylabel="accuracy of its best expert (%)")
     axes.set(ylim=(-3, 114), yticks=range(0, 101, 20), xlim=(0.48 - 0.02 * len(rank), 0.52 + 1.02 * len(rank)))
     if len(rank) <= FEW_CLASSES:
-        axes.set_xticks(rank, np.array(summary["data"]["class_names"])[classes])
+        axes.set_xticks(rank, np.array(fonts.names_or_numbers(summary["data"]["class_names"]))[classes])
     style.legend_below(drawn, axes, 2)
     return style.save(drawn, path)
 

@@ -12,6 +12,8 @@ import matplotlib
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from shike_jax.data import fonts
+
 # Okabe and Ito's palette, without its yellow, which is too light on paper.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000", "#7F7F7F")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
@@ -62,6 +64,7 @@ def legend_below(drawn: Figure, axes: Any, columns: int) -> None:
 
 def save(drawn: Figure, path: Path) -> Path:
     """Writes a PNG; returns its path."""
+    fonts.fit(drawn)
     drawn.savefig(path, dpi=DPI, metadata={"Software": None})
     return path
 
