@@ -1,7 +1,10 @@
 #!/usr/bin/env bash
 # From nothing to a trained long-tailed classifier on real handwritten digits, and its table. Safe to run twice.
-# Arguments go to the program: `bash launch/quickstart.sh --config.seed=1`; WORKDIR names another directory.
+# Arguments go to the program: `bash launch/quickstart.sh --config.seed=1`. WORKDIR names another directory for the run,
+# SHIKE_VENV another virtual environment; both are relative to where you stand.
 set -euo pipefail
+[[ ${SHIKE_VENV:-/} == /* ]] || SHIKE_VENV=$PWD/$SHIKE_VENV
+[[ ${WORKDIR:-/} == /* ]] || WORKDIR=$PWD/$WORKDIR
 cd "$(dirname "$0")/.."
 source launch/environment.sh
 workdir=${WORKDIR:-runs/quickstart}

@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Runs the tests; makes the environment first if need be. Arguments go to pytest: `bash launch/test.sh -m slow`.
 set -euo pipefail
+[[ ${SHIKE_VENV:-/} == /* ]] || SHIKE_VENV=$PWD/$SHIKE_VENV
 cd "$(dirname "$0")/.."
 source launch/environment.sh
 export JAX_PLATFORMS=${JAX_PLATFORMS:-cpu} TF_CPP_MIN_LOG_LEVEL=3

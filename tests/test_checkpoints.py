@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from shike_jax.errors import UserError
+from shike_jax.storage import checkpoints
 from shike_jax.storage.checkpoints import Checkpoints, load_weights, remove_unfinished, restore_into, save_weights
 from shike_jax.training.state import TrainState
 
@@ -45,6 +46,30 @@ def assert_is(loaded: tuple, step: int) -> None:
         assert get(state).dtype == get(want).dtype
         assert np.array_equal(np.asarray(get(state)), np.asarray(get(want)))
     assert state.opt_state["trace"]["heads"] is None
+
+
+def test_files_do_not_name_the_place_where_they_were_written(tmp_path):
+    place = tmp_path / "home_of_someone"
+    save_weights(place / "weights", {"params": {"kernel": np.ones((2, 3), np.float32)}}, make_meta(1))
+    rolling = Checkpoints(str(place), keep=1)
+    rolling.save(7, make_state(7), make_meta(7))
+    rolling.close()
+    files = [path for path in place.rglob("*") if path.is_file()]
+    assert len(files) > 10
+    assert not [path for path in files if place.name.encode() in path.read_bytes()]
+    shutil.move(place, tmp_path / "elsewhere")
+    tree, _ = load_weights(tmp_path / "elsewhere" / "weights")
+    np.testing.assert_array_equal(tree["params"]["kernel"], np.ones((2, 3)))
+    assert_is(Checkpoints(str(tmp_path / "elsewhere"), keep=1).restore(pytest.fail), 7)
+
+
+def test_weights_with_the_path_of_their_machine_still_load(tmp_path, monkeypatch):
+    """As they were written up to version 0.1.0."""
+    monkeypatch.setattr(checkpoints, "_forget_place", lambda folder: None)
+    save_weights(tmp_path / "weights", {"params": {"kernel": np.ones((2, 3), np.float32)}}, make_meta(1))
+    assert str(tmp_path) in (tmp_path / "weights" / "commit_success.txt").read_text()
+    shutil.move(tmp_path / "weights", tmp_path / "moved")
+    np.testing.assert_array_equal(load_weights(tmp_path / "moved")[0]["params"]["kernel"], np.ones((2, 3)))
 
 
 @pytest.fixture(scope="module")

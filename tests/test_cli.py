@@ -44,6 +44,25 @@ def test_help_of_every_command_is_a_page(command, capsys):
     assert "usage: python -m shike_jax" in page and "example" in page
 
 
+MODULES = sorted(
+    ".".join(path.relative_to(ROOT).with_suffix("").parts)
+    for path in (ROOT / "shike_jax").rglob("*.py")
+    if 'if __name__ == "__main__"' in path.read_text() and path.name != "load_exported.py"
+)
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_every_command_tells_its_version(name, capsys):
+    module = importlib.import_module(name)
+    for arguments in (["--version"], ["--config=absent", "--version"]):
+        assert exit_code(module.main, arguments) == 0
+        out = capsys.readouterr().out
+        assert out.startswith("shike_jax ") and f"jax {metadata.version('jax')}" in out
+        assert len(out.splitlines()) == 1
+    if "run_main(" not in (ROOT / f"{name.replace('.', '/')}.py").read_text():
+        pytest.fail("does not start through run_main")
+
+
 def test_help_of_the_command_lists_all(capsys):
     for arguments in ([], ["--help"], ["help"]):
         assert exit_code(cli.main, arguments) == 0

@@ -57,6 +57,67 @@ def test_local_multiprocess_starts_each_process_and_passes_its_failure_on(tmp_pa
     ]
 
 
+FAKE_PYTHON = """#!/bin/bash
+# A Python whose pip finds everything there or not, and which tells what it is asked for.
+echo "$PWD: $*" >> "$CALLS"
+[[ $* == *--dry-run* ]] && exit "${LACKS:-0}"
+[[ $* == *"-m venv"* ]] && mkdir -p "${!#}/bin" && cp "$0" "${!#}/bin/python"
+exit 0
+"""
+
+
+@pytest.fixture
+def quickstart(tmp_path):
+    """Runs the script from another folder than the project's; returns its status, errors and the calls of Python."""
+    (tmp_path / "bin").mkdir()
+    for path in (tmp_path / "bin" / "python3", tmp_path / "existing" / "bin" / "python"):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(FAKE_PYTHON)
+        path.chmod(0o755)
+    calls = tmp_path / "calls"
+
+    def started(**environment):
+        calls.write_text("")
+        path = f"{tmp_path / 'bin'}:{os.environ['PATH']}"
+        inherited = {k: v for k, v in os.environ.items() if k not in ("SHIKE_VENV", "WORKDIR", "SHIKE_INSTALL")}
+        done = subprocess.run(
+            ["bash", str(LAUNCH / "quickstart.sh")],
+            cwd=tmp_path,
+            env={**inherited, "PATH": path, "CALLS": str(calls), **environment},
+            capture_output=True,
+            text=True,
+            timeout=60,
+        )
+        return done.returncode, done.stderr, calls.read_text().splitlines()
+
+    return started
+
+
+def test_the_quickstart_s_directories_are_relative_to_where_the_user_stands(quickstart, tmp_path):
+    status, errors, calls = quickstart(WORKDIR="my runs/a", SHIKE_VENV="new")
+    assert status == 0, errors
+    assert (tmp_path / "new" / "bin" / "python").exists()
+    assert all(call.startswith(f"{ROOT}: ") for call in calls)
+    assert f"--workdir={tmp_path}/my runs/a" in calls[-2] and calls[-1].endswith(f"summary {tmp_path}/my runs/a")
+    assert sum("pip install" in call for call in calls) == 1
+    status, _, calls = quickstart(WORKDIR="/tmp/absolute", SHIKE_VENV="new")
+    assert status == 0 and "--workdir=/tmp/absolute" in calls[-2]
+    assert not any("pip install" in call for call in calls)  # filled already
+
+
+def test_an_environment_of_someone_else_s_is_not_filled_without_asking(quickstart, tmp_path):
+    status, errors, calls = quickstart(SHIKE_VENV="existing", LACKS="1")
+    assert status == 2 and "was not made by this project" in errors and "SHIKE_INSTALL=yes" in errors
+    assert ["--dry-run" in call for call in calls] == [True]
+    status, errors, calls = quickstart(SHIKE_VENV="existing")
+    assert status == 0, errors
+    assert not [call for call in calls if "pip install" in call and "--dry-run" not in call]
+    assert os.listdir(tmp_path / "existing") == ["bin"]
+    status, _, calls = quickstart(SHIKE_VENV="existing", LACKS="1", SHIKE_INSTALL="yes")
+    assert status == 0
+    assert [call for call in calls if "pip install" in call and "--dry-run" not in call]
+
+
 # --- TPU pods -------------------------------------------------------------------------------------------------------
 
 

@@ -7,6 +7,7 @@ import importlib
 from collections.abc import Mapping, Sequence
 from typing import Any, NoReturn
 
+from shike_jax import __version__
 from shike_jax.errors import UserError
 
 
@@ -17,6 +18,8 @@ class Parser(argparse.ArgumentParser):
         """Args: as for ArgumentParser; epilog: examples and remarks, printed as they are."""
         settings = {"formatter_class": argparse.RawDescriptionHelpFormatter, "allow_abbrev": False, **settings}
         super().__init__(prog=prog, description=description, epilog=epilog, **settings)
+        # `errors.run_main` answers before anything is parsed; here the option gets its line on the help page.
+        self.add_argument("--version", action="version", version=__version__, help="print versions and exit")
 
     def error(self, message: str) -> NoReturn:
         """Raises UserError naming the help page."""

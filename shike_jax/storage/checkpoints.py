@@ -37,6 +37,7 @@ from shike_jax.storage.workdir import write_json
 PyTree = Any
 Meta = dict[str, Any]
 _DAMAGED = "damaged-"
+_COMMITTED = "commit_success.txt"  # Orbax asks whether it is there, not what it says
 
 
 def digest(tree: PyTree) -> str:
@@ -117,6 +118,7 @@ class Checkpoints:
         meta = {**meta, "digest": digest(tree)}
         args = ocp.args.Composite(state=ocp.args.StandardSave(tree), meta=ocp.args.JsonSave(meta))
         self._manager.save(step, args=args)
+        _forget_place(self.root / str(step))
         manifest.write(self.root / str(step))
         write_json(self._note, {"step": step})
 
@@ -206,6 +208,7 @@ def save_weights(directory: Any, variables: PyTree, meta: Meta) -> None:
         )
         with _checkpointer() as checkpointer:
             checkpointer.save(_absolute(directory), args=args)
+        _forget_place(_absolute(directory))
         manifest.write(_absolute(directory))
     parallel.barrier("weights written")
 
@@ -271,6 +274,13 @@ def _checkpointer() -> ocp.Checkpointer:
     options = ocp.CompositeOptions(multiprocessing_options=_alone())
     handler = ocp.CompositeCheckpointHandler(composite_options=options)
     return ocp.Checkpointer(handler, multiprocessing_options=_alone())
+
+
+def _forget_place(folder: epath.Path) -> None:
+    """Takes the absolute path out of Orbax's marks of completion: weights that are given away do not name a machine."""
+    for place in (folder, *(child for child in folder.iterdir() if child.is_dir())):
+        if (place / _COMMITTED).exists():
+            (place / _COMMITTED).write_text("Checkpoint commit was successful")
 
 
 def _steps(root: epath.Path) -> list[int]:
