@@ -9,6 +9,9 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 
 
+GOLDEN = ROOT / "tests" / "golden"
+
+
 @pytest.fixture(scope="session")
 def shared() -> pathlib.Path:
     """The folder with golden files and real data: $SHIKE_SHARED, else ../shared beside the repository."""

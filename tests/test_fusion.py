@@ -19,7 +19,8 @@ from shike_jax import config as schema
 from shike_jax import models
 from shike_jax.cluster import parallel
 from shike_jax.methods import exchange as fusion
-from shike_jax.training import optim, steps
+from shike_jax.training import steps
+from shike_jax.training.program import make_program
 from shike_jax.training.state import start_stage
 
 EXPECTED_DEVICES = "SHIKE_TEST_DEVICES"  # variable set for the copy of this file that runs on several
@@ -144,17 +145,9 @@ def step_and_references(name, rho, step, cache={}):  # noqa: B006
             exchange=rho,
             sampler="paired" if rho else "balanced",
         )
-        trainable = optim.trainable_mask(variables["params"], stage.train)
-        program = steps.Program(
-            network=models.build_model(model, CLASSES, axis_name=parallel.AXIS),
-            stage=schema.to_plain(stage),
-            class_counts=jnp.ones(CLASSES),
-            trainable=trainable,
-            updated=trainable,
-            optimizer=optim.sgd(stage.momentum, stage.weight_decay),
-            schedule=optim.learning_rate(stage, 1, 1),
-            augment=normalise,
-            key=jax.random.key(8),
+        network = models.build_model(model, CLASSES, axis_name=parallel.AXIS)
+        program = make_program(
+            stage, network, variables["params"], np.ones(CLASSES), normalise, jax.random.key(8), 1, 1
         )
         train = {"train_trunk": True, "train_experts": True, "mask": batch["mask"]}
         features = jax.jit(
@@ -164,7 +157,7 @@ def step_and_references(name, rho, step, cache={}):  # noqa: B006
         rows = [np.stack([reference_rows(m, batch) for m in side]) for side in maps]
         cache[name, rho] = (program, steps.compile_train(program, lambda data, item: item), variables, rows)
     program, call, variables, rows = cache[name, rho]
-    state = start_stage(variables, program.optimizer, program.trainable).replace(step=np.int32(step))
+    state = start_stage(variables, program.optimizer, program.updated).replace(step=np.int32(step))
     inputs = jax.tree.map(lambda x: x[:, None], parallel.split_batch(batch))
     after, sums = call(parallel.replicate(state), (), inputs)
     assert float(sums["count"]) == BATCH - PADDED

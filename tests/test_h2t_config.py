@@ -1,5 +1,7 @@
 """The H2T configuration: the authors' settings, and the exchange as an option elsewhere."""
 
+import functools
+
 import jax
 import numpy as np
 import pytest
@@ -8,8 +10,9 @@ from shike_jax import models
 from shike_jax.cli import flags
 from shike_jax.data import splits
 from shike_jax.errors import UserError
+from shike_jax.methods import LOSSES, SCHEDULES, StageLength
 from shike_jax.models.resnet import BasicBlock, Mode
-from shike_jax.training import optim
+from shike_jax.training.trainable import select, trainable_mask
 
 FILE = "configs/h2t_cifar.py"
 
@@ -25,7 +28,8 @@ def load(*arguments):
 
 def rates(stage, epochs):
     """The learning rate of each epoch, 85 steps long."""
-    at = optim.learning_rate(stage, stage.epochs, 85)
+    length = StageLength(stage.lr, stage.epochs, 85)
+    at = functools.partial(SCHEDULES[stage.schedule].function, stage=length)
     return [float(at(np.int32(85 * e))) for e in range(epochs)]
 
 
@@ -39,7 +43,7 @@ def test_stages_follow_the_authors_settings():
     assert one.heads == two.heads == "representation"  # stage two goes on with stage one's classifier
     assert {one.weight_decay, two.weight_decay} == {5e-4}
     for stage in (one, two):
-        assert stage.loss.to_dict() == {"form": "official", "ce": 1.0, "nt": 0.0, "mu": 0.0, "balanced": 0.0}
+        assert {name: stage.loss[name] for name in LOSSES if stage.loss[name]} == {"ce": 1.0}
         assert (stage.bn_trunk, stage.bn_experts, stage.momentum, stage.keep_last) == ("batch", "batch", 0.9, True)
     assert (config.data.subset, config.data.divisions) == ("h2t", "h2t")
     # 0.1 and 0.1 * 0.2, times (1 + cos(pi e / T)) / 2 by hand.
@@ -55,7 +59,7 @@ def test_the_network_is_the_plain_resnet32():
     )
     # He et al.'s 0.46 M with a classifier of 10: 464,154; less 650, plus two of 6,500 (100 classes).
     assert models.num_parameters(shapes["params"]) == 464_154 - 650 + 2 * 6_500
-    trained = optim.select(shapes["params"], optim.trainable_mask(shapes["params"], config.stages.h2t.train))
+    trained = select(shapes["params"], trainable_mask(shapes["params"], config.stages.h2t.train))
     assert models.num_parameters(trained) == 6_500
 
 

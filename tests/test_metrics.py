@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from sklearn import metrics as sk
 
+from shike_jax.methods import scores
 from shike_jax.training import metrics
 
 M, N, C = 3, 400, 7
@@ -56,22 +57,6 @@ def test_divisions_are_means_over_classes(case, result):
     assert result["few"] == pytest.approx(np.mean(result["per_class"][5:]), abs=1e-3)
 
 
-def test_counts_of_training_and_of_evaluation_agree(case, result):
-    counts = {k: np.asarray(v) for k, v in metrics.count_correct(*case, np.ones(N, np.float32)).items()}
-    summary = metrics.summarise(counts, DIVISIONS)
-    assert {k: result[k] for k in summary if k != "loss"} == {k: v for k, v in summary.items() if k != "loss"}
-    assert result["loss"] == pytest.approx(summary["loss"], rel=1e-5)
-
-
-def test_padding_does_not_count(case):
-    logits, labels = case
-    mask = (np.arange(N) < 300).astype(np.float32)
-    padded = metrics.count_correct(logits, labels, mask)
-    alone = metrics.count_correct(logits[:, :300], labels[:300], np.ones(300, np.float32))
-    for name in alone:
-        np.testing.assert_allclose(padded[name], alone[name], rtol=1e-5)
-
-
 def test_ties_count_for_the_lower_class():
     logits = np.zeros((1, 3, 4), np.float32)
     found = metrics.per_example(logits, np.array([0, 1, 3]))
@@ -83,7 +68,7 @@ def test_hardest_negative_is_the_largest_wrong_probability(case, examples):
     p = probabilities(case)
     p[np.arange(N), case[1]] = -1
     np.testing.assert_allclose(examples["hardest_negative"], p.max(1), rtol=1e-5)
-    found = metrics.hardest_negative(np.array([0.05, 0.12, 0.13, 0.9]), bins=10)
+    found = scores.hardest_negative(np.array([0.05, 0.12, 0.13, 0.9]), bins=10)
     assert found["share"] == [25, 50, 0, 0, 0, 0, 0, 0, 0, 25]
     assert (found["mean"], found["above_half"]) == (0.3, 25)
 
@@ -92,18 +77,18 @@ def test_calibration_by_hand():
     # Two bins: (0, .5] holds .4 right and .5 wrong: |.45 - .5| * 2/5; (.5, 1] holds .6 wrong, .8 right, 1.0 right:
     # |.8 - 2/3| * 3/5. In all (0.1 + 0.4) / 5.
     confidence, right = np.array([0.4, 0.5, 0.6, 0.8, 1.0]), np.array([True, False, False, True, True])
-    found = metrics.calibration(confidence, right, bins=2)
+    found = scores.calibration(confidence, right, bins=2)
     assert found["ece"] == pytest.approx(10.0)
     assert found["count"] == [2, 3]
     assert found["confidence"] == pytest.approx([0.45, 0.8])
     assert found["accuracy"] == pytest.approx([0.5, 2 / 3], abs=1e-6)
-    empty = metrics.calibration(np.array([0.9]), np.array([True]))
+    empty = scores.calibration(np.array([0.9]), np.array([True]))
     assert (empty["ece"], empty["accuracy"][0], empty["count"][13]) == (pytest.approx(10.0), None, 1)
 
 
 def test_f1_leaves_out_classes_that_never_occur():
     labels, predicted = np.array([0, 0, 1, 1]), np.array([0, 1, 1, 2])
-    found = metrics.f1_scores(predicted, labels, 4)
+    found = scores.f1_scores(predicted, labels, 4)
     # class 0: 2*1/(2+1); class 1: 2*1/(2+2); class 2 predicted but never right; class 3 nowhere.
     np.testing.assert_allclose(found[:3], [2 / 3, 0.5, 0])
     assert np.isnan(found[3])
@@ -112,7 +97,7 @@ def test_f1_leaves_out_classes_that_never_occur():
 
 def test_agreement_by_hand():
     labels = np.array([0, 1, 2, 3])
-    found = metrics.agreement(np.array([[0, 1, 0, 0], [0, 1, 1, 0], [0, 2, 2, 0]]), labels)
+    found = scores.agreement(np.array([[0, 1, 0, 0], [0, 1, 1, 0], [0, 2, 2, 0]]), labels)
     assert found["pairwise"] == [[100, 75, 50], [75, 100, 50], [50, 50, 100]]
     assert found["disagreement"] == pytest.approx(100 - (75 + 50 + 50) / 3, abs=1e-4)
     assert {k: found[k] for k in ("unanimous", "oracle", "all_right", "none_right")} == {
@@ -121,7 +106,7 @@ def test_agreement_by_hand():
         "all_right": 25,
         "none_right": 25,
     }
-    assert metrics.agreement(labels[None], labels)["disagreement"] is None
+    assert scores.agreement(labels[None], labels)["disagreement"] is None
 
 
 def test_absent_classes_and_empty_divisions_are_none():
@@ -133,16 +118,3 @@ def test_absent_classes_and_empty_divisions_are_none():
     assert (found["many"], found["medium"], found["few"]) == (100, None, None)
     assert found["per_class"] == [None, 100, None]
     assert found["f1_per_class"] == [None, 100, None]
-
-
-def test_counted_calibration_is_that_of_the_examples():
-    draw = np.random.default_rng(5)
-    logits = draw.normal(0, 2, (2, 40, 4)).astype(np.float32)
-    labels, mask = draw.integers(0, 4, 40), (np.arange(40) < 33).astype(np.float32)
-    halves = [metrics.count_correct(logits[:, part], labels[part], mask[part]) for part in (slice(25), slice(25, 40))]
-    counts = {name: np.asarray(value) + np.asarray(halves[1][name]) for name, value in halves[0].items()}
-    divisions = {"many": np.arange(2), "medium": np.arange(2, 4), "few": np.arange(0)}
-    shares = np.exp(logits[:, :33].mean(0))
-    shares /= shares.sum(1, keepdims=True)
-    expected = metrics.calibration(shares.max(1), shares.argmax(1) == labels[:33])["ece"]
-    assert metrics.summarise(counts, divisions)["ece"] == pytest.approx(expected, abs=1e-3)

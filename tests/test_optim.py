@@ -9,11 +9,19 @@ import pytest
 
 from shike_jax import config
 from shike_jax.errors import UserError
-from shike_jax.training import optim
+from shike_jax.methods import SCHEDULES, StageLength
+from shike_jax.methods.optimizers import make_optimizer, sgd
+from shike_jax.training.trainable import merge, select, trainable_mask
+from tests.conftest import GOLDEN
+
+
+def learning_rate(stage, epochs, steps):
+    length = StageLength(stage.lr, epochs, steps, stage.warmup_lr, stage.warmup_epochs)
+    return lambda step: SCHEDULES[stage.schedule].function(step, length)
 
 
 def rates(stage, epochs, steps=3):
-    schedule = optim.learning_rate(stage, epochs, steps)
+    schedule = learning_rate(stage, epochs, steps)
     return [float(schedule(jnp.int32(epoch * steps + steps - 1))) for epoch in range(epochs)]
 
 
@@ -25,9 +33,9 @@ def test_official_schedule_of_the_reference():
     np.testing.assert_allclose(second[:2], [0.0375, 0.05], rtol=1e-6)
 
 
-def test_official_schedule_epoch_by_epoch(shared):
+def test_official_schedule_epoch_by_epoch():
     """Every learning rate that the public 20 + 8 run logged."""
-    with open(shared / "golden" / "official_20_8.csv") as file:
+    with open(GOLDEN / "official_20_8.csv") as file:
         rows = [row for row in csv.DictReader(file) if row["seed"] == "0"]
     expected = [float(row["learning_rate"]) for row in rows]
     np.testing.assert_allclose(rates(config.stage(), 20) + rates(config.stage(lr=0.1), 8), expected, atol=5e-7)
@@ -36,44 +44,57 @@ def test_official_schedule_epoch_by_epoch(shared):
 def test_cosine_schedules_start_at_the_peak_and_fall_to_zero():
     stage = config.stage(schedule="cosine", lr=0.2)
     np.testing.assert_allclose(rates(stage, 4), [0.2 * (1 + np.cos(np.pi * e / 4)) / 2 for e in range(4)], rtol=1e-6)
-    per_step = optim.learning_rate(config.stage(schedule="cosine_per_step", lr=0.2), 2, 5)
+    per_step = learning_rate(config.stage(schedule="cosine_per_step", lr=0.2), 2, 5)
     np.testing.assert_allclose([per_step(0), per_step(5), per_step(10)], [0.2, 0.1, 0.0], atol=1e-7)
-    assert optim.learning_rate(config.stage(schedule="constant", lr=0.3), 2, 5)(7) == pytest.approx(0.3)
+    assert learning_rate(config.stage(schedule="constant", lr=0.3), 2, 5)(7) == pytest.approx(0.3)
 
 
 PARAMS = {"trunk": {"conv1": {"kernel": np.ones(2)}}, "heads": {"classifier": {"expert0": {"kernel": np.ones(3)}}}}
 
 
 def test_patterns_cover_and_name_what_they_miss():
-    mask = optim.trainable_mask(PARAMS, ("heads/classifier/.*",))
+    mask = trainable_mask(PARAMS, ("heads/classifier/.*",))
     assert mask == {"trunk": {"conv1": {"kernel": False}}, "heads": {"classifier": {"expert0": {"kernel": True}}}}
     with pytest.raises(UserError, match=r"'head/.*' matches no parameter"):
-        optim.trainable_mask(PARAMS, ("head/.*",))
+        trainable_mask(PARAMS, ("head/.*",))
 
 
 def test_parameters_without_part_do_not_train():
-    mask = optim.trainable_mask(PARAMS, (".*",), ("heads/classifier/",))
+    mask = trainable_mask(PARAMS, (".*",), ("heads/classifier/",))
     assert mask == {"trunk": {"conv1": {"kernel": True}}, "heads": {"classifier": {"expert0": {"kernel": False}}}}
 
 
 def test_halves_come_together_again_and_frozen_ones_have_no_momentum():
-    mask = optim.trainable_mask(PARAMS, ("heads/.*",))
-    trained, frozen = optim.select(PARAMS, mask), optim.select(PARAMS, mask, False)
-    assert jax.tree.map(np.array_equal, optim.merge(trained, frozen), PARAMS)
-    momentum = jax.tree.leaves(optim.sgd(0.9, 1e-4).init(trained))
-    assert [leaf.shape for leaf in momentum] == [(3,)]
+    mask = trainable_mask(PARAMS, ("heads/.*",))
+    trained, frozen = select(PARAMS, mask), select(PARAMS, mask, False)
+    assert jax.tree.map(np.array_equal, merge(trained, frozen), PARAMS)
+    momentum = jax.tree.leaves(sgd(lambda step: 0.1, 0.9, 1e-4).init(trained))
+    assert [leaf.shape for leaf in momentum if leaf.shape] == [(3,)]  # beside the step counter
 
 
 def test_sgd_is_pytorchs():
     """g = grad + wd * p; buffer = momentum * buffer + g; p -= lr * buffer."""
-    rng = np.random.default_rng(0)
-    p, buffer, optimizer = np.array([1.0, -2.0, 3.0]), np.zeros(3), optim.sgd(0.9, 0.01)
+    rng, learning_rates = np.random.default_rng(0), (0.1, 0.2, 0.05)
+    p, buffer = np.array([1.0, -2.0, 3.0]), np.zeros(3)
+    optimizer = sgd(lambda step: jnp.asarray(learning_rates)[step], 0.9, 0.01)
     ours = jnp.asarray(p)
     state = optimizer.init(ours)
-    for lr in (0.1, 0.2, 0.05):
+    for lr in learning_rates:
         grad = rng.normal(size=3)
         buffer = 0.9 * buffer + grad + 0.01 * p
         p = p - lr * buffer
         updates, state = optimizer.update(jnp.asarray(grad), state, ours)
-        ours = ours - lr * updates
+        ours = ours + updates
     np.testing.assert_allclose(ours, p, rtol=1e-6)
+
+
+def test_optimisers_of_optax_by_name():
+    """AdamW's first step is the learning rate times the sign of the gradient, plus the decayed weight."""
+    p, grad = jnp.asarray([1.0, -2.0]), jnp.asarray([0.3, -0.2])
+    optimizer = make_optimizer("adamw", lambda step: 0.1, 0.9, 0.01, {"b1": 0.8})
+    updates, _ = optimizer.update(grad, optimizer.init(p), p)
+    np.testing.assert_allclose(updates, -0.1 * (np.sign(grad) + 0.01 * p), rtol=1e-5)
+    with pytest.raises(UserError, match=r"unknown optimiser 'adamv': expected sgd or one of optax"):
+        make_optimizer("adamv", lambda step: 0.1, 0.9, 0.0, {})
+    with pytest.raises(UserError, match="nonsense"):
+        make_optimizer("adamw", lambda step: 0.1, 0.9, 0.0, {"nonsense": 1})

@@ -65,7 +65,7 @@ def job(monkeypatch):
         return service, statuses, over
 
     monkeypatch.setattr(jax, "process_count", lambda: 3)
-    monkeypatch.setattr(peers.distributed.global_state, "client", service)
+    monkeypatch.setattr(peers.coordination.distributed.global_state, "client", service)
     monkeypatch.setattr(peers.os, "_exit", leave)
     monkeypatch.setattr(threading, "excepthook", lambda _: None)
     yield make
@@ -102,7 +102,7 @@ def test_a_coordinator_that_is_gone_is_not_waited_for(job, monkeypatch, capsys):
         listening.bind(("127.0.0.1", 0))
         listening.listen()
         address = f"127.0.0.1:{listening.getsockname()[1]}"
-        monkeypatch.setattr(peers.distributed.global_state, "coordinator_address", address)
+        monkeypatch.setattr(peers.coordination.distributed.global_state, "coordinator_address", address)
         with peers.watched(600):
             assert not over.wait(5)
             listening.close()

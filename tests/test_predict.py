@@ -13,6 +13,7 @@ from shike_jax.convert.__main__ import main as convert
 from shike_jax.errors import UserError
 from shike_jax.serving.classifier import BatchedLogits, load_classifier
 from tests import tiny
+from tests.conftest import GOLDEN
 
 
 @pytest.fixture(scope="module")
@@ -56,8 +57,8 @@ def test_names_do_not_control_the_terminal_or_a_spreadsheet(tmp_path, capsys):
     assert sorted(row[0].rpartition("/")[2] for row in rows[1:]) == ["\\x1b]0;title\\x07.png", "caf\\udce9.png"]
 
 
-def test_golden_logits_through_convert_and_predict(shared, tmp_path):
-    golden = np.load(shared / "golden" / "shike_resnet32_cifar.npz")
+def test_golden_logits_through_convert_and_predict(tmp_path):
+    golden = np.load(GOLDEN / "shike_resnet32_cifar.npz")
     # The file's rule for weights and images, written down in the shared folder's README.
     draw = np.random.RandomState(int(golden["weights_seed"]))
     names = [str(name) for name in golden["names"]]

@@ -10,6 +10,7 @@ from flax.traverse_util import flatten_dict
 
 from shike_jax import config as schema
 from shike_jax.storage.checkpoints import load_weights
+from shike_jax.training.loop import steps_per_call
 from tests.jobs import Job, digits
 
 EXACT = 1e-8
@@ -46,25 +47,20 @@ def _results(workdir):
     """Everything but the times and the setting itself."""
     found = json.loads((workdir / "results.json").read_text())
     found.pop("seconds")
+    found.pop("starts")
     assert found["config"]["train"].pop("steps_per_call") == int(workdir.name)
     return found
 
 
 def test_a_call_is_as_long_as_asked_and_an_epoch_on_accelerators(monkeypatch):
-    from shike_jax.training import loop
-
-    class Feed:
-        steps_together = True
-
     config = schema.base()
     monkeypatch.setattr(jax, "default_backend", lambda: "cpu")
-    assert loop._steps_per_call(config, Feed, 85) == 1
+    assert steps_per_call(config, True, 85) == 1
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
-    assert loop._steps_per_call(config, Feed, 85) == 85
+    assert steps_per_call(config, True, 85) == 85
     config.train.steps_per_call = 10
-    assert loop._steps_per_call(config, Feed, 85) == 10
-    Feed.steps_together = False  # images from the host come one batch at a time
-    assert loop._steps_per_call(config, Feed, 85) == 1
+    assert steps_per_call(config, True, 85) == 10
+    assert steps_per_call(config, False, 85) == 1  # images from the host come one batch at a time
 
 
 @pytest.mark.slow

@@ -1,5 +1,5 @@
-"""Augmentation in JAX: Pillow's operations, AutoAugment, RandAugment, Cutout, mixup and normalisation."""
+"""Augmentation in JAX: Pillow's operations, AutoAugment, RandAugment, Cutout and normalisation."""
 
-from shike_jax.augment.pipeline import make_eval_transform, make_train_augment, mixup
+from shike_jax.augment.pipeline import make_eval_transform, make_train_augment
 
-__all__ = ["make_eval_transform", "make_train_augment", "mixup"]
+__all__ = ["make_eval_transform", "make_train_augment"]

@@ -105,34 +105,6 @@ def make_eval_transform(*, mean: Sequence[float], std: Sequence[float], dtype: A
     return _normaliser(mean, std, dtype)
 
 
-def mixup(key: Array, images: Array, partner_images: Array, alpha: float) -> tuple[Array, Array]:
-    """Mixes each image with its partner by one lam ~ Beta(alpha, alpha) for the whole batch (Zhang et al. 2018).
-
-    Args:
-      key: PRNG key; the same on all devices, so that all share lam.
-      images, partner_images: float [B, H, W, C]; the partner is usually the same batch in another order.
-      alpha: not negative; 0 switches mixing off (lam = 1).
-
-    Returns:
-      (lam * images + (1 - lam) * partner_images, lam float32 []; float64 for float64 images unless alpha is 1). The
-      loss mixes the two labels with the same lam.
-
-    Raises:
-      UserError: a negative alpha.
-    """
-    if alpha < 0:
-        raise UserError(f"mixup alpha {alpha}: expected 0 (off) or more")
-    if alpha == 0:
-        lam = jnp.float32(1)
-    elif alpha == 1:  # uniform: spares the rejection loop of the general case
-        lam = jax.random.uniform(key, dtype=jnp.float32)
-    else:
-        # As precise as the images: rounding inside the rejection loop depends on what the compiler puts around it.
-        lam = jax.random.beta(key, alpha, alpha, dtype=jnp.promote_types(images.dtype, jnp.float32))
-    weight = lam.astype(images.dtype)
-    return weight * images + (1 - weight) * partner_images, lam
-
-
 def _for_each(function: Callable[..., Array], images: Array, plans: _Plan) -> Array:
     """function(branch, image, plan) for each example: one after the other on a CPU, where only the chosen operation is
     then computed (an order of magnitude less work); all at once, in chunks of bounded memory, elsewhere."""

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from shike_jax.errors import UserError
-from shike_jax.training.setup import code_version, versions
+from shike_jax.training.provenance import code_version, versions
 
 OPTIONAL = {"torch": "torch", "PIL": "pillow", "tensorflow": "tensorflow"}  # named when a side has imported them
 

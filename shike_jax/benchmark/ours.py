@@ -17,7 +17,8 @@ from shike_jax.augment import make_train_augment
 from shike_jax.benchmark.workload import LEARNING_RATE, Workload
 from shike_jax.cluster import parallel
 from shike_jax.data.feeds import DeviceFeed
-from shike_jax.training import optim, steps
+from shike_jax.training import steps
+from shike_jax.training.program import make_program
 from shike_jax.training.state import TrainState, start_stage
 
 PyTree = Any
@@ -40,27 +41,25 @@ class Ours:
     def __init__(self, workload: Workload, augmentation: str = "none") -> None:
         """Args: augmentation: a name in `AUGMENTATIONS`, inside the step."""
         stage, params, dtype = workload.stage, workload.variables["params"], jnp.dtype(workload.dtype)
-        trainable = optim.trainable_mask(params, stage["train"])
-        optimizer = optim.sgd(stage["momentum"], stage["weight_decay"])
         augment = {"crop": "none", "pad": 0, "flip": False, "policy": "none", "policy_args": {}, "cutout": 0}
         augment |= AUGMENTATIONS[augmentation]
-        self._program = steps.Program(
-            network=models.build_model(workload.model, workload.classes, dtype=dtype, axis_name=parallel.AXIS),
-            stage=stage,
-            class_counts=jnp.asarray(workload.class_counts),
-            trainable=trainable,
-            updated=trainable,
-            optimizer=optimizer,
-            schedule=lambda step: jnp.full((), LEARNING_RATE),
-            augment=make_train_augment(**augment, mean=schema.CIFAR_MEAN, std=schema.CIFAR_STD, dtype=dtype),
-            key=jax.random.key(0),
+        self._program = make_program(
+            schema.stage(**{**stage, "schedule": "constant", "lr": LEARNING_RATE}),
+            models.build_model(workload.model, workload.classes, dtype=dtype, axis_name=parallel.AXIS),
+            params,
+            workload.class_counts,
+            make_train_augment(**augment, mean=schema.CIFAR_MEAN, std=schema.CIFAR_STD, dtype=dtype),
+            jax.random.key(0),
+            steps_per_epoch=workload.steps,
+            steps=workload.steps,
         )
         feed = DeviceFeed(workload.images, workload.labels)
         plan = {"index": workload.index, "mask": np.ones(workload.index.shape, np.float32)}
         [(_, inputs)] = feed.calls(plan, 0, workload.steps, None)
         self._data, self._inputs = feed.data, jax.device_put(inputs)
         self._fetch = feed.fetch
-        self._state = parallel.replicate(self._stacked(start_stage(workload.variables, optimizer, trainable)))
+        start = start_stage(workload.variables, self._program.optimizer, self._program.updated)
+        self._state = parallel.replicate(self._stacked(start))
         began = time.perf_counter()
         self._call = self._compiled().lower(self._state, self._data, self._inputs).compile()
         self.compile_seconds = time.perf_counter() - began
@@ -98,7 +97,7 @@ class OursManySeeds(Ours):
             batch = self._fetch(data, item)
 
             def step(state: TrainState, key: jax.Array) -> tuple[TrainState, PyTree]:
-                return steps.train_step(dataclasses.replace(self._program, key=key), state, batch)[:2]
+                return steps.train_step(dataclasses.replace(self._program, key=key), state, batch)
 
             return jax.vmap(step)(states, keys)
 
@@ -109,7 +108,7 @@ class OursManySeeds(Ours):
                 states, sums = jax.lax.scan(lambda carry, item: one(carry, data, item), states, inputs)
             return states, jax.tree.map(jnp.sum, sums)
 
-        return parallel.pmap_step(call, replicated_in=(True, True, False), replicated_out=(True, True), donate=True)
+        return parallel.compile_step(call, replicated_in=(True, True, False), donate=True)
 
 
 def program_memory(compiled: jax.stages.Compiled) -> int | None:

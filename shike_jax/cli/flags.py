@@ -75,7 +75,7 @@ def override_config(plain: Mapping[str, Any], argv: Sequence[str]) -> tuple[Conf
     config = base()
     config.update(dict(plain))
     define = functools.partial(config_flags.DEFINE_config_dict, "config", config)
-    return _parsed(define, mine, "(the checkpoint's)"), rest
+    return _parsed(define, mine, "(the checkpoint's)", stages=False), rest
 
 
 def checkpoint_config(meta: Mapping[str, Any], arguments: Sequence[str] = ()) -> ConfigDict:
@@ -100,7 +100,7 @@ def checkpoint_config(meta: Mapping[str, Any], arguments: Sequence[str] = ()) ->
     return config
 
 
-def _parsed(define: Callable[..., Any], arguments: list[str], path: str) -> ConfigDict:
+def _parsed(define: Callable[..., Any], arguments: list[str], path: str, stages: bool = True) -> ConfigDict:
     arguments = sorted(arguments, key=lambda item: not item.startswith("--config="))  # the file before changes to it
     values = flags.FlagValues()
     try:
@@ -113,7 +113,7 @@ def _parsed(define: Callable[..., Any], arguments: list[str], path: str) -> Conf
         raise UserError(_unknown_field(error, arguments) or _explain(error, path)) from error
     except Exception as error:  # flags, ml_collections and the file itself raise many kinds
         raise UserError(_explain(error, path)) from error
-    validate(config)
+    validate(config, stages)
     return config
 
 

@@ -1,13 +1,13 @@
-"""The only home of pmap: the axis, collectives, and where host and device arrays meet.
+"""The only home of device parallelism: the axis, collectives, and where host and device arrays meet.
 
-Every process drives its own devices. State is replicated and travels through pmap with `in_axes=None, out_axes=None`,
-so it never grows a device axis; batches carry a leading axis of local devices. Host code sees NumPy arrays.
+A per-device function is compiled over all devices in one of two ways that compute the same: `pmap`, or `jit` over
+`shard_map` on a mesh of one axis. Every process drives its own devices. State is replicated and never grows a device
+axis; batches carry a leading axis of local devices. Host code sees NumPy arrays.
 """
 
 from __future__ import annotations
 
 import hashlib
-import itertools
 import math
 import os
 import pickle
@@ -18,34 +18,77 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jax._src import distributed  # the coordination service: barriers and a key-value store have no public name
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from shike_jax.cluster import coordination
 from shike_jax.errors import UserError
 
 AXIS = "devices"
 BARRIER_SECONDS = 6 * 3600
 BROADCAST_BYTES = 1 << 24
-_barriers = itertools.count()
+BACKENDS = ("pmap", "shard_map")
 PyTree = Any
+_backend = BACKENDS[0]
 
 
-def pmap_step(function: Callable, *, replicated_in: tuple[bool, ...], replicated_out: Any, donate: bool) -> Callable:
-    """Compiles a per-device function over all devices.
+def use_backend(name: str) -> None:
+    """Chooses how `compile_step` compiles from now on, for the whole process: one of `BACKENDS`."""
+    global _backend
+    if name not in BACKENDS:
+        raise ValueError(f"backend {name!r}: expected one of {', '.join(BACKENDS)}")
+    _backend = name
+
+
+def compile_step(function: Callable, *, replicated_in: tuple[bool, ...], donate: bool) -> Callable:
+    """Compiles a per-device function over all devices; its results must be equal on all of them.
 
     Args:
       function: per-device; may use collectives over `AXIS`.
       replicated_in: for each argument, True when every device gets the whole of it, False when it is split along its
         leading axis of local devices.
-      replicated_out: the same for the results (a pytree prefix of booleans).
       donate: the first argument's buffers are given up to the result.
     """
+    if _backend == "shard_map":
+        return _shard_mapped(function, replicated_in, donate)
     in_axes = tuple(None if whole else 0 for whole in replicated_in)
-    out_axes = jax.tree.map(lambda whole: None if whole else 0, replicated_out)
-    return jax.pmap(function, AXIS, in_axes=in_axes, out_axes=out_axes, donate_argnums=(0,) if donate else ())
+    return jax.pmap(function, AXIS, in_axes=in_axes, out_axes=None, donate_argnums=(0,) if donate else ())
+
+
+def _shard_mapped(function: Callable, replicated_in: tuple[bool, ...], donate: bool) -> Callable:
+    mesh = Mesh(np.array(jax.devices()), (AXIS,))
+    specs = tuple(PartitionSpec() if whole else PartitionSpec(AXIS) for whole in replicated_in)
+
+    def on_one_device(*arguments: PyTree) -> PyTree:
+        whole = zip(arguments, replicated_in, strict=True)
+        return function(*(x if keep else jax.tree.map(lambda leaf: leaf[0], x) for x, keep in whole))
+
+    mapped = jax.shard_map(on_one_device, mesh=mesh, in_specs=specs, out_specs=PartitionSpec(), check_vma=False)
+    shardings = tuple(NamedSharding(mesh, spec) for spec in specs)
+    compiled = jax.jit(mapped, donate_argnums=(0,) if donate else ())
+
+    def placed(*arguments: PyTree) -> tuple[PyTree, ...]:
+        return tuple(
+            jax.tree.map(lambda leaf, sharding=sharding: _on_mesh(leaf, sharding), argument)
+            for argument, sharding in zip(arguments, shardings, strict=True)
+        )
+
+    def call(*arguments: PyTree) -> PyTree:
+        return compiled(*placed(*arguments))
+
+    call.lower = lambda *arguments: compiled.lower(*placed(*arguments))
+    return call
+
+
+def _on_mesh(leaf: Any, sharding: NamedSharding) -> jax.Array:
+    """A host array, or one that is on the mesh already, as a global array; each process holds its own devices' part."""
+    if isinstance(leaf, jax.Array) and leaf.sharding == sharding:
+        return leaf
+    value = _local_value(leaf) if isinstance(leaf, jax.Array) else np.asarray(leaf)
+    return jax.make_array_from_process_local_data(sharding, value)
 
 
 def psum(tree: PyTree) -> PyTree:
-    """Sums a pytree over all devices; inside a pmapped function."""
+    """Sums a pytree over all devices; inside a compiled step."""
     leaves, structure = jax.tree.flatten(tree)
     if len(leaves) < 2 or lax.psum(1, AXIS) == 1:
         return lax.psum(tree, AXIS)
@@ -71,15 +114,14 @@ def _psum_by_dtype(leaves: list[Any]) -> list[Any]:
 
 
 def device_index() -> jax.Array:
-    """This device's place among all devices; inside a pmapped function."""
+    """This device's place among all devices; inside a compiled step."""
     return lax.axis_index(AXIS)
 
 
 def replicate(tree: PyTree) -> PyTree:
-    """Puts host arrays on every device; the result passes into `pmap_step` functions without further copies."""
-    return pmap_step(lambda dummy, x: x, replicated_in=(False, True), replicated_out=True, donate=False)(
-        np.zeros(jax.local_device_count(), np.float32), tree
-    )
+    """Puts host arrays on every device; the result passes into `compile_step` functions without further copies."""
+    local_devices = np.zeros(jax.local_device_count(), np.float32)
+    return compile_step(lambda _, x: x, replicated_in=(False, True), donate=False)(local_devices, tree)
 
 
 def to_host(tree: PyTree) -> PyTree:
@@ -151,7 +193,7 @@ def describe() -> str:
     devices = f"{jax.device_count()} x {jax.devices()[0].device_kind}"
     if jax.process_count() == 1:
         return f"1 process, {devices}"
-    where = distributed.global_state.coordinator_address
+    where = coordination.coordinator_address()
     return f"{jax.process_count()} processes, coordinator {where}, {devices} ({jax.local_device_count()} here)"
 
 
@@ -201,8 +243,7 @@ def barrier(name: str) -> None:
     """Waits until every process has come here, however long one takes (a lost one is noticed by `peers`)."""
     if jax.process_count() > 1:
         # Not a collective: those have a time limit of their own on the CPU.
-        identity = f"shike_jax/{name}/{next(_barriers)}"
-        distributed.global_state.client.wait_at_barrier(identity, timeout_in_ms=BARRIER_SECONDS * 1000)
+        coordination.wait_at_barrier(f"shike_jax/{name}", BARRIER_SECONDS)
 
 
 def from_main(value: Any) -> Any:

@@ -20,8 +20,8 @@ import traceback
 from collections.abc import Iterator
 
 import jax
-from jax._src import distributed
 
+from shike_jax.cluster import coordination
 from shike_jax.errors import UserError
 
 EXIT_STATUS = 76  # another process was lost: start all of them again to go on
@@ -94,7 +94,7 @@ class _Watch:
 
     def __init__(self, timeout: float) -> None:
         self.timeout, self.over = timeout, threading.Event()
-        self._client, self._index = distributed.global_state.client, jax.process_index()
+        self._client, self._index = coordination.client(), jax.process_index()
         self._watched = [i for i in range(jax.process_count()) if i != self._index]
         if self._index:
             self._watched = [0]
@@ -155,7 +155,7 @@ class _Watch:
         while not self.over.wait(1.0):
             for process in self._watched:
                 self._silent[process] += 1
-                address = distributed.global_state.coordinator_address
+                address = coordination.coordinator_address()
                 if process == 0 and self._silent[0] >= _PROBE_AFTER and _refused(address):
                     reason = f"process 0 (the coordinator) is gone: nothing listens at {address}"
                     self._say(f"error: {reason}; {_START_AGAIN}")

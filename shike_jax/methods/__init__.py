@@ -1,1 +1,26 @@
-"""What papers write: losses, samplers, schedules and the like, as pure functions in registries."""
+"""What papers write: losses, samplers, schedules, optimisers, mixing, exchange and scores, in registries.
+
+Everything here is a pure function of arrays. A configuration file may add its own:
+
+    from shike_jax.methods import LOSSES, SAMPLERS, SCHEDULES, SCORES
+"""
+
+from shike_jax.methods.losses import LOSSES, LossInputs
+from shike_jax.methods.optimizers import OPTIMIZERS
+from shike_jax.methods.registry import Choice, Registry
+from shike_jax.methods.samplers import SAMPLERS
+from shike_jax.methods.schedules import SCHEDULES, StageLength
+from shike_jax.methods.scores import SCORES, Predictions
+
+__all__ = [
+    "LOSSES",
+    "OPTIMIZERS",
+    "SAMPLERS",
+    "SCHEDULES",
+    "SCORES",
+    "Choice",
+    "LossInputs",
+    "Predictions",
+    "Registry",
+    "StageLength",
+]

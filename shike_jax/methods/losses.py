@@ -1,5 +1,8 @@
 """SHIKE's losses as pure functions of logits [M,B,C] (M experts) and labels [B]; every result is per example, [B].
 
+Configurations give weights to the registered ones (`LOSSES`), which receive everything a loss may need by name
+(`LossInputs`). The functions behind them take plain arrays and serve anybody.
+
 Two forms of the distillation terms exist. `paper` is the printed equations. `official` is the authors' code, which
 
 * divides both KL terms by the number of classes too (`kl_div` with the mean over all elements),
@@ -10,13 +13,43 @@ Two forms of the distillation terms exist. `paper` is the printed equations. `of
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
 from jax import lax
 
+from shike_jax.methods.registry import Choice, Registry
+
 Array = jax.Array
 FORMS = ("official", "paper")
 STUDENT_TARGET_LOGIT = -30.0  # official form only
+
+
+@dataclasses.dataclass(frozen=True)
+class LossInputs:
+    """What a registered loss may use.
+
+    Attributes:
+      logits: float32 [M,B,C] of the M experts.
+      features: float32 [M,B,F], the pooled features that the classifiers receive.
+      labels: int32 [B].
+      class_counts: int [C], training images of each class.
+      progress: float32 [], the share of the stage's steps that are done, 0 at its start.
+    """
+
+    logits: Array
+    features: Array
+    labels: Array
+    class_counts: Array
+    progress: Array
+
+
+# A loss is a pure function of `LossInputs` (and of the parameters that it declares) to float [B], per example.
+# `uses_labels=False` says that the labels do not matter, so that mixed images need it once instead of for both labels.
+LOSSES: Registry[Callable[..., Array]] = Registry("loss", uses_labels=True)
+FORM = {"form": Choice(FORMS)}
 
 
 def cross_entropy(logits: Array, labels: Array) -> Array:
@@ -31,13 +64,6 @@ def cross_entropy(logits: Array, labels: Array) -> Array:
     """
     _check(logits, labels)
     return -jnp.sum(_at_target(jax.nn.log_softmax(logits), labels), 0)
-
-
-def soft_cross_entropy(logits: Array, targets: Array) -> Array:
-    """Cross-entropy with target distributions [B,C] (mixup), summed over experts; logits [M,B,C], result [B]."""
-    if logits.ndim != 3 or targets.shape != logits.shape[1:]:
-        raise ValueError(f"logits {logits.shape} must be [M,B,C] and targets {targets.shape} [B,C]")
-    return -jnp.sum(jax.nn.log_softmax(logits) * targets, (0, 2))
 
 
 def balanced_softmax(logits: Array, labels: Array, class_counts: Array) -> Array:
@@ -137,3 +163,27 @@ def _check(logits: Array, labels: Array) -> None:
 def _check_form(form: str) -> None:
     if form not in FORMS:
         raise ValueError(f"form={form!r}: expected one of {', '.join(FORMS)}")
+
+
+@LOSSES.register("ce")
+def _cross_entropy(inputs: LossInputs) -> Array:
+    """Cross-entropy (the L_ce of eq. 10)."""
+    return cross_entropy(inputs.logits, inputs.labels)
+
+
+@LOSSES.register("balanced")
+def _balanced_softmax(inputs: LossInputs) -> Array:
+    """Balanced softmax (eq. 11)."""
+    return balanced_softmax(inputs.logits, inputs.labels, inputs.class_counts)
+
+
+@LOSSES.register("nt", parameters=FORM)
+def _non_target_distillation(inputs: LossInputs, form: str) -> Array:
+    """Distillation from the grand teacher over the non-target classes (L_nt, eqs. 5 to 9)."""
+    return non_target_distillation(inputs.logits, inputs.labels, form)
+
+
+@LOSSES.register("mu", parameters=FORM, uses_labels=False)
+def _mutual_distillation(inputs: LossInputs, form: str) -> Array:
+    """Mutual distillation between the experts (L_mu, eq. 4)."""
+    return mutual_distillation(inputs.logits, form)

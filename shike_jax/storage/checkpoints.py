@@ -32,7 +32,7 @@ from flax import serialization, traverse_util
 from shike_jax.cluster import parallel
 from shike_jax.errors import UserError
 from shike_jax.storage import manifest
-from shike_jax.storage.workdir import write_json
+from shike_jax.storage.atomic import write_json
 
 PyTree = Any
 Meta = dict[str, Any]

@@ -8,16 +8,20 @@ import os
 import shutil
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from shike_jax.cluster import preemption
 from shike_jax.errors import UserError
+from shike_jax.storage.atomic import write_json
 
 CLAIM_SECONDS = 600  # how long a process that uses the same work directory is waited for
 
-# Fields that may differ when a run continues: they change how it is watched and where its data lie, not its results.
+# Fields that may differ when a run continues: how it is watched, how its step is compiled and where its data lie.
+# Another number of steps per call or of devices, or another backend, adds float32 numbers in another order, which
+# training amplifies: such a run is as valid as an undisturbed one, but not equal to it bit for bit. results.json lists
+# the starts of a run with these numbers.
 FREE = (
     "log",
     "train.steps_per_call",
@@ -26,6 +30,8 @@ FREE = (
     "train.checkpoint_every_steps",
     "train.keep_checkpoints",
     "train.log_every_steps",
+    "train.pictures",
+    "train.backend",
     "train.peer_timeout",
     "eval.batch_size",
     "data.data_dir",
@@ -34,12 +40,15 @@ FREE = (
 )
 
 
-def open_workdir(path: Path, config: Mapping[str, Any]) -> dict[str, Any] | None:
+def open_workdir(
+    path: Path, config: Mapping[str, Any], complete: Callable[[Mapping[str, Any]], Mapping[str, Any]] = dict
+) -> dict[str, Any] | None:
     """Creates or re-opens a work directory; on several processes only the main one does.
 
     Args:
       path: the directory.
       config: the run's configuration as plain data.
+      complete: adds the defaults of fields that a configuration written by older code lacks.
 
     Returns:
       The results of a run that is already finished, else None.
@@ -56,7 +65,7 @@ def open_workdir(path: Path, config: Mapping[str, Any]) -> dict[str, Any] | None
     saved = path / "config.json"
     if saved.exists():
         try:
-            known = dict(json.loads(saved.read_text()))
+            known = complete(dict(json.loads(saved.read_text())))
         except (ValueError, TypeError) as error:
             raise UserError(f"{saved}: not valid JSON ({error}); expected the configuration of the run here") from error
         differ = [key for key in differences(known, config) if key not in FREE]
@@ -155,10 +164,3 @@ def differences(one: Mapping[str, Any], other: Mapping[str, Any], prefix: str = 
         elif a != b:
             found.append(name)
     return found
-
-
-def write_json(path: Path, value: Any) -> None:
-    """Writes JSON so that the file is never half there."""
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
-    partial.write_text(json.dumps(value, indent=1) + "\n")
-    os.replace(partial, path)

@@ -1,10 +1,9 @@
-"""Scoring a checkpoint on one part of its data: every number that follows from a few values per example."""
+"""Scoring one part of the data: the same evaluator during training and for a checkpoint afterwards."""
 
 from __future__ import annotations
 
 import json
 import math
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -17,13 +16,87 @@ from ml_collections import ConfigDict
 from shike_jax.augment import make_eval_transform
 from shike_jax.cluster import parallel
 from shike_jax.data import sampling, sources
-from shike_jax.data.feeds import make_feeds
+from shike_jax.data.feeds import Feed, make_feeds
 from shike_jax.errors import UserError
-from shike_jax.models import HEAD_SETS
+from shike_jax.models import HEAD_SETS, ExpertNetwork
 from shike_jax.serving.classifier import Classifier
+from shike_jax.storage import atomic
 from shike_jax.training import metrics
 
 Arrays = dict[str, np.ndarray]
+PyTree = Any
+
+
+class Evaluator:
+    """Runs a network over one part of a split, on all devices, with running averages in batch normalisation."""
+
+    def __init__(
+        self, network: ExpertNetwork, feed: Feed, examples: int, batch_size: int, mean: Sequence[float], std: Any
+    ) -> None:
+        """Nothing is compiled yet.
+
+        Args:
+          feed: of the part.
+          examples: in the part.
+          batch_size: global; rounded up to a multiple of the devices.
+          mean, std: of the RGB values in 0..1.
+        """
+        devices = jax.device_count()
+        self._network, self._feed = network, feed
+        self._transform = make_eval_transform(mean=mean, std=std, dtype=network.dtype)
+        self._plan = sampling.in_order(examples, math.ceil(batch_size / devices) * devices)
+        self._compiled: dict[tuple[tuple[str, ...], bool], Any] = {}
+
+    def __call__(self, variables: PyTree, heads: Sequence[str], keep_logits: bool = False) -> dict[str, Arrays]:
+        """Predictions for every example that could be read, in order; features are computed once for all head sets.
+
+        Args:
+          variables: {`params`, `batch_stats`}, replicated.
+          heads: sets of classifiers.
+          keep_logits: add `logits` [M,N,C].
+
+        Returns:
+          {set: arrays of `metrics.per_example`}, and under "" `label` [N].
+        """
+        key = tuple(heads), keep_logits
+        if key not in self._compiled:
+            self._compiled[key] = self._compile(*key)
+        batches = []
+        for _, inputs in self._feed.calls(self._plan, 0, 1, None):
+            found = parallel.to_host(self._compiled[key](variables, self._feed.data, inputs))
+            real = found[""].pop("mask") > 0
+            batches.append(
+                {
+                    name: {k: v[..., real, :] if k == "logits" else v[..., real] for k, v in arrays.items()}
+                    for name, arrays in found.items()
+                }
+            )
+        return {
+            name: {k: np.concatenate([batch[name][k] for batch in batches], _example_axis(k)) for k in arrays}
+            for name, arrays in batches[0].items()
+        }
+
+    def _compile(self, heads: tuple[str, ...], keep_logits: bool) -> Any:
+        network, feed = self._network, self._feed
+
+        def call(variables: PyTree, data: PyTree, inputs: PyTree) -> dict[str, dict[str, jax.Array]]:
+            batch = feed.fetch(data, jax.tree.map(lambda x: x[0], inputs))
+            fused = network.apply(variables, self._transform(batch["image"]), method="features")["fused"]
+            found = {"": {"label": batch["label"], "mask": batch["mask"]}}
+            for name in heads:
+                logits = network.apply(variables, fused, name, method="classify")
+                found[name] = metrics.per_example(logits, batch["label"]) | ({"logits": logits} if keep_logits else {})
+            return {
+                name: {k: lax.all_gather(v, parallel.AXIS, axis=_example_axis(k), tiled=True) for k, v in one.items()}
+                for name, one in found.items()
+            }
+
+        return parallel.compile_step(call, replicated_in=(True, True, False), donate=False)
+
+
+def _example_axis(name: str) -> int:
+    """Where the examples are: [M,N,...] for what each expert has, else [N]."""
+    return 1 if name in ("expert_predicted", "logits") else 0
 
 
 def evaluate(
@@ -34,7 +107,7 @@ def evaluate(
     heads: Sequence[str] = HEAD_SETS,
     keep_logits: bool = False,
 ) -> tuple[dict[str, Any], dict[str, Arrays]]:
-    """Scores one part of the data with each set of classifiers, on all devices.
+    """Scores one part of the data with each set of classifiers of a checkpoint, on all devices.
 
     Args:
       classifier: the checkpoint.
@@ -57,7 +130,9 @@ def evaluate(
         raise UserError(f"{split.name} has {split.num_classes} classes; expected the checkpoint's {classes}")
     if part not in split.parts or not len(split.parts[part]):
         raise UserError(f"--part={part}: expected one of {', '.join(k for k, v in split.parts.items() if len(v))}")
-    found = _run(classifier, config, source, part, heads, keep_logits)
+    feed, examples = make_feeds(source, config)[part], len(split.parts[part])
+    evaluator = Evaluator(classifier.network, feed, examples, config.eval.batch_size, classifier.mean, classifier.std)
+    found = evaluator(parallel.replicate(classifier.variables), heads, keep_logits)
     label, bad = found[""]["label"], source.report.bad_images()
     summary = {
         "checkpoint": {k: classifier.meta.get(k) for k in ("stage", "digest", "heads", "model", "version")},
@@ -70,52 +145,11 @@ def evaluate(
             "same_split": split.hash == classifier.meta.get("split_hash"),
             "class_names": list(split.class_names),
             "class_counts": split.class_counts.tolist(),
-            "divisions": {name: found.tolist() for name, found in split.divisions.items()},
+            "divisions": {name: classes.tolist() for name, classes in split.divisions.items()},
         },
         "heads": {name: metrics.analyse(found[name], label, classes, split.divisions) for name in heads},
     }
     return summary, found
-
-
-def _run(
-    classifier: Classifier, config: ConfigDict, source: sources.Source, part: str, heads: Sequence[str], logits: bool
-) -> dict[str, Arrays]:
-    """{set: per-example arrays} over the whole part, in order; features are computed once for all sets."""
-    feed = make_feeds(source, config)[part]
-    transform = make_eval_transform(mean=classifier.mean, std=classifier.std, dtype=classifier.network.dtype)
-
-    def call(variables: Any, data: Any, inputs: Any) -> Any:
-        batch = feed.fetch(data, jax.tree.map(lambda x: x[0], inputs))
-        fused = classifier.network.apply(variables, transform(batch["image"]), method="features")["fused"]
-        found = {"": {"label": batch["label"], "mask": batch["mask"]}}
-        for name in heads:
-            scores = classifier.network.apply(variables, fused, name, method="classify")
-            found[name] = metrics.per_example(scores, batch["label"]) | ({"logits": scores} if logits else {})
-        return {
-            name: {k: lax.all_gather(v, parallel.AXIS, axis=_axis(k), tiled=True) for k, v in arrays.items()}
-            for name, arrays in found.items()
-        }
-
-    compiled = parallel.pmap_step(call, replicated_in=(True, True, False), replicated_out=True, donate=False)
-    variables = parallel.replicate(classifier.variables)
-    devices = jax.device_count()
-    plan = sampling.in_order(len(source.split.parts[part]), math.ceil(config.eval.batch_size / devices) * devices)
-    batches = []
-    for _, inputs in feed.calls(plan, 0, 1, None):
-        found = parallel.to_host(compiled(variables, feed.data, inputs))
-        real = found[""].pop("mask") > 0
-        batches.append(
-            {
-                n: {k: v[..., real, :] if k == "logits" else v[..., real] for k, v in arrays.items()}
-                for n, arrays in found.items()
-            }
-        )
-    return {n: {k: np.concatenate([b[n][k] for b in batches], _axis(k)) for k in batches[0][n]} for n in batches[0]}
-
-
-def _axis(name: str) -> int:
-    """Where the examples are: [M,N,...] for what each expert has, else [N]."""
-    return 1 if name in ("expert_predicted", "logits") else 0
 
 
 def save(path: Path, summary: dict[str, Any], found: dict[str, Arrays]) -> None:
@@ -126,14 +160,13 @@ def save(path: Path, summary: dict[str, Any], found: dict[str, Arrays]) -> None:
     """
     if path.suffix not in (".json", ".npz"):
         raise UserError(f"--output={path}: expected a name ending in .json or .npz")
-    partial = path.with_name(f".{os.getpid()}.{path.name}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        if path.suffix == ".json":
-            partial.write_text(json.dumps(summary, indent=1) + "\n")
-        else:
-            arrays = {f"{n}/{k}" if n else k: v for n, per_set in found.items() for k, v in per_set.items()}
-            np.savez_compressed(partial, summary=json.dumps(summary), **arrays)
-        os.replace(partial, path)
+        with atomic.replacing(path) as partial:
+            if path.suffix == ".json":
+                partial.write_text(json.dumps(summary, indent=1) + "\n")
+            else:
+                arrays = {f"{n}/{k}" if n else k: v for n, per_set in found.items() for k, v in per_set.items()}
+                np.savez_compressed(partial, summary=json.dumps(summary), **arrays)
     except OSError as error:
         raise UserError(f"--output={path}: {error.strerror or error}") from error

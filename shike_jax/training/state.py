@@ -1,4 +1,4 @@
-"""The state of a run, and turning the end of one stage into the start of the next."""
+"""The state of a stage: what training changes, how a stage begins, and reading states that older code has written."""
 
 from __future__ import annotations
 
@@ -8,8 +8,9 @@ import flax.struct
 import jax
 import numpy as np
 import optax
+from flax import serialization, traverse_util
 
-from shike_jax.training import optim
+from shike_jax.training import trainable
 
 PyTree = Any
 
@@ -22,7 +23,7 @@ class TrainState:
       step: int32, optimiser steps done in the current stage.
       params: all parameters, trained or not.
       batch_stats: running averages of batch normalisation.
-      opt_state: momentum of the trained parameters only.
+      opt_state: of the optimiser; it holds arrays for the updated parameters only.
     """
 
     step: Any
@@ -31,19 +32,37 @@ class TrainState:
     opt_state: PyTree
 
 
-def start_stage(variables: PyTree, optimizer: optax.GradientTransformation, trainable: PyTree) -> TrainState:
+def start_stage(variables: PyTree, optimizer: optax.GradientTransformation, updated: PyTree) -> TrainState:
     """The state at step 0 of a stage: given variables, a fresh optimiser.
 
     Args:
       variables: {`params`, `batch_stats`} host arrays: initial ones or those at the end of the stage before.
       optimizer: of the stage.
-      trainable: booleans like params.
+      updated: booleans like params: what the optimiser moves.
     """
     params = variables["params"]
-    opt_state = jax.tree.map(np.asarray, jax.jit(optimizer.init)(optim.select(params, trainable)))
+    opt_state = jax.tree.map(np.asarray, jax.jit(optimizer.init)(trainable.select(params, updated)))
     return TrainState(np.zeros((), np.int32), params, variables["batch_stats"], opt_state)
 
 
 def variables_of(state: TrainState) -> PyTree:
     """The network's variables {`params`, `batch_stats`} of a state."""
     return {"params": state.params, "batch_stats": state.batch_stats}
+
+
+def upgraded(tree: PyTree, template: TrainState) -> PyTree:
+    """A saved state with the step counters of an optimiser that did not keep them when it was written.
+
+    Until version 0.1 the learning rate multiplied the optimiser's update from outside, so no counter was saved. It
+    equals the step of the stage.
+
+    Args:
+      tree: nested dicts of arrays, as saved.
+      template: a state of today's structure.
+    """
+    wanted = traverse_util.flatten_dict(serialization.to_state_dict(template), sep="/")
+    found = traverse_util.flatten_dict(tree, sep="/")
+    for name in wanted:
+        if name.startswith("opt_state/") and name.endswith("/count") and name not in found:
+            found[name] = np.asarray(found["step"], np.int32)
+    return traverse_util.unflatten_dict(found, sep="/")

@@ -1,8 +1,7 @@
-"""Training and evaluation steps: pure per-device functions, and their compilation over devices and steps.
+"""The training step: a pure per-device function, and its compilation over devices and over steps.
 
 A batch is a dict of arrays of one device's share: `image` uint8 [b,H,W,3], `label` int32 [b], `mask` float32 [b]
-(1 = real example), and `image2`, `label2` when batches come in pairs. Randomness is a function of (seed, step, role,
-position in the global batch), never of the device.
+(1 = real example), and `image2`, `label2` when batches come in pairs.
 """
 
 from __future__ import annotations
@@ -17,205 +16,185 @@ import optax
 from jax import lax
 
 from shike_jax.cluster import parallel
-from shike_jax.methods import losses
+from shike_jax.methods import LOSSES, LossInputs
 from shike_jax.methods.exchange import exchange_channels
-from shike_jax.models import ExpertNetwork
-from shike_jax.training import metrics, optim
-from shike_jax.training.state import TrainState, variables_of
+from shike_jax.methods.mixing import cutmix, mixup, partners
+from shike_jax.training import randomness, trainable
+from shike_jax.training.program import Program
+from shike_jax.training.state import TrainState
 
 Array = jax.Array
 PyTree = Any
 Batch = dict[str, Array]
-ROLES = {"augment": 0, "augment2": 1, "mixup": 2, "exchange": 3}
 
 
 @dataclasses.dataclass(frozen=True)
-class Program:
-    """What one stage does in a step: everything that stays the same from step to step.
+class Mixing:
+    """How the images of a batch were mixed: with weight `lam` [] their own label counts, else the partner's [b]."""
 
-    Attributes:
-      network: with the pmapped axis' name for global BN statistics.
-      stage: the fields of `config.stages.NAME` as a plain dict.
-      class_counts: [C] of the training split.
-      trainable: booleans like params: what the losses differentiate.
-      updated: booleans like params: what the optimiser moves; equal to `trainable` unless frozen weights decay too.
-      optimizer: from `optim.sgd`.
-      schedule: step to learning rate.
-      augment: (images uint8 [b,H,W,3], keys [b], mask=[b]) to normalised float images.
-      key: PRNG key of the stage.
-    """
-
-    network: ExpertNetwork
-    stage: dict[str, Any]
-    class_counts: Array
-    trainable: PyTree
-    updated: PyTree
-    optimizer: optax.GradientTransformation
-    schedule: Callable[[Array], Array]
-    augment: Callable[..., Array]
-    key: Array
+    lam: Array
+    partner_labels: Array
 
 
-def train_step(program: Program, state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, Array], Array]:
+def train_step(program: Program, state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, Array]]:
     """One optimiser step on this device's share of the batch.
 
     Returns:
-      The new state; sums over the global batch: `count`, `loss` and each loss term (times count), `correct`; and the
-      augmented, normalised images [b,H,W,3] that the network saw.
+      The new state, and sums over the global batch: `count`, `loss` and each loss term (times count), `correct`.
     """
-    key = jax.random.fold_in(program.key, state.step)
+    key = randomness.step_key(program.key, state.step)
     total = jnp.maximum(parallel.psum(jnp.sum(batch["mask"])), 1)
 
-    def objective(trained: PyTree) -> tuple[Array, tuple[PyTree, dict[str, Array], Array]]:
-        params = optim.merge(trained, optim.select(state.params, program.trainable, False))
-        logits, batch_stats, mixed, seen = _forward(program, params, state.batch_stats, batch, key)
-        terms = _loss_terms(program, logits, batch, mixed)
-        sums = {name: jnp.sum(value * batch["mask"]) for name, value in terms.items()}
-        correct = jnp.argmax(jnp.mean(logits, 0), -1) == batch["label"]
+    def objective(trained: PyTree) -> tuple[Array, tuple[PyTree, dict[str, Array]]]:
+        params = trainable.merge(trained, trainable.select(state.params, program.trainable, False))
+        inputs, batch_stats, mixing = _forward(program, params, state, batch, key)
+        sums = {name: jnp.sum(value * batch["mask"]) for name, value in loss_terms(program, inputs, mixing).items()}
+        correct = jnp.argmax(jnp.mean(inputs.logits, 0), -1) == batch["label"]
         sums["correct"] = jnp.sum(correct * batch["mask"])
         sums["count"] = jnp.sum(batch["mask"])
-        return sums["loss"] / total, (batch_stats, sums, seen)
+        return sums["loss"] / total, (batch_stats, sums)
 
-    trained = optim.select(state.params, program.trainable)
-    grads, (batch_stats, sums, seen) = jax.grad(objective, has_aux=True)(trained)
+    trained = trainable.select(state.params, program.trainable)
+    grads, (batch_stats, sums) = jax.grad(objective, has_aux=True)(trained)
     # Each device differentiated its own share of the global mean, so the shares add up.
     grads, sums = parallel.psum((grads, sums))
-    if not _is_global(program.network):
-        # Per-device statistics: running averages agree again by averaging over the devices.
+    if program.network.axis_name is None:
+        # Per-device statistics: the running averages agree again by averaging over the devices.
         batch_stats = jax.tree.map(lambda x: parallel.psum(x) / parallel.psum(1), batch_stats)
-    return _update(program, state, grads, batch_stats), sums, seen
+    return update(program, state, grads, batch_stats), sums
 
 
-def _update(program: Program, state: TrainState, grads: PyTree, batch_stats: PyTree) -> TrainState:
-    """SGD: weight decay and momentum from optax, times the learning rate of this step."""
-    moved = optim.select(state.params, program.updated)
-    grads = optim.select(optim.merge(grads, jax.tree.map(jnp.zeros_like, state.params)), program.updated)
+def update(program: Program, state: TrainState, grads: PyTree, batch_stats: PyTree) -> TrainState:
+    """The state after the optimiser has seen the gradients of the trainable parameters (None for the others)."""
+    moved = trainable.select(state.params, program.updated)
+    zeros = jax.tree.map(jnp.zeros_like, state.params)
+    grads = trainable.select(trainable.merge(grads, zeros), program.updated)
     updates, opt_state = program.optimizer.update(grads, state.opt_state, moved)
-    rate = program.schedule(state.step)
-    moved = jax.tree.map(lambda p, u: p - (rate * u).astype(p.dtype), moved, updates)
-    params = optim.merge(moved, optim.select(state.params, program.updated, False))
+    moved = optax.apply_updates(moved, updates)
+    params = trainable.merge(moved, trainable.select(state.params, program.updated, False))
     return TrainState(state.step + 1, params, batch_stats, opt_state)
 
 
+def loss_terms(program: Program, inputs: LossInputs, mixing: Mixing | None) -> dict[str, Array]:
+    """The weighted total (`loss`) and each unweighted term that has a weight, per example [b]."""
+    weights, terms = program.stage["loss"], {}
+    for entry in LOSSES.entries():
+        if not weights.get(entry.name):
+            continue
+        parameters = {name: weights[name] for name in entry.parameters}
+        value = entry.function(inputs, **parameters)
+        if mixing is not None and entry.options["uses_labels"]:
+            other = entry.function(dataclasses.replace(inputs, labels=mixing.partner_labels), **parameters)
+            value = mixing.lam * value + (1 - mixing.lam) * other
+        terms[entry.name] = value
+    return {"loss": sum(weights[name] * value for name, value in terms.items()), **terms}
+
+
 def _forward(
-    program: Program, params: PyTree, batch_stats: PyTree, batch: Batch, key: Array
-) -> tuple[Array, PyTree, tuple[Array, Array] | None, Array]:
-    """Augments and runs the network: logits [M,b,C], new BN statistics, (lam, partner labels) when mixed, its input."""
+    program: Program, params: PyTree, state: TrainState, batch: Batch, key: Array
+) -> tuple[LossInputs, PyTree, Mixing | None]:
+    """Augments the batch and runs the network: what the losses receive, the new BN statistics, how it was mixed."""
     stage, network, mask = program.stage, program.network, batch["mask"]
-    images = _augmented(program, batch["image"], mask, key, "augment")
-    mixed = None
-    if stage["mixup"]:
-        images, mixed = _mix(images, batch, jax.random.fold_in(key, ROLES["mixup"]), stage["mixup"])
+    images, mixing = augmented(program, batch["image"], mask, key, "augment"), None
+    if stage["mixup"] or stage["cutmix"]:
+        images, mixing = _mix(stage, images, batch, key)
 
     def features(images: Array, batch_stats: PyTree) -> tuple[list[Array], PyTree]:
-        train = {"train_trunk": stage["bn_trunk"] == "batch", "train_experts": stage["bn_experts"] == "batch"}
         found, new = network.apply(
             {"params": params, "batch_stats": batch_stats},
             images,
-            **train,
+            train_trunk=stage["bn_trunk"] == "batch",
+            train_experts=stage["bn_experts"] == "batch",
             mask=mask,
             method="features",
             mutable=["batch_stats"],
         )
         return found["fused"], new["batch_stats"]
 
-    fused, batch_stats = features(images, batch_stats)
+    def pool(maps: Array) -> Array:
+        return jnp.mean(maps.astype(jnp.promote_types(maps.dtype, jnp.float32)), (1, 2))
+
+    fused, batch_stats = features(images, state.batch_stats)
     if stage["exchange"]:
-        others = _augmented(program, batch["image2"], mask, key, "augment2")
+        others = augmented(program, batch["image2"], mask, key, "augment2")
         others, batch_stats = features(others, batch_stats)
-        fused = exchange_channels(jax.random.fold_in(key, ROLES["exchange"]), fused, others, stage["exchange"])
-    logits = network.apply({"params": params}, fused, stage["heads"], method="classify")
-    return logits, batch_stats, mixed, images
+        fused = exchange_channels(randomness.role_key(key, "exchange"), fused, others, stage["exchange"])
+    inputs = LossInputs(
+        logits=network.apply({"params": params}, fused, stage["heads"], method="classify"),
+        features=jnp.stack([pool(maps) for maps in fused]),
+        labels=batch["label"],
+        class_counts=program.class_counts,
+        progress=state.step / program.steps,
+    )
+    return inputs, batch_stats, mixing
 
 
-def _loss_terms(program: Program, logits: Array, batch: Batch, mixed: tuple[Array, Array] | None) -> dict[str, Array]:
-    """The weighted total (`loss`) and each unweighted term that has a weight, per example [b]."""
-    weights, labels = program.stage["loss"], batch["label"]
-    functions = {
-        "ce": lambda y: losses.cross_entropy(logits, y),
-        "balanced": lambda y: losses.balanced_softmax(logits, y, program.class_counts),
-        "nt": lambda y: losses.non_target_distillation(logits, y, weights["form"]),
-        "mu": lambda y: losses.mutual_distillation(logits, weights["form"]),
-    }
-    terms = {}
-    for name, function in functions.items():
-        if weights[name]:
-            terms[name] = function(labels)
-            if mixed is not None and name != "mu":
-                lam, partner_labels = mixed
-                terms[name] = lam * terms[name] + (1 - lam) * function(partner_labels)
-    return {"loss": sum(weights[name] * value for name, value in terms.items()), **terms}
+def augmented(program: Program, images: Array, mask: Array, key: Array, role: str, first: Any = None) -> Array:
+    """Normalised images [b,H,W,3], each augmented by the key of its position in the global batch.
+
+    Args:
+      first: position of the first image; None: where this device's share of the batch begins.
+    """
+    first = parallel.device_index() * len(images) if first is None else first
+    return program.augment(images, randomness.example_keys(key, role, first, len(images)), mask=mask)
 
 
-def _augmented(program: Program, images: Array, mask: Array, key: Array, role: str) -> Array:
-    """Normalised images, each augmented by the key of its position in the global batch."""
-    key = jax.random.fold_in(key, ROLES[role])
-    position = parallel.device_index() * len(images) + jnp.arange(len(images))
-    keys = jax.vmap(lambda p: jax.random.fold_in(key, p))(position)
-    return program.augment(images, keys, mask=mask)
-
-
-def _mix(images: Array, batch: Batch, key: Array, alpha: float) -> tuple[Array, tuple[Array, Array]]:
-    """Mixup within the global batch: every real example meets a real one, one lam for all (Zhang et al. 2018)."""
-    from shike_jax.augment import mixup
-
-    lam_key, order_key = jax.random.split(key)
+def _mix(stage: dict[str, Any], images: Array, batch: Batch, key: Array) -> tuple[Array, Mixing]:
+    """Mixes within the global batch: every real example has a real partner, and one lam serves all."""
     everyone = {"image": images, "label": batch["label"], "mask": batch["mask"]}
     everyone = jax.tree.map(lambda x: lax.all_gather(x, parallel.AXIS, tiled=True), everyone)
-    real = everyone["mask"] > 0
-    drawn = jnp.argsort(jnp.where(real, jax.random.uniform(order_key, real.shape), 2.0))
-    partner = jnp.zeros_like(drawn).at[jnp.argsort(~real, stable=True)].set(drawn)
+    # The order has always been drawn from the second half of the role's key: other draws would change old runs.
+    lam_key, order_key = jax.random.split(randomness.role_key(key, "mixup"))
     here = parallel.device_index() * len(images) + jnp.arange(len(images))
-    partner = partner[here]
-    mixed, lam = mixup(lam_key, images, everyone["image"][partner], alpha)
-    return mixed, (lam, everyone["label"][partner])
+    partner = partners(order_key, everyone["mask"])[here]
+    others = everyone["image"][partner]
+    if not stage["cutmix"]:
+        mixed, lam = mixup(lam_key, images, others, stage["mixup"])
+    else:
+        mixed, lam = cutmix(randomness.role_key(key, "cutmix"), images, others, stage["cutmix"])
+        if stage["mixup"]:
+            use_mixup = jax.random.bernoulli(randomness.role_key(key, "which_mixing"))
+            blended, share = mixup(lam_key, images, others, stage["mixup"])
+            mixed, lam = jnp.where(use_mixup, blended, mixed), jnp.where(use_mixup, share, lam)
+    return mixed, Mixing(lam, everyone["label"][partner])
 
 
-def eval_step(network: ExpertNetwork, heads: str, transform: Callable, variables: PyTree, batch: Batch) -> PyTree:
-    """Counts of `metrics.count_correct` over the global batch, running averages in BN."""
-    logits = network.apply(variables, transform(batch["image"]), heads)
-    return parallel.psum(metrics.count_correct(logits, batch["label"], batch["mask"]))
-
-
-def compile_train(program: Program, fetch: Callable[[PyTree, PyTree], Batch], shown: int = 0) -> Callable:
+def compile_train(program: Program, fetch: Callable[[PyTree, PyTree], Batch]) -> Callable:
     """Compiles (state, data, inputs) -> (state, sums) over all devices.
 
     Args:
       program: of the stage.
       fetch: turns (data, one step's inputs) into a batch; runs inside the compiled step.
-      shown: when positive, the call also returns so many of the first step's images from each device, as the network
-        saw them: [devices, shown, H, W, 3]. To augment them once more would mean to compile the augmentation again.
 
     Returns:
       A function of the replicated state (donated), the replicated data and inputs [devices, k, ...]: k steps in one
       call, k being free to vary. The sums are added over the k steps.
     """
 
-    def call(state: TrainState, data: PyTree, inputs: PyTree) -> tuple[TrainState, PyTree, Array]:
-        def one(state: TrainState, item: PyTree) -> tuple[TrainState, tuple[PyTree, Array]]:
-            state, sums, seen = train_step(program, state, fetch(data, item))
-            return state, (sums, seen[:shown])
+    def call(state: TrainState, data: PyTree, inputs: PyTree) -> tuple[TrainState, PyTree]:
+        def one(state: TrainState, item: PyTree) -> tuple[TrainState, PyTree]:
+            return train_step(program, state, fetch(data, item))
 
         if len(jax.tree.leaves(inputs)[0]) == 1:  # XLA:CPU runs convolutions inside a scan many times slower
-            state, (sums, seen) = one(state, jax.tree.map(lambda x: x[0], inputs))
-        else:
-            state, (sums, seen) = lax.scan(one, state, inputs)
-            sums, seen = jax.tree.map(lambda x: jnp.sum(x, 0), sums), seen[0]
-        return (state, sums, seen) if shown else (state, sums)
+            return one(state, jax.tree.map(lambda x: x[0], inputs))
+        state, sums = lax.scan(one, state, inputs)
+        return state, jax.tree.map(lambda x: jnp.sum(x, 0), sums)
 
-    out = (True, True, False) if shown else (True, True)
-    return parallel.pmap_step(call, replicated_in=(True, True, False), replicated_out=out, donate=True)
+    return parallel.compile_step(call, replicated_in=(True, True, False), donate=True)
 
 
-def compile_eval(network: ExpertNetwork, heads: str, transform: Callable, fetch: Callable) -> Callable:
-    """Compiles (state, data, inputs [devices, 1, ...]) -> summed counts over all devices."""
+def preview(
+    program: Program, fetch: Callable[[PyTree, PyTree], Batch], data: PyTree, item: PyTree, count: int
+) -> Array:
+    """The first images of a stage's first batch as the network sees them before mixing: [count,H,W,3], normalised.
 
-    def call(state: TrainState, data: PyTree, inputs: PyTree) -> PyTree:
-        batch = fetch(data, jax.tree.map(lambda x: x[0], inputs))
-        return eval_step(network, heads, transform, variables_of(state), batch)
+    Args:
+      item: one step's inputs of the first device.
+    """
 
-    return parallel.pmap_step(call, replicated_in=(True, True, False), replicated_out=True, donate=False)
+    def show(data: PyTree, item: PyTree) -> Array:
+        batch = fetch(data, item)
+        images, mask = batch["image"][:count], batch["mask"][:count]
+        return augmented(program, images, mask, randomness.step_key(program.key, 0), "augment", first=0)
 
-
-def _is_global(network: ExpertNetwork) -> bool:
-    return network.axis_name is not None
+    return jax.jit(show)(data, item)

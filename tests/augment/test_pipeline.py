@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 from scipy.stats import chisquare
 
-from shike_jax.augment import make_eval_transform, make_train_augment, mixup, pipeline
+from shike_jax.augment import make_eval_transform, make_train_augment, pipeline
 from shike_jax.errors import UserError
+from shike_jax.methods.mixing import mixup
 
 MEAN, STD = (0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)
 FULL = dict(crop="pad", pad=4, flip=True, policy="autoaugment_cifar", policy_args={}, cutout=16)

@@ -9,6 +9,7 @@ from shike_jax.convert.names import MODELS, model_settings, to_state_dict, to_va
 from shike_jax.convert.warm import torchvision_to_shike
 from shike_jax.errors import UserError
 from shike_jax.models import build_model
+from tests.conftest import GOLDEN
 from tests.convert.weights import fill, shapes_of
 
 
@@ -21,8 +22,8 @@ def golden_shapes(file):
     ("name", "golden", "classes"),
     [("shike_resnet32_cifar", "shike_resnet32_cifar", 100), ("resnet50", "torchvision_resnet50", 17)],
 )
-def test_the_spelled_out_names_are_the_golden_ones(shared, name, golden, classes):
-    with np.load(shared / "golden" / f"{golden}.npz") as file:
+def test_the_spelled_out_names_are_the_golden_ones(name, golden, classes):
+    with np.load(GOLDEN / f"{golden}.npz") as file:
         assert shapes_of(name, classes) == golden_shapes(file)
 
 
@@ -61,8 +62,8 @@ def test_layouts_of_the_authors_network():
     np.testing.assert_array_equal(flat["params/expert1/stage3/block4/bn2/scale"], state["layer3s.1.4.bn2.weight"])
 
 
-def test_golden_logits_of_the_torchvision_backbone(shared):
-    with np.load(shared / "golden" / "torchvision_resnet50.npz") as golden:
+def test_golden_logits_of_the_torchvision_backbone():
+    with np.load(GOLDEN / "torchvision_resnet50.npz") as golden:
         seed, logits = int(golden["weights_seed"]), golden["eval_logits"]
         variables, classes = to_variables("resnet50", fill(golden_shapes(golden), seed))
     images = np.random.RandomState(seed + 1).standard_normal((2, 64, 64, 3)).astype(np.float32)

@@ -1,0 +1,31 @@
+"""The configuration of a run: its fields (`fields.py`), shared recipes (`recipes.py`), its checks (`checks.py`)."""
+
+from shike_jax.config.checks import validate
+from shike_jax.config.fields import (
+    CIFAR_MEAN,
+    CIFAR_STD,
+    IMAGENET_MEAN,
+    IMAGENET_STD,
+    base,
+    stage,
+    to_plain,
+    with_defaults,
+)
+from shike_jax.config.recipes import parse_arguments, photograph_recipe, shike_stages
+from shike_jax.errors import UserError
+
+__all__ = [
+    "CIFAR_MEAN",
+    "CIFAR_STD",
+    "IMAGENET_MEAN",
+    "IMAGENET_STD",
+    "UserError",
+    "base",
+    "parse_arguments",
+    "photograph_recipe",
+    "shike_stages",
+    "stage",
+    "to_plain",
+    "validate",
+    "with_defaults",
+]

@@ -1,0 +1,108 @@
+"""What a configuration must satisfy beyond the types of its fields, and one clear line for what does not."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from shike_jax.errors import UserError
+from shike_jax.methods import LOSSES, OPTIMIZERS, SAMPLERS, SCHEDULES, Choice
+from shike_jax.methods.optimizers import is_optimizer
+
+CHOICES = {
+    "dtype": ("float32", "bfloat16", "float64"),
+    "log": ("quiet", "info", "debug"),
+    "data.source": ("digits", "tfds", "arrays", "folder", "lists"),
+    "data.profile": ("exponential", "step", "natural"),
+    "data.subset": ("first", "random", "h2t"),
+    "data.divisions": ("shots", "h2t"),
+    "data.bad_image": ("skip", "stop"),
+    "data.bad_line": ("skip", "stop"),
+    "augment.crop": ("pad", "random_resized", "none"),
+    "augment.policy": ("none", "autoaugment_cifar", "randaugment"),
+    "model.head": ("cosine", "linear"),
+    "model.shortcut": ("A", "B"),
+    "train.backend": ("pmap", "shard_map"),
+}
+STAGE_CHOICES = {
+    "heads": ("representation", "classifier"),
+    "bn_trunk": ("batch", "running"),
+    "bn_experts": ("batch", "running"),
+}
+
+
+def validate(config: ConfigDict, stages: bool = True) -> None:
+    """Checks what types alone cannot.
+
+    Args:
+      stages: check the stages too. Evaluating a checkpoint does not need the losses and samplers that trained it.
+
+    Raises:
+      UserError: the first field that is out of range, with its value and what is expected.
+    """
+    for path, allowed in CHOICES.items():
+        node: Any = config
+        for part in path.split("."):
+            node = node[part]
+        _require(node in allowed, path, node, f"one of {', '.join(allowed)}")
+    data, model, train = config.data, config.model, config.train
+    _require(data.imbalance_factor >= 1, "data.imbalance_factor", data.imbalance_factor, "a number of at least 1")
+    _require(data.image_size >= 8, "data.image_size", data.image_size, "at least 8 pixels")
+    _require(len(model.depths) >= 1, "model.depths", tuple(model.depths), "at least one expert, such as (1, 2, 1)")
+    _require(config.eval.batch_size >= 1, "eval.batch_size", config.eval.batch_size, "at least 1")
+    _require(0 <= data.bad_image_limit <= 1, "data.bad_image_limit", data.bad_image_limit, "a share between 0 and 1")
+    _require(train.keep_checkpoints >= 1, "train.keep_checkpoints", train.keep_checkpoints, "at least 1")
+    _require(train.pictures >= 0, "train.pictures", train.pictures, "at least 0")
+    _require(len(config.run) >= 1, "run", tuple(config.run), "at least one stage")
+    for name in config.run:
+        known = f"names of config.stages: {', '.join(config.stages)}"
+        _require(name in config.stages, "run", tuple(config.run), known)
+        if stages:
+            _validate_stage(f"stages.{name}", config.stages[name])
+
+
+def _require(ok: bool, path: str, value: Any, expected: str) -> None:
+    if not ok:
+        raise UserError(f"config.{path}={value!r}: expected {expected}")
+
+
+def _validate_stage(prefix: str, one: ConfigDict) -> None:
+    choices = {**STAGE_CHOICES, "sampler": tuple(SAMPLERS), "schedule": tuple(SCHEDULES)}
+    for field, allowed in choices.items():
+        _require(one[field] in allowed, f"{prefix}.{field}", one[field], f"one of {', '.join(allowed)}")
+    optimizers = f"one of {', '.join(OPTIMIZERS)}, or an optimiser of optax such as adamw"
+    _require(is_optimizer(one.optimizer), f"{prefix}.optimizer", one.optimizer, optimizers)
+    for field in ("epochs", "batch_size"):
+        _require(one[field] >= 1, f"{prefix}.{field}", one[field], "at least 1")
+    for field in ("lr", "weight_decay", "mixup", "cutmix", "momentum", "warmup_lr", "max_steps", "warmup_epochs"):
+        _require(one[field] >= 0, f"{prefix}.{field}", one[field], "a number of at least 0")
+    _require(0 <= one.exchange <= 1, f"{prefix}.exchange", one.exchange, "a share between 0 and 1")
+    pairs = [name for name in SAMPLERS if SAMPLERS[name].options["partner"]]
+    _require(not one.exchange or one.sampler in pairs, f"{prefix}.sampler", one.sampler, "'paired' with exchange > 0")
+    frozen = all(pattern.startswith("heads/") for pattern in one.train)
+    expected = "parameters under heads/ with exchange > 0"
+    _require(not one.exchange or frozen, f"{prefix}.train", tuple(one.train), expected)
+    for field in ("mixup", "cutmix"):
+        _require(not (one[field] and one.sampler in pairs), f"{prefix}.{field}", one[field], "0 with sampler 'paired'")
+    _validate_loss(f"{prefix}.loss", one.loss)
+    for pattern in one.train:
+        try:
+            re.compile(pattern)
+        except re.error as error:
+            raise UserError(f"config.{prefix}.train={pattern!r}: not a regular expression ({error})") from None
+
+
+def _validate_loss(prefix: str, loss: ConfigDict) -> None:
+    parameters = LOSSES.parameters()
+    for name in loss:
+        known = f"one of {', '.join((*LOSSES, *parameters))}"
+        _require(name in LOSSES or name in parameters, f"{prefix}.{name}", loss[name], f"the name of a loss: {known}")
+    weights = {name: loss[name] for name in LOSSES if name in loss}
+    positive = any(weights.values()) and min(weights.values()) >= 0
+    _require(positive, prefix, {k: v for k, v in weights.items() if v}, "weights of at least 0, not all of them 0")
+    for name, declared in parameters.items():
+        if isinstance(declared, Choice) and name in loss:
+            allowed = f"one of {', '.join(declared.values)}"
+            _require(loss[name] in declared.values, f"{prefix}.{name}", loss[name], allowed)

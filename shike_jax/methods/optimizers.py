@@ -1,0 +1,65 @@
+"""Optimisers by name: the registered ones, and every optimiser of optax that takes a learning rate."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import optax
+
+from shike_jax.errors import UserError
+from shike_jax.methods.registry import Registry
+
+LearningRate = Callable[[jax.Array], jax.Array]
+# A function of (learning_rate, momentum, weight_decay) and of the entries of `optimizer_options`.
+OPTIMIZERS: Registry[Callable[..., optax.GradientTransformation]] = Registry("optimiser")
+
+
+@OPTIMIZERS.register("sgd")
+def sgd(learning_rate: LearningRate, momentum: float, weight_decay: float) -> optax.GradientTransformation:
+    """SGD as in PyTorch: weight decay joins the gradient, then the momentum buffer, then the learning rate."""
+    return optax.chain(
+        optax.add_decayed_weights(weight_decay), optax.trace(momentum), optax.scale_by_learning_rate(learning_rate)
+    )
+
+
+def is_optimizer(name: str) -> bool:
+    """Whether `make_optimizer` knows the name."""
+    return name in OPTIMIZERS or _of_optax(name) is not None
+
+
+def make_optimizer(
+    name: str, learning_rate: LearningRate, momentum: float, weight_decay: float, options: Mapping[str, Any]
+) -> optax.GradientTransformation:
+    """Builds an optimiser whose update is added to the parameters.
+
+    Args:
+      name: registered, or a function of optax that takes `learning_rate`, such as `adamw` or `lars`.
+      learning_rate: step to learning rate.
+      momentum, weight_decay: given to optax's functions where they have parameters of these names.
+      options: further keyword arguments.
+
+    Raises:
+      UserError: an unknown name, or an option that the optimiser does not have.
+    """
+    known = {"learning_rate": learning_rate, "momentum": momentum, "weight_decay": weight_decay}
+    if name in OPTIMIZERS:
+        function = OPTIMIZERS[name].function
+    else:
+        function = _of_optax(name)
+        if function is None:
+            raise UserError(f"unknown optimiser {name!r}: expected {', '.join(OPTIMIZERS)} or one of optax, as adamw")
+        known = {key: value for key, value in known.items() if key in inspect.signature(function).parameters}
+    try:
+        return function(**{**known, **options})
+    except TypeError as error:
+        raise UserError(f"optimiser {name!r} with options {dict(options)}: {error}") from error
+
+
+def _of_optax(name: str) -> Callable[..., optax.GradientTransformation] | None:
+    function = getattr(optax, name, None) if name.isidentifier() and not name.startswith("_") else None
+    if function is None or not inspect.isfunction(function):
+        return None
+    return function if "learning_rate" in inspect.signature(function).parameters else None

@@ -1,0 +1,69 @@
+"""Learning rates over a stage: pure functions of the step, counted from the stage's start."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+
+from shike_jax.methods.registry import Registry
+
+Array = jax.Array
+
+
+@dataclasses.dataclass(frozen=True)
+class StageLength:
+    """What a schedule knows of its stage.
+
+    Attributes:
+      lr: peak learning rate.
+      epochs: length of the stage, T.
+      steps_per_epoch: optimiser steps in an epoch.
+      warmup_lr: learning rate that a warm-up starts from.
+      warmup_epochs: length of the warm-up.
+    """
+
+    lr: float
+    epochs: int
+    steps_per_epoch: int
+    warmup_lr: float = 0.0
+    warmup_epochs: int = 0
+
+
+Schedule = Callable[[Array, StageLength], Array]
+SCHEDULES: Registry[Schedule] = Registry("schedule")
+
+
+@SCHEDULES.register("warmup_cosine")
+def warmup_cosine(step: Array, stage: StageLength) -> Array:
+    """The authors' code, set once per epoch e.
+
+    `warmup_lr + (lr - warmup_lr) (e - 1) / 4` for e < 5 (`warmup_epochs`), then
+    `lr (1 + cos(pi (e - 5) / (T - 5))) / 2`.
+    """
+    epoch, warmup = step // stage.steps_per_epoch, stage.warmup_epochs
+    rising = stage.warmup_lr + (stage.lr - stage.warmup_lr) / max(warmup - 1, 1) * (epoch - 1)
+    falling = stage.lr * 0.5 * (1 + jnp.cos(math.pi * (epoch - warmup) / max(stage.epochs - warmup, 1)))
+    return jnp.where(epoch < warmup, rising, falling)
+
+
+@SCHEDULES.register("cosine")
+def cosine(step: Array, stage: StageLength) -> Array:
+    """The paper's: `lr (1 + cos(pi e / T)) / 2`, set once per epoch e."""
+    epoch = step // stage.steps_per_epoch
+    return stage.lr * 0.5 * (1 + jnp.cos(math.pi * epoch / stage.epochs))
+
+
+@SCHEDULES.register("cosine_per_step")
+def cosine_per_step(step: Array, stage: StageLength) -> Array:
+    """The cosine to 0, set every step."""
+    return stage.lr * 0.5 * (1 + jnp.cos(math.pi * step / (stage.epochs * stage.steps_per_epoch)))
+
+
+@SCHEDULES.register("constant")
+def constant(step: Array, stage: StageLength) -> Array:
+    """The peak learning rate throughout."""
+    return jnp.full((), stage.lr)

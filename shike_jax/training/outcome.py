@@ -1,0 +1,102 @@
+"""What a run leaves behind: the position in a checkpoint, the weights of each stage, results.json."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+
+from shike_jax import __version__, models
+from shike_jax.cluster import parallel
+from shike_jax.config import to_plain
+from shike_jax.data.host_pipeline import short_side
+from shike_jax.methods import SCORES
+from shike_jax.methods.scores import describe_scores
+from shike_jax.storage.checkpoints import save_weights
+from shike_jax.training.provenance import versions
+from shike_jax.training.setup import Run, Stage
+
+PyTree = Any
+PER_CLASS = ("per_class", "experts_per_class")
+KEPT = ("experts", "examples", *PER_CLASS)  # of an evaluation, beside the registered scores
+
+
+def share_bad_images(run: Run) -> None:
+    """Exchanges between all processes, which call this together, what each of them could not read."""
+    if run.source.images is not None:
+        return
+    for unreadable in parallel.gather(run.source.report.unreadable.copy()):
+        run.source.report.unreadable.update(unreadable)
+    run.history["bad_images"] = run.source.report.bad_images()
+
+
+def position(run: Run, stage: Stage, step: int) -> dict[str, Any]:
+    """What a checkpoint remembers beside the state: where the run stands, on which data, and what has happened."""
+    return {
+        "stage": stage.name,
+        "stage_index": stage.index,
+        "step": step,
+        "split_hash": run.source.split.hash,
+        "config": to_plain(run.config),
+        "history": run.history,
+        "version": __version__,
+    }
+
+
+def stage_record(stage: Stage, evaluation: dict[str, Any]) -> dict[str, Any]:
+    """What the history and results.json keep of a finished stage."""
+    scores = {name: evaluation[name] for name in (*SCORES, *KEPT)}
+    epochs = -(-stage.steps // stage.steps_per_epoch)
+    return {"name": stage.name, "epochs": epochs, "steps": stage.steps, **scores}
+
+
+def save_stage_weights(run: Run, stage: Stage, variables: PyTree) -> None:
+    """Writes weights/NAME, unless an earlier start of this run already has."""
+    if (run.workdir / "weights" / stage.name).exists():
+        return
+    data = run.config.data
+    meta = {
+        "model": to_plain(run.config.model),
+        "num_classes": run.source.split.num_classes,
+        "class_names": list(run.source.split.class_names),
+        "image_size": data.image_size,
+        "resize": short_side(data) if run.source.images is None else data.image_size,
+        "mean": list(data.mean),
+        "std": list(data.std),
+        "heads": stage.settings.heads,
+        "stage": stage.name,
+        "stage_index": stage.index,
+        "split_hash": run.source.split.hash,
+        "config": to_plain(run.config),
+        "version": __version__,
+    }
+    save_weights(run.workdir / "weights" / stage.name, variables, meta)
+
+
+def results(run: Run, variables: PyTree) -> dict[str, Any]:
+    """The machine-readable end of a run (`results.json`); accuracies in percent, after the last epoch."""
+    stages, bad = run.history["stages"], run.source.report.bad_images()
+    last = stages[-1]
+    return {
+        **{name: last.get(name) for name in SCORES},
+        "experts": last["experts"],
+        "stages": [{k: v for k, v in stage.items() if k not in PER_CLASS} for stage in stages],
+        "per_class": last["per_class"],
+        "experts_per_class": last["experts_per_class"],
+        "scores": describe_scores(),
+        "name": run.config.name,
+        "seed": run.config.seed,
+        "num_parameters": models.num_parameters(variables["params"]),
+        "split": run.source.split.summary(),
+        "bad_images": {"count": len(bad), "limit": run.config.data.bad_image_limit, "list": bad},
+        "seconds": {name: round(value, 2) for name, value in run.history["seconds"].items()},
+        "starts": run.history["starts"],
+        "versions": versions(),
+        "devices": {
+            "kind": jax.devices()[0].device_kind,
+            "platform": jax.default_backend(),
+            "count": jax.device_count(),
+            "processes": jax.process_count(),
+        },
+        "config": to_plain(run.config),
+    }

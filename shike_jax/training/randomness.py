@@ -1,0 +1,49 @@
+"""Every random number of training: one table of roles, and the keys that follow from (seed, stage, step, role).
+
+Nothing else holds a random state. The batch at a step, its augmentation and its mixing are functions of these numbers,
+so a restored run continues exactly, and any number of devices and processes sees the same global batch.
+"""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+Array = jax.Array
+
+# Roles within a step: folded into the key of the step.
+ROLES = {"augment": 0, "augment2": 1, "mixup": 2, "exchange": 3, "cutmix": 4, "which_mixing": 5}
+# The order of a stage's examples is drawn from the key of the stage, under a number that no step reaches.
+ORDER = 2**31 - 1
+
+
+def stage_key(seed: int, stage_index: int) -> Array:
+    """The key of a stage."""
+    return jax.random.fold_in(jax.random.key(seed), stage_index)
+
+
+def order_key(stage: Array) -> Array:
+    """The key that the plans of a stage's epochs are drawn from."""
+    return jax.random.fold_in(stage, ORDER)
+
+
+def step_key(stage: Array, step: Array) -> Array:
+    """The key of a step, counted from the stage's start."""
+    return jax.random.fold_in(stage, step)
+
+
+def role_key(step: Array, role: str) -> Array:
+    """The key of one role (`ROLES`) in a step, the same on all devices."""
+    return jax.random.fold_in(step, ROLES[role])
+
+
+def example_keys(step: Array, role: str, first: Array | int, count: int) -> Array:
+    """The keys [count] of the examples at positions first, first + 1, ... of the global batch."""
+    key = role_key(step, role)
+    return jax.vmap(lambda position: jax.random.fold_in(key, position))(first + jnp.arange(count))
+
+
+def host_seed(seed: int, stage_index: int, epoch: int) -> int:
+    """The seed of the host pipeline's views in one epoch."""
+    return int(np.random.SeedSequence([seed, stage_index, epoch]).generate_state(1)[0])
