@@ -13,6 +13,7 @@ from shike_jax.cli.flags import checkpoint_config, split_arguments
 from shike_jax.cli.parser import Parser
 from shike_jax.data import sources
 from shike_jax.errors import UserError, run_main
+from shike_jax.methods.scores import describe_scores
 from shike_jax.models import HEAD_SETS
 from shike_jax.serving.classifier import load_classifier
 from shike_jax.storage.logs import quiet_third_parties
@@ -42,14 +43,13 @@ def describe(summary: dict[str, Any]) -> str:
     data, heads = summary["data"], summary["heads"]
     lines = [f"{data['name']}, {data['part']}: {data['examples']:,} examples, {len(data['class_names'])} classes"]
     lines += ["" if data["same_split"] else "(another split than the checkpoint's)"]
-    columns = ("top1", "top5", "many", "medium", "few", "macro_f1", "ece")
-    titles = ("top-1", "top-5", "many", "medium", "few", "macro F1", "ECE")
-    rows = [["percent", *titles]]
+    columns = {name: about["title"] for name, about in describe_scores().items() if about["detail"]}
+    rows = [["percent", *columns.values()]]
     for name, found in heads.items():
         rows.append([f"{name} heads, ensemble", *(_cell(found[key]) for key in columns)])
         for m, (top1, division) in enumerate(zip(found["experts"], found["experts_divisions"], strict=True)):
-            cells = (top1, None, division["many"], division["medium"], division["few"], None, None)
-            rows.append([f"  expert {m + 1} alone", *map(_cell, cells)])
+            alone = {"top1": top1, **division}
+            rows.append([f"  expert {m + 1} alone", *(_cell(alone.get(key)) for key in columns)])
     lines += [*_aligned(rows), ""]
     rows = [["percent", "pairs differ", "unanimous", "any right", "all right", "none right", "p(hardest wrong) > 0.5"]]
     for name, found in heads.items():

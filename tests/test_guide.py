@@ -73,8 +73,9 @@ def test_pictures_were_predicted_and_the_export_agrees(tour):
 
 def test_configuration_of_the_second_section(tour):
     names, _ = tour
-    assert names["config"].run == ("polish",)
-    assert float(names["focal"](names["logits"], names["labels"]).mean()) > 0
+    assert names["config"].run == ("rare",)
+    assert names["rare"]["config"]["stages"]["rare"]["loss"]["poly"] == 0.5
+    assert names["rare"]["worst"] == min(names["rare"]["per_class"])
 
 
 def test_tensorboard_gets_curves_images_and_accuracies_of_classes(tour):

@@ -70,42 +70,46 @@ class Predictions:
         return means
 
 
-# title: in tables. unit: "%" or what follows the number. log: shown in the line of each epoch. column: shown in the
-# report's tables of results. detail: shown by `evaluate` beside the columns.
+# title: in tables. long: in the model card, the title when empty. unit: "%" or what follows the number. log: shown in
+# the line of each epoch. column: shown in the report's tables of results. detail: shown by `evaluate`.
 Score = Callable[[Predictions], float | None]
-SCORES: Registry[Score] = Registry("score", title="", unit="%", log=True, column=True, detail=True)
+SCORES: Registry[Score] = Registry("score", title="", long="", unit="%", log=True, column=True, detail=True)
 
 
 def describe_scores() -> dict[str, dict[str, Any]]:
-    """The table of scores as plain data: {name: {title, unit, log, column, detail}}."""
-    return {entry.name: {**entry.options, "title": entry.options["title"] or entry.name} for entry in SCORES.entries()}
+    """The table of scores as plain data: {name: {title, long, unit, log, column, detail}}."""
+    described = {}
+    for entry in SCORES.entries():
+        title = entry.options["title"] or entry.name
+        described[entry.name] = {**entry.options, "title": title, "long": entry.options["long"] or title}
+    return described
 
 
-@SCORES.register("top1", title="top-1")
+@SCORES.register("top1", title="top-1", long="top-1 accuracy")
 def top1(predictions: Predictions) -> float:
     """Top-1 accuracy over the examples."""
     return 100 * float(np.mean(predictions.rank < 1))
 
 
-@SCORES.register("top5", title="top-5", log=False)
+@SCORES.register("top5", title="top-5", long="top-5 accuracy", log=False)
 def top5(predictions: Predictions) -> float:
     """Top-5 accuracy over the examples."""
     return 100 * float(np.mean(predictions.rank < 5))
 
 
-@SCORES.register("many", title="many")
+@SCORES.register("many", title="many", long="many-shot classes, mean accuracy")
 def many(predictions: Predictions) -> float | None:
     """Mean accuracy of the many-shot classes."""
     return predictions.division_accuracy()["many"]
 
 
-@SCORES.register("medium", title="medium")
+@SCORES.register("medium", title="medium", long="medium-shot classes, mean accuracy")
 def medium(predictions: Predictions) -> float | None:
     """Mean accuracy of the medium-shot classes."""
     return predictions.division_accuracy()["medium"]
 
 
-@SCORES.register("few", title="few")
+@SCORES.register("few", title="few", long="few-shot classes, mean accuracy")
 def few(predictions: Predictions) -> float | None:
     """Mean accuracy of the few-shot classes."""
     return predictions.division_accuracy()["few"]
@@ -117,7 +121,7 @@ def macro_f1(predictions: Predictions) -> float:
     return 100 * float(np.nanmean(f1_scores(predictions.predicted, predictions.labels, predictions.num_classes)))
 
 
-@SCORES.register("ece", title="ECE", log=False, column=False)
+@SCORES.register("ece", title="ECE", long="expected calibration error (15 bins)", log=False, column=False)
 def ece(predictions: Predictions) -> float:
     """Expected calibration error over 15 bins (Guo et al. 2017, eq. 3)."""
     return calibration(predictions.confidence, predictions.rank == 0)["ece"]

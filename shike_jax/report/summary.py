@@ -9,6 +9,7 @@ from typing import Any
 
 from shike_jax.cli.parser import Parser
 from shike_jax.errors import UserError, run_main
+from shike_jax.methods.scores import describe_scores
 from shike_jax.text import printable, say
 
 _EPILOG = """\
@@ -17,15 +18,16 @@ example:
 
 Written: WORKDIR/accuracy_by_count.png.
 """
-COLUMNS = ("top1", "top5", "many", "medium", "few")
 
 
 def stage_table(results: Mapping[str, Any]) -> str:
     """Accuracies (percent) at the end of each stage, the ensemble and each expert, as aligned text."""
     experts = [f"expert {m + 1}" for m in range(len(results["experts"]))]
-    lines = ["".join(f"{name:>15}" if i == 0 else f"{name:>9}" for i, name in enumerate(("after", *COLUMNS, *experts)))]
+    scores = results.get("scores") or describe_scores()
+    columns = [name for name, about in scores.items() if about["column"]]
+    lines = ["".join(f"{name:>15}" if i == 0 else f"{name:>9}" for i, name in enumerate(("after", *columns, *experts)))]
     for stage in results["stages"]:
-        values = [stage[name] for name in COLUMNS] + stage["experts"]
+        values = [stage[name] for name in columns] + stage["experts"]
         cells = "".join("        -" if value is None else f"{value:9.2f}" for value in values)
         lines.append(f"{stage['name']:>15}{cells}")
     return "\n".join(lines)

@@ -6,12 +6,10 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from shike_jax.methods.scores import describe_scores
 from shike_jax.report import paper
 from shike_jax.report.runs import Group, families, spread
 from shike_jax.text import markdown
-
-SCORES = ("top1", "top5", "many", "medium", "few")
-TITLES = ("top-1", "top-5", "many", "medium", "few")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,8 +46,18 @@ def to_markdown(table: Table) -> str:
     )
 
 
+def score_columns(groups: Sequence[Group], kind: str) -> dict[str, str]:
+    """Titles of the scores of these runs by name: those shown as a `column` of tables, or in the `log` of an epoch."""
+    known = describe_scores()
+    for group in groups:
+        known |= group.first.results.get("scores", {})  # scores that a user registered are known to their runs alone
+    used = {name: about for name, about in known.items() if any(group.values(name) for group in groups)}
+    return {name: about["title"] for name, about in used.items() if about[kind]}
+
+
 def results_table(dataset: str, groups: Sequence[Group]) -> Table:
     """Every group of a data set, below what is published for it."""
+    columns = score_columns(groups, "column")
     methods = {"h2t" if group.first.is_h2t else "shike" for group in groups}
     known = [r for r in paper.REFERENCES if r.dataset == dataset]
     backbones = {group.first.config["model"]["backbone"] for group in groups}
@@ -57,12 +65,12 @@ def results_table(dataset: str, groups: Sequence[Group]) -> Table:
     # Published context belongs to the paper's table; the other system's rows only beside its runs.
     known = [r for r in known if r.method != "h2t" or "h2t" in methods]
     rows = [
-        (_source(r), _epochs(r.epochs), "", *(_number(getattr(r, key)) for key in SCORES))
+        (_source(r), _epochs(r.epochs), "", *(_number(getattr(r, key, None)) for key in columns))
         for r in sorted(known, key=lambda r: (r.method in methods, r.top1))
     ]
     first = len(rows)
     for group in groups:
-        scores = [spread(group.values(key)) for key in SCORES]
+        scores = [spread(group.values(key)) for key in columns]
         rows.append((group.label, _epochs(group.first.epochs), str(len(group.runs)), *scores))
     note = "Percent of the test set at the last epoch; many, medium and few are means over classes. "
     if any(len(group.runs) > 1 for group in groups):
@@ -70,13 +78,13 @@ def results_table(dataset: str, groups: Sequence[Group]) -> Table:
     note += "Rows in bold were measured with this code."
     if repeated := [line for group in groups for line in group.repeated()]:
         note += f" Runs of a seed that is there already: {'; '.join(repeated)}."
-    header = ("result", "epochs", "seeds", *TITLES)
+    header = ("result", "epochs", "seeds", *columns.values())
     return Table(f"{dataset}: results", header, rows, note, frozenset(range(first, len(rows))))
 
 
 def stages_table(dataset: str, groups: Sequence[Group]) -> Table:
     """What each stage ended with, and each expert alone."""
-    experts = max(len(group.first.depths) for group in groups)
+    experts, columns = max(len(group.first.depths) for group in groups), score_columns(groups, "log")
     rows = []
     for group in groups:
         for index, stage in enumerate(group.first.results["stages"]):
@@ -86,9 +94,9 @@ def stages_table(dataset: str, groups: Sequence[Group]) -> Table:
                 else ""
                 for m in range(experts)
             ]
-            scores = [spread(group.values(key, index), 1) for key in ("top1", "many", "medium", "few")]
+            scores = [spread(group.values(key, index), 1) for key in columns]
             rows.append((f"{group.label}: {stage['name']}", str(stage["epochs"]), *scores, *alone))
-    header = ("stage", "epochs", "top-1", "many", "medium", "few", *(f"expert {m + 1}" for m in range(experts)))
+    header = ("stage", "epochs", *columns.values(), *(f"expert {m + 1}" for m in range(experts)))
     return Table(f"{dataset}: at the end of each stage", header, rows)
 
 

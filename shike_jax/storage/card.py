@@ -48,14 +48,8 @@ def _head(results: Results) -> str:
 def _scores(results: Results) -> str:
     split = results["split"]
     part = results["config"]["data"]["test_part"]
-    rows = [("top-1 accuracy, %", results["top1"]), ("top-5 accuracy, %", results["top5"])]
-    rows += [
-        (f"{name}-shot classes ({len(classes)}), mean accuracy, %", results[name])
-        for name, classes in split["divisions"].items()
-    ]
+    rows = [(f"{about['long']}, {about['unit']}", results[name]) for name, about in results["scores"].items()]
     rows += [(f"expert {m + 1} alone, top-1, %", value) for m, value in enumerate(results["experts"])]
-    rows.append(("expected calibration error (15 bins), %", results["stages"][-1]["ece"]))
-    rows.append(("cross-entropy, nats", results["stages"][-1]["loss"]))
     lines = [
         f"## Results\n\nOn the {split['sizes'][part]:,} images of part {code(part)}, after the last epoch.\n",
         "| measure | value |",
