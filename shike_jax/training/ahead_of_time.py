@@ -20,13 +20,16 @@ from ml_collections import ConfigDict
 from shike_jax import models
 from shike_jax.augment import make_eval_transform
 from shike_jax.cluster import parallel
-from shike_jax.config import to_plain
 from shike_jax.data import sampling, views
 from shike_jax.data.feeds import fetch_rows
 from shike_jax.data.splits import longtail_counts
 from shike_jax.errors import UserError
-from shike_jax.training import optim, steps
+from shike_jax.methods import SAMPLERS
+from shike_jax.training import steps
+from shike_jax.training.evaluation import predict_step
+from shike_jax.training.program import make_program
 from shike_jax.training.state import TrainState, variables_of
+from shike_jax.training.trainable import select
 
 PyTree = Any
 # name of `config.data.name`: classes, training and evaluation images, as published; CIFAR before it is made long-tailed
@@ -104,40 +107,38 @@ class Steps:
         """
         variables, network = self._variables(), self._network()
         fields = self.config.stages[stage]
-        unused = tuple(f"heads/{heads}/" for heads in models.HEAD_SETS if heads != fields.heads)
-        trainable = optim.trainable_mask(variables["params"], fields.train, unused)
-        updated = jax.tree.map(lambda _: True, trainable) if fields.decay_frozen else trainable
-        optimizer = optim.sgd(fields.momentum, fields.weight_decay)
         each = sampling.steps_per_epoch(self.sizes.train, batch, fields.keep_last)
-        program = steps.Program(
-            network=network,
-            stage=to_plain(fields),
-            class_counts=self.sizes.class_counts,
-            trainable=trainable,
-            updated=updated,
-            optimizer=optimizer,
-            schedule=optim.learning_rate(fields, fields.epochs, each),
-            augment=views.device_augment(self.config, network.dtype),
-            key=jax.random.key(self.config.seed),
+        program = make_program(
+            fields,
+            network,
+            variables["params"],
+            self.sizes.class_counts,
+            views.device_augment(self.config, network.dtype),
+            jax.random.key(self.config.seed),
+            steps_per_epoch=each,
+            steps=each * fields.epochs,
         )
-        opt_state = jax.eval_shape(optimizer.init, optim.select(variables["params"], updated))
+        opt_state = jax.eval_shape(program.optimizer.init, select(variables["params"], program.updated))
         step = jax.ShapeDtypeStruct((), jnp.int32)
         state = TrainState(step, variables["params"], variables["batch_stats"], opt_state)
 
         def call(state: TrainState, data: PyTree, inputs: PyTree) -> tuple[TrainState, PyTree]:
-            return steps.train_step(program, state, self._fetch(data, inputs))[:2]
+            return steps.train_step(program, state, self._fetch(data, inputs))
 
-        inputs = self._inputs(batch, f"config.stages.{stage}.batch_size", fields.sampler == "paired")
+        inputs = self._inputs(
+            batch, f"config.stages.{stage}.batch_size", bool(SAMPLERS[fields.sampler].options["partner"])
+        )
         return self._lower(call, state, self._data(self.sizes.train), inputs, donate=True)
 
     def evaluate(self, heads: str, batch: int) -> jax.stages.Lowered:
-        """One evaluation step: (state, data, inputs) -> counts; raises as `train`."""
+        """One evaluation step: (state, data, inputs) -> what is kept of each example; raises as `train`."""
         variables, network, data = self._variables(), self._network(), self.config.data
         transform = make_eval_transform(mean=data.mean, std=data.std, dtype=network.dtype)
         state = TrainState(jax.ShapeDtypeStruct((), jnp.int32), variables["params"], variables["batch_stats"], ())
 
         def call(state: TrainState, data: PyTree, inputs: PyTree) -> PyTree:
-            return steps.eval_step(network, heads, transform, variables_of(state), self._fetch(data, inputs))
+            batch = self._fetch(data, inputs)
+            return predict_step(network, (heads,), transform, False, variables_of(state), batch)
 
         inputs = self._inputs(batch, "config.eval.batch_size")
         return self._lower(call, state, self._data(self.sizes.test), inputs, donate=False)

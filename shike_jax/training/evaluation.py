@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -81,17 +81,33 @@ class Evaluator:
 
         def call(variables: PyTree, data: PyTree, inputs: PyTree) -> dict[str, dict[str, jax.Array]]:
             batch = feed.fetch(data, jax.tree.map(lambda x: x[0], inputs))
-            fused = network.apply(variables, self._transform(batch["image"]), method="features")["fused"]
-            found = {"": {"label": batch["label"], "mask": batch["mask"]}}
-            for name in heads:
-                logits = network.apply(variables, fused, name, method="classify")
-                found[name] = metrics.per_example(logits, batch["label"]) | ({"logits": logits} if keep_logits else {})
-            return {
-                name: {k: lax.all_gather(v, parallel.AXIS, axis=_example_axis(k), tiled=True) for k, v in one.items()}
-                for name, one in found.items()
-            }
+            return predict_step(network, heads, self._transform, keep_logits, variables, batch)
 
         return parallel.compile_step(call, replicated_in=(True, True, False), donate=False)
+
+
+def predict_step(
+    network: ExpertNetwork,
+    heads: Sequence[str],
+    transform: Callable[[jax.Array], jax.Array],
+    keep_logits: bool,
+    variables: PyTree,
+    batch: dict[str, jax.Array],
+) -> dict[str, dict[str, jax.Array]]:
+    """One evaluation step on this device's share of a batch: predictions of the global batch, on every device.
+
+    Returns:
+      {set: arrays of `metrics.per_example`}, and under "" `label` and `mask` [B].
+    """
+    fused = network.apply(variables, transform(batch["image"]), method="features")["fused"]
+    found = {"": {"label": batch["label"], "mask": batch["mask"]}}
+    for name in heads:
+        logits = network.apply(variables, fused, name, method="classify")
+        found[name] = metrics.per_example(logits, batch["label"]) | ({"logits": logits} if keep_logits else {})
+    return {
+        name: {k: lax.all_gather(v, parallel.AXIS, axis=_example_axis(k), tiled=True) for k, v in one.items()}
+        for name, one in found.items()
+    }
 
 
 def _example_axis(name: str) -> int:

@@ -6,7 +6,6 @@ import dataclasses
 import functools
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +15,6 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from shike_jax import models
-from shike_jax.augment import make_train_augment
 from shike_jax.cluster import parallel
 from shike_jax.cluster.preemption import StopRequest
 from shike_jax.config import to_plain
@@ -24,6 +22,7 @@ from shike_jax.convert.warm import warm_start
 from shike_jax.data import sampling
 from shike_jax.data.feeds import Feed, make_feeds
 from shike_jax.data.sources import Source, load
+from shike_jax.data.views import device_augment
 from shike_jax.errors import UserError
 from shike_jax.storage.checkpoints import Checkpoints, load_weights, remove_unfinished, restore_into
 from shike_jax.storage.logs import Progress, RunLog
@@ -155,29 +154,13 @@ def make_stage(run: Run, index: int, params: PyTree) -> Stage:
         run.network,
         params,
         run.source.split.class_counts,
-        make_augment(config, run.network.dtype),
+        device_augment(config, run.network.dtype),
         randomness.stage_key(config.seed, index),
         each,
         total,
     )
     before = sum(_stage_steps(config, other, len(run.labels))[1] for other in config.run[:index])
     return Stage(index, name, settings, program, each, total, before)
-
-
-def make_augment(config: ConfigDict, dtype: Any) -> Callable[..., Any]:
-    """The device's augmentation of a configuration, normalisation included; random resized crops are the host's."""
-    data, augment = config.data, config.augment
-    return make_train_augment(
-        crop="pad" if augment.crop == "pad" else "none",
-        pad=augment.pad,
-        flip=augment.flip and augment.crop != "random_resized",
-        policy=augment.policy,
-        policy_args=augment.randaugment.to_dict() if augment.policy == "randaugment" else {},
-        cutout=augment.cutout,
-        mean=data.mean,
-        std=data.std,
-        dtype=dtype,
-    )
 
 
 def new_history() -> dict[str, Any]:
