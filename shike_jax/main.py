@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 import time
 from collections.abc import Sequence
@@ -47,6 +46,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
 def main(argv: Sequence[str]) -> int:
     """Runs the command; returns the exit status."""
     started = time.time()
+    preemption.listen()
     if any(item in ("-h", "--help") for item in argv):
         parse(["--help"])
     config, rest = load_config(argv)
@@ -54,15 +54,15 @@ def main(argv: Sequence[str]) -> int:
     if args.workdir is None:
         raise UserError("--workdir is missing: expected a directory for checkpoints, logs and results")
 
-    # Before JAX or TensorFlow wake up.
-    if config.dtype == "float64":
-        os.environ["JAX_ENABLE_X64"] = "1"
-
     quiet_third_parties(config.log)
+
+    import jax
+
+    if config.dtype == "float64":
+        jax.config.update("jax_enable_x64", True)
 
     from shike_jax.cluster.parallel import start_distributed
 
-    preemption.listen()
     start_distributed(args.coordinator, args.processes, args.process, config.train.peer_timeout)
 
     from shike_jax.cluster import peers
@@ -73,7 +73,7 @@ def main(argv: Sequence[str]) -> int:
             loop.train(config, args.workdir, started)
         except preemption.Preempted as stopped:
             print(stopped, file=sys.stderr)
-            return preemption.EXIT_STATUS
+            return stopped.status
     return 0
 
 

@@ -33,7 +33,7 @@ def finish(workdir, flags, processes=1, devices=1) -> Job:
     return job
 
 
-def assert_same_training(one, other) -> None:
+def assert_same_training(one, other, test_images=300) -> None:
     """Losses and all variables within 1e-8, relative to the largest of each array; evaluation counts equal."""
     np.testing.assert_allclose(losses(other), losses(one), rtol=1e-8)
     worst = 0.0
@@ -47,26 +47,32 @@ def assert_same_training(one, other) -> None:
             worst = max(worst, difference / largest if largest else 0.0)
     off = np.max(np.abs(np.divide(losses(other), losses(one)) - 1))
     print(f"\n{other.name}: variables within {worst:.1e}, losses of {len(losses(one))} epochs within {off:.1e}")
-    assert counts(one) == counts(other)
+    assert counts(one, test_images) == counts(other, test_images)
 
 
-def counts(workdir) -> dict:
-    """Whole numbers of test images that were classified rightly: of 300, and of the 30 of each class."""
+def counts(workdir, test_images=300) -> dict:
+    """Whole numbers of test images that were classified rightly: of all, and of the tenth that each class has."""
     results = json.loads((workdir / "results.json").read_text())
-    of = {"top1": 300, "top5": 300, "experts": 300, "per_class": 30, "experts_per_class": 30}
+    each = test_images // 10
+    of = dict.fromkeys(("top1", "top5", "experts"), test_images) | dict.fromkeys(
+        ("per_class", "experts_per_class"), each
+    )
     found = {key: np.array(results[key]) * number / 100 for key, number in of.items()}
     for key, value in found.items():
-        np.testing.assert_allclose(value, np.rint(value), atol=1e-3, err_msg=key)  # the file keeps four decimals
+        np.testing.assert_allclose(value, np.rint(value), atol=1e-2, err_msg=key)  # the file keeps four decimals
     return {key: np.rint(value).astype(int).tolist() for key, value in found.items()}
 
 
-def test_two_processes_train_like_one(tmp_path):
-    flags = digits(1, 1, *FLOAT64)
+def test_two_processes_train_like_one_however_steps_are_compiled(tmp_path):
+    """Few images (218 to train on, 1,000 to test), so that the last partial batch comes soon in float64."""
+    flags = digits(1, 1, *FLOAT64, "model.depths=(2,)", "data.test_per_class=100", "eval.batch_size=280")
     finish(tmp_path / "one", flags)
-    job = finish(tmp_path / "two", flags, processes=2, devices=2)
-    assert_same_training(tmp_path / "one", tmp_path / "two")
-    assert re.search(r"2 processes, coordinator 127.0.0.1:\d+, 4 x cpu \(2 here\)", job.output())
-    assert job.output(1).count("top-1") == 0  # one process speaks
+    for backend in ("pmap", "shard_map"):
+        two = tmp_path / backend
+        job = finish(two, [*flags, f"--config.train.backend={backend}"], processes=2, devices=2)
+        assert_same_training(tmp_path / "one", two, 1000)
+        assert re.search(r"2 processes, coordinator 127.0.0.1:\d+, 4 x cpu \(2 here\)", job.output())
+        assert job.output(1).count("top-1") == 0  # one process speaks
 
 
 @pytest.mark.slow

@@ -182,6 +182,13 @@ class Checkpoints:
             return -1  # unreadable, but there: something had been saved
 
 
+def newest_checkpoint(workdir: Any) -> str | None:
+    """Path of the newest finished checkpoint of a work directory; None without one."""
+    root = _absolute(workdir) / "checkpoints"
+    steps = _steps(root)
+    return str(root / str(steps[-1])) if steps else None
+
+
 def _set_aside(path: epath.Path) -> str:
     """Renames STEP to damaged-STEP, or damaged-STEP-2 and so on; returns the new name."""
     endings = itertools.chain([""], (f"-{n}" for n in itertools.count(2)))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import sys
 import time
 import warnings
 from collections.abc import Mapping
@@ -26,12 +27,20 @@ def quiet_third_parties(level: str) -> None:
     os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
     warnings.filterwarnings("ignore")
     logging.getLogger().setLevel(logging.ERROR)
+    sys.unraisablehook = _unraisable
     try:
         from absl import logging as absl_logging
 
-        absl_logging.set_verbosity(absl_logging.ERROR)
+        # Errors reach us as exceptions, and Orbax prints a traceback of its own for each.
+        absl_logging.set_verbosity(absl_logging.FATAL)
     except ImportError:
         pass
+
+
+def _unraisable(found: Any) -> None:
+    """Drops what TensorStore prints of its event loop after a save has failed: the failure itself is an exception."""
+    if not (isinstance(found.exc_value, RuntimeError) and "Event loop is closed" in str(found.exc_value)):
+        sys.__unraisablehook__(found)
 
 
 class RunLog:

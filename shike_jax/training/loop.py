@@ -13,7 +13,7 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from shike_jax.cluster import parallel
+from shike_jax.cluster import parallel, preemption
 from shike_jax.cluster.coordination import CompileTime
 from shike_jax.cluster.preemption import Preempted
 from shike_jax.config import to_plain, with_defaults
@@ -22,7 +22,9 @@ from shike_jax.errors import UserError
 from shike_jax.methods.scores import SCORES
 from shike_jax.storage.atomic import write_json
 from shike_jax.storage.card import write_card
+from shike_jax.storage.checkpoints import newest_checkpoint
 from shike_jax.storage.logs import RunLog, clock
+from shike_jax.storage.trouble import check_present, disk_trouble
 from shike_jax.storage.workdir import claimed, discard_untrained, open_workdir
 from shike_jax.training import metrics, outcome, randomness, steps
 from shike_jax.training.setup import Run, Stage, check_devices, make_stage, prepare
@@ -68,6 +70,8 @@ def train(config: ConfigDict, workdir: Path, started: float | None = None) -> di
 def _train(config: ConfigDict, workdir: Path, started: float) -> dict[str, Any]:
     """Trains a run that is not finished."""
     log = RunLog(workdir, config.log, parallel.is_main())
+    if parallel.is_main() and jax.process_count() == 1:
+        preemption.leave_at_once(lambda: discard_untrained(workdir))
     try:
         run, stage, state = prepare(config, workdir, log)
     except UserError:
@@ -80,8 +84,15 @@ def _train(config: ConfigDict, workdir: Path, started: float) -> dict[str, Any]:
         run.history["seconds"]["compile"] += CompileTime.total
         variables = _run_stages(run, stage, state)
         return _finish(run, variables)
+    except Exception as error:
+        if reason := disk_trouble(error):
+            good = newest_checkpoint(workdir) or "none"
+            message = f"--workdir={workdir}: {reason}; last good checkpoint: {good}; make room and start again"
+            raise UserError(message) from error
+        raise
     finally:
-        log.close()
+        with contextlib.suppress(OSError):  # what cannot be written has been said already
+            log.close()
 
 
 def _run_stages(run: Run, stage: Stage, state: TrainState) -> PyTree:
@@ -144,6 +155,7 @@ def _fit_epoch(
     for done, count, inputs in _calls(run, stage, step):
         state, new = call(state, run.feeds["train"].data, inputs)
         sums.add(new)
+        preemption.training_began()
         step, examples = step + done, examples + count
         _wait(new, running)
         running = new
@@ -151,6 +163,8 @@ def _fit_epoch(
             run.log.scalars(stage.steps_before + step, sums.recent(step), stage=stage.name, epoch=epoch)
         _save_if_due(run, stage, state, step, done, sums)
     means = sums.means(step)
+    if parallel.is_main():
+        check_present(run.workdir)
     compile_seconds = CompileTime.total - compiled
     elapsed = max(time.time() - began - compile_seconds, 1e-9)
     run.history["seconds"]["compile"] += compile_seconds
@@ -209,6 +223,8 @@ def _save_if_due(run: Run, stage: Stage, state: TrainState, step: int, done: int
 
 
 def _save(run: Run, stage: Stage, state: TrainState, step: int) -> None:
+    if parallel.is_main():
+        check_present(run.workdir)
     outcome.share_bad_images(run)
     run.checkpoints.save(stage.steps_before + step, state, outcome.position(run, stage, step))
 
@@ -227,6 +243,8 @@ def evaluate(run: Run, state: TrainState, heads: str) -> dict[str, Any]:
 def _finish(run: Run, variables: PyTree) -> dict[str, Any]:
     """Writes the results and the card of a run whose last stage is done."""
     outcome.share_bad_images(run)
+    if parallel.is_main():
+        check_present(run.workdir)
     found = outcome.results(run, variables)
     if parallel.is_main():
         write_card(run.workdir / "card.md", found)

@@ -51,8 +51,9 @@ def stage_record(stage: Stage, evaluation: dict[str, Any]) -> dict[str, Any]:
 
 
 def save_stage_weights(run: Run, stage: Stage, variables: PyTree) -> None:
-    """Writes weights/NAME, unless an earlier start of this run already has."""
-    if (run.workdir / "weights" / stage.name).exists():
+    """Writes weights/NAME, unless an earlier start of this run already has; all processes call this together."""
+    # One process looks: another could find what this very call has just written, and then not wait with the others.
+    if parallel.from_main((run.workdir / "weights" / stage.name).exists()):
         return
     data = run.config.data
     meta = {
