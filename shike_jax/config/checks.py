@@ -23,6 +23,7 @@ CHOICES = {
     "augment.crop": ("pad", "random_resized", "none"),
     "augment.policy": ("none", "autoaugment_cifar", "randaugment"),
     "model.head": ("cosine", "linear"),
+    "model.second_head": ("fresh", "scaled"),
     "model.shortcut": ("A", "B"),
     "train.backend": ("pmap", "shard_map"),
 }

@@ -68,6 +68,7 @@ def base() -> ConfigDict:
     config.model.blocks = ()  # blocks per stage; empty: the backbone's own
     config.model.head = "cosine"
     config.model.head_scale = 30.0  # of the cosine
+    config.model.second_head = "fresh"  # second set of classifiers: own weights, or `scaled`: factors over the first
     config.model.align_last_relu = False  # ReLU after the last alignment convolution too
 
     config.run = ()

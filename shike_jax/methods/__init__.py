@@ -5,6 +5,8 @@ Everything here is a pure function of arrays. A configuration file may add its o
     from shike_jax.methods import LOSSES, SAMPLERS, SCHEDULES, SCORES
 """
 
+from shike_jax.methods import long_tailed_losses as long_tailed_losses  # registers them
+from shike_jax.methods.adjustment import ADJUSTMENTS
 from shike_jax.methods.losses import LOSSES, LossInputs
 from shike_jax.methods.optimizers import OPTIMIZERS
 from shike_jax.methods.registry import Choice, Registry
@@ -13,6 +15,7 @@ from shike_jax.methods.schedules import SCHEDULES, StageLength
 from shike_jax.methods.scores import SCORES, Predictions
 
 __all__ = [
+    "ADJUSTMENTS",
     "LOSSES",
     "OPTIMIZERS",
     "SAMPLERS",

@@ -54,6 +54,7 @@ def build_model(
         num_classes,
         model["head"],
         model["head_scale"],
+        model.get("second_head", "fresh"),  # weights saved by older code do not name it
         model["align_last_relu"],
         dtype,
         axis_name,

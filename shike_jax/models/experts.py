@@ -8,7 +8,15 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from shike_jax.models.layers import BatchNorm, Conv, CosineClassifier, LinearClassifier, param_dtype, torch_default
+from shike_jax.models.layers import (
+    BatchNorm,
+    ClassScales,
+    Conv,
+    CosineClassifier,
+    LinearClassifier,
+    param_dtype,
+    torch_default,
+)
 from shike_jax.models.resnet import Backbone, Mode, Stage, Trunk
 
 Array = jax.Array
@@ -68,29 +76,52 @@ class HeadSet(nn.Module):
     @nn.compact
     def __call__(self, pooled: Array) -> Array:
         """Returns logits."""
-        make = (
-            (lambda name: CosineClassifier(self.classes, self.scale, name=name))
-            if self.kind == "cosine"
-            else (lambda name: LinearClassifier(self.classes, name=name))
-        )
-        return jnp.stack([make(f"expert{m}")(pooled[m]) for m in range(self.experts)])
+        return jnp.stack([self._classifier(f"expert{m}")(pooled[m]) for m in range(self.experts)])
+
+    def _classifier(self, name: str) -> nn.Module:
+        if self.kind == "cosine":
+            return CosineClassifier(self.classes, self.scale, name=name)
+        if self.kind == "linear":
+            return LinearClassifier(self.classes, name=name)
+        raise ValueError(f"head {self.kind!r}: expected cosine or linear")
+
+
+class ScaledHeadSet(nn.Module):
+    """The factors of learnable weight scaling: logits [M,B,C] to logits [M,B,C]."""
+
+    experts: int
+    classes: int
+
+    @nn.compact
+    def __call__(self, logits: Array) -> Array:
+        """Returns logits."""
+        return jnp.stack([ClassScales(self.classes, name=f"expert{m}")(logits[m]) for m in range(self.experts)])
 
 
 class Heads(nn.Module):
-    """The two sets of classifiers: one for representation learning, one re-trained afterwards (sec. 3.4)."""
+    """The two sets of classifiers: one for representation learning, one trained afterwards (sec. 3.4).
+
+    The second set has weights of its own (`fresh`), or only factors over the logits of the first (`scaled`).
+    """
 
     experts: int
     classes: int
     kind: str
     scale: float
+    second: str
 
     def setup(self) -> None:
         """Both sets always exist, so that every checkpoint has the same shape."""
         self.representation = HeadSet(self.experts, self.classes, self.kind, self.scale)
-        self.classifier = HeadSet(self.experts, self.classes, self.kind, self.scale)
+        if self.second == "scaled":
+            self.classifier = ScaledHeadSet(self.experts, self.classes)
+        else:
+            self.classifier = HeadSet(self.experts, self.classes, self.kind, self.scale)
 
     def __call__(self, pooled: Array, heads: str) -> Array:
         """Pooled features [M,B,F] to logits [M,B,C] of one set (`heads`)."""
+        if heads == "classifier" and self.second == "scaled":
+            return self.classifier(self.representation(pooled))
         return getattr(self, heads)(pooled)
 
 
@@ -103,6 +134,7 @@ class ExpertNetwork(nn.Module):
       fusion: depth-wise knowledge fusion on or off.
       classes: C.
       head, head_scale: `cosine` with its scale, or `linear`.
+      second_head: what the second set of classifiers is: `fresh` or `scaled`.
       last_relu: ReLU behind the last alignment convolution too.
       dtype: compute dtype.
       axis_name: pmapped axis over which BN statistics are summed; None for a single device or per-device statistics.
@@ -114,6 +146,7 @@ class ExpertNetwork(nn.Module):
     classes: int
     head: str = "cosine"
     head_scale: float = 30.0
+    second_head: str = "fresh"
     last_relu: bool = False
     dtype: Any = jnp.float32
     axis_name: str | None = None
@@ -126,7 +159,7 @@ class ExpertNetwork(nn.Module):
             for m, depth in enumerate(self.depths)
         ]
         self.experts = experts
-        self.heads = Heads(len(self.depths), self.classes, self.head, self.head_scale)
+        self.heads = Heads(len(self.depths), self.classes, self.head, self.head_scale, self.second_head)
 
     def features(
         self, images: Array, *, train_trunk: bool = False, train_experts: bool = False, mask: Array | None = None

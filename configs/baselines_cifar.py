@@ -1,0 +1,76 @@
+"""What SHIKE is compared with, on CIFAR100-LT or CIFAR10-LT: one ResNet-32 and one method (paper, tables 1 to 3).
+
+    python -m shike_jax.main --config=configs/baselines_cifar.py:METHOD,imbalance_factor=100 --workdir=runs/METHOD
+
+METHOD, the first being the default: `ce` (cross-entropy), `focal`, `class_balanced` (effective number), `ldam_drw`,
+`logit_adjusted`, `balanced_softmax`, `crt` (classifier re-trained on balanced batches), `lws` (learnable weight
+scaling), `balpoe` (three experts with different priors). tau-normalisation and post-hoc logit adjustment need no
+training of their own: `evaluate --adjust=tau_norm --tau=0.7` on a run of `ce`. Equations and sources are in
+shike_jax/methods/long_tailed_losses.py and shike_jax/methods/adjustment.py.
+Other arguments: dataset=cifar100|cifar10|digits (digits: real images of 16 px, seconds), imbalance_factor=100,
+epochs=180, classifier_epochs=20 (of two-stage methods; one-stage methods train for the sum of both), width=0 (channels
+of the stem; 0: 16), file=EXPORTED.npz (no TensorFlow needed then). Augmentation, optimiser and schedule are those of
+configs/cifar_lt.py, so that only the method differs. Results: docs/methods.md.
+"""
+
+from shike_jax import config as schema
+
+LOSSES = {  # method: weights and parameters of its first stage's losses
+    "ce": {"ce": 1.0},
+    "focal": {"ce": 0.0, "focal": 1.0, "focal_gamma": 2.0},
+    "class_balanced": {"ce": 0.0, "class_balanced": 1.0, "class_balanced_beta": 0.9999},
+    "ldam_drw": {"ce": 0.0, "ldam": 1.0, "ldam_margin": 0.5, "ldam_drw": 0.8},
+    "logit_adjusted": {"ce": 0.0, "logit_adjusted": 1.0, "logit_adjusted_tau": 1.0},
+    "balanced_softmax": {"ce": 0.0, "balanced": 1.0},
+    "crt": {"ce": 1.0},
+    "lws": {"ce": 1.0},
+    "balpoe": {"ce": 0.0, "balanced_experts": 1.0},
+}
+
+
+def get_config(arguments: str | None = None):
+    """One network without fusion (three for `balpoe`), trained in one stage, or two for `crt` and `lws`."""
+    args = schema.parse_arguments(
+        arguments,
+        tuple(LOSSES),
+        dataset="cifar100",
+        imbalance_factor=100.0,
+        epochs=180,
+        classifier_epochs=20,
+        width=0,
+        file="",
+    )
+    method, config = args["preset"], schema.base()
+    config.name = f"{method}_{args['dataset']}_lt_if{args['imbalance_factor']:g}"
+    _set_data(config, args)
+    head = "cosine" if method == "ldam_drw" else "linear"
+    config.model.update({"fusion": False, "depths": (1, 2, 1) if method == "balpoe" else (1,), "head": head})
+    epochs, later = args["epochs"], args["classifier_epochs"]
+    two_stages = method in ("crt", "lws")
+    config.run = ("representation", "classifier") if two_stages else ("representation",)
+    config.stages.representation = schema.stage(epochs=epochs if two_stages else epochs + later)
+    config.stages.representation.loss.update(LOSSES[method])
+    if two_stages:
+        config.stages.classifier = schema.stage(
+            epochs=later, heads="classifier", train=("heads/classifier/.*",), sampler="balanced", lr=0.1
+        )
+    if method == "lws":
+        config.model.second_head = "scaled"
+    if args["dataset"] == "digits":
+        for name in config.run:
+            config.stages[name].batch_size = 32
+    config.train.checkpoint_every_epochs = max(1, epochs // 20)
+    return config
+
+
+def _set_data(config, args) -> None:
+    config.data.update({"source": "tfds", "name": args["dataset"], "imbalance_factor": args["imbalance_factor"]})
+    config.model.update({"backbone": "resnet32", "width": args["width"]})
+    if args["dataset"] == "digits":
+        config.data.update({"source": "digits", "image_size": 16, "mean": (0.3,) * 3, "std": (0.35,) * 3})
+        config.augment.update({"crop": "pad", "pad": 2, "flip": False})
+        config.model.update({"backbone": "resnet20", "blocks": (1, 1, 1), "width": args["width"] or 8})
+        return
+    if args["file"]:
+        config.data.update({"source": "arrays", "root": args["file"]})
+    config.augment.update({"crop": "pad", "pad": 4, "flip": True, "policy": "autoaugment_cifar", "cutout": 16})
