@@ -258,6 +258,12 @@ def test_weights_of_the_last_stage_are_loaded(tmp_path):
         assert np.array_equal(variables["params"]["w"], make_variables(index)["params"]["w"])
 
 
+def test_weights_beside_results_are_found(tmp_path):
+    save_weights(tmp_path / "given" / "weights", make_variables(0), {"stage": "classifier"})
+    (tmp_path / "given" / "results.json").write_text("{}")
+    assert load_weights(tmp_path / "given")[1] == load_weights(tmp_path / "given" / "weights")[1]
+
+
 def test_damaged_weights_are_refused(tmp_path):
     save_weights(tmp_path / "w", make_variables(0), {"stage": "representation"})
     largest_file(flip)(tmp_path / "w", random.Random(0))

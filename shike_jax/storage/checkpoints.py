@@ -221,7 +221,9 @@ def save_weights(directory: Any, variables: PyTree, meta: Meta) -> None:
 
 
 def load_weights(directory: Any) -> tuple[PyTree, Meta]:
-    """Reads weights: a folder of `save_weights`, or a work directory (the end of its last finished stage).
+    """Reads weights: a folder of `save_weights`, one that holds such a folder as `weights`, or a work directory.
+
+    Of a work directory, the weights at the end of its last finished stage are read.
 
     Raises:
       UserError: nothing there, or damaged.
@@ -229,6 +231,8 @@ def load_weights(directory: Any) -> tuple[PyTree, Meta]:
     path = _absolute(directory)
     if not path.exists():
         raise UserError(f"checkpoint {directory}: no such folder")
+    if (path / "weights" / "variables").is_dir():  # results that were given away: one set of weights beside them
+        path = path / "weights"
     if (path / "weights").is_dir():
         stages = [(p, _read(p, "variables")) for p in (path / "weights").iterdir() if not _temporary(p)]
         if not stages:
