@@ -69,7 +69,7 @@ def get_config(arguments: str | None = None):
         batch=0,
         lr=0.0,
     )
-    images = _count_images(os.path.join(args["root"], "train"))
+    images = schema.count_images(os.path.join(args["root"], "train"))
     chosen = dict(next(values for most, values in _SCALES if images <= most))
     if args["backbone"] not in ("", chosen["backbone"]):
         chosen |= {"blocks": (), "width": 0}  # another network comes in its own shape
@@ -91,8 +91,3 @@ def get_config(arguments: str | None = None):
     for name in config.run:
         config.stages[name].batch_size = chosen["batch"]
     return config
-
-
-def _count_images(folder: str) -> int:
-    """Files in the class folders; 0 for a missing folder, which loading will report."""
-    return sum(len(files) for _, _, files in os.walk(folder))

@@ -2,14 +2,27 @@
 
 from __future__ import annotations
 
+import json
 import re
 import sys
 import unicodedata
-from typing import TextIO
+from typing import Any, TextIO
 
 _REORDERING = "\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"  # they reorder what surrounds them
 _MARKDOWN = re.compile(r"[\\`*\[|]|(?<!\w)_|_(?!\w)")
 _NUMBER = re.compile(r"[+-]?\d[\d.,]*(e[+-]?\d+)?", re.IGNORECASE)
+
+
+def parse_json(text: str | bytes) -> Any:
+    """Parses JSON that someone may have edited or damaged.
+
+    Raises:
+      ValueError: not JSON, or nested so deeply that Python's parser gives up (it raises RecursionError).
+    """
+    try:
+        return json.loads(text)
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
 
 
 def printable(text: str, keep: str = "") -> str:

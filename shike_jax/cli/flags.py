@@ -10,8 +10,9 @@ from typing import Any
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
-from shike_jax.config import base, validate
+from shike_jax.config import base, stated, validate
 from shike_jax.errors import UserError
+from shike_jax.paths import expanded
 
 _HERE = Path(__file__).resolve().parents[1]
 # An installed package carries `configs/` inside, a clone has it at the top.
@@ -37,7 +38,9 @@ def load_config(argv: Sequence[str]) -> tuple[ConfigDict, list[str]]:
     if not path:
         raise UserError("--config is missing: expected --config=configs/NAME.py[:arguments]")
     mine = [_with_found_file(item) if item.startswith("--config=") else item for item in mine]
-    return _parsed(functools.partial(config_flags.DEFINE_config_file, "config"), mine, path), rest
+    root = next((a.partition("=")[2] for a in reversed(mine) if a.startswith("--config.data.root=")), "")
+    with stated(root=root):  # files that look into the folder look at the one that will be used
+        return _parsed(functools.partial(config_flags.DEFINE_config_file, "config"), mine, path), rest
 
 
 def find_config(file: str) -> Path:
@@ -59,7 +62,7 @@ def find_config(file: str) -> Path:
 
 def _with_found_file(argument: str) -> str:
     file, colon, arguments = argument.removeprefix("--config=").partition(":")
-    return f"--config={find_config(file)}{colon}{arguments}"
+    return f"--config={find_config(expanded(file))}{colon}{arguments}"
 
 
 def override_config(plain: Mapping[str, Any], argv: Sequence[str]) -> tuple[ConfigDict, list[str]]:
@@ -113,6 +116,10 @@ def _parsed(define: Callable[..., Any], arguments: list[str], path: str, stages:
         raise UserError(_unknown_field(error, arguments) or _explain(error, path)) from error
     except Exception as error:  # flags, ml_collections and the file itself raise many kinds
         raise UserError(_explain(error, path)) from error
+    for field in ("data.root", "data.data_dir", "data.train_list", "data.val_list", "data.test_list", "init_from"):
+        node = config.data if field.startswith("data.") else config
+        name = field.rpartition(".")[2]
+        node[name] = expanded(node[name])
     validate(config, stages)
     return config
 

@@ -9,6 +9,7 @@ from typing import Any, NoReturn
 
 from shike_jax import __version__
 from shike_jax.errors import UserError
+from shike_jax.paths import expanded
 
 
 class Parser(argparse.ArgumentParser):
@@ -20,6 +21,13 @@ class Parser(argparse.ArgumentParser):
         super().__init__(prog=prog, description=description, epilog=epilog, **settings)
         # `errors.run_main` answers before anything is parsed; here the option gets its line on the help page.
         self.add_argument("--version", action="version", version=__version__, help="print versions and exit")
+
+    def parse_known_args(self, *arguments: Any, **settings: Any) -> tuple[Any, list[str]]:
+        """As ArgumentParser's, with `~` expanded in every value: a shell leaves `--workdir=~/x` as it is."""
+        values, rest = super().parse_known_args(*arguments, **settings)
+        for name, value in vars(values).items():
+            setattr(values, name, expanded(value))
+        return values, rest
 
     def error(self, message: str) -> NoReturn:
         """Raises UserError naming the help page."""

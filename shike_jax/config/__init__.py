@@ -11,8 +11,9 @@ from shike_jax.config.fields import (
     to_plain,
     with_defaults,
 )
-from shike_jax.config.recipes import parse_arguments, photograph_recipe, shike_stages
+from shike_jax.config.recipes import parse_arguments, photograph_recipe, shike_stages, stated
 from shike_jax.errors import UserError
+from shike_jax.paths import count_images, subfolders
 
 __all__ = [
     "CIFAR_MEAN",
@@ -21,10 +22,13 @@ __all__ = [
     "IMAGENET_STD",
     "UserError",
     "base",
+    "count_images",
     "parse_arguments",
     "photograph_recipe",
     "shike_stages",
     "stage",
+    "stated",
+    "subfolders",
     "to_plain",
     "validate",
     "with_defaults",

@@ -2,13 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+import contextvars
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from ml_collections import ConfigDict
 
 from shike_jax.config.fields import IMAGENET_MEAN, IMAGENET_STD, stage
 from shike_jax.errors import UserError
+from shike_jax.paths import expanded
+
+_STATED: contextvars.ContextVar[dict[str, str]] = contextvars.ContextVar("stated")  # see `stated`
+
+
+@contextlib.contextmanager
+def stated(**values: str) -> Iterator[None]:
+    """Inside, `parse_arguments` takes these for the arguments of the same name; empty ones count as not stated.
+
+    `--config.data.root=DIR` changes a configuration after its file was read, too late for a file that looks into DIR.
+    """
+    token = _STATED.set({name: value for name, value in values.items() if value})
+    try:
+        yield
+    finally:
+        _STATED.reset(token)
 
 
 def shike_stages(config: ConfigDict, preset: str, epochs: tuple[int, int] = (180, 20)) -> None:
@@ -51,7 +69,8 @@ def parse_arguments(text: str | None, presets: Sequence[str] = (), **defaults: A
     """Reads the argument behind a config file's colon: `official,imbalance_factor=100`.
 
     Args:
-      text: comma-separated; a bare word is the preset, the rest `name=value`.
+      text: comma-separated; a bare word is the preset, the rest `name=value`. A value with a comma stands in quotes,
+        `root="a, b"`; a leading `~` is the home folder.
       presets: allowed presets, the first being the default.
       defaults: argument names with defaults; values take the defaults' types.
 
@@ -61,17 +80,45 @@ def parse_arguments(text: str | None, presets: Sequence[str] = (), **defaults: A
     values = dict(defaults)
     if presets:
         values["preset"] = presets[0]
-    for item in filter(None, (part.strip() for part in (text or "").split(","))):
+    for item in filter(None, (part.strip() for part in _separated(text or ""))):
         name, equals, value = item.partition("=")
         if not equals:
             if item not in presets:
-                raise UserError(f"config argument {item!r}: expected name=value or one of {', '.join(presets) or '-'}")
+                raise UserError(
+                    f"config argument {item!r}: expected name=value or one of {', '.join(presets) or '-'} "
+                    f"(a value that holds a comma stands in quotes: 'root=\"a,b\"')"
+                )
             values["preset"] = item
         elif name not in defaults:
             raise UserError(f"config argument {name!r} is unknown; expected one of {', '.join(sorted(defaults))}")
         else:
             values[name] = _convert(name, value, defaults[name])
-    return values
+    values |= {name: value for name, value in _STATED.get({}).items() if name in defaults}
+    return {name: expanded(value) for name, value in values.items()}
+
+
+def _separated(text: str) -> list[str]:
+    """Splits at commas outside quotation marks, which enclose a whole value and are dropped.
+
+    Raises:
+      UserError: a quotation mark that is not closed.
+    """
+    items, mark = [""], ""
+    for character in text:
+        if mark:
+            if character == mark:
+                mark = ""
+            else:
+                items[-1] += character
+        elif character in "\"'" and items[-1].endswith("="):
+            mark = character
+        elif character == ",":
+            items.append("")
+        else:
+            items[-1] += character
+    if mark:
+        raise UserError(f"config arguments {text!r}: a quotation mark {mark} is not closed")
+    return items
 
 
 def _convert(name: str, value: str, default: Any) -> Any:

@@ -15,6 +15,7 @@ from ml_collections import ConfigDict
 from shike_jax.data.splits import Part, Split
 from shike_jax.data.types import Source
 from shike_jax.errors import UserError
+from shike_jax.text import parse_json
 
 FORMAT = 1  # changes when files written before can no longer be read
 
@@ -76,7 +77,7 @@ def load(data: ConfigDict) -> Source:
         raise UserError("config.data.root is empty; expected the file written by `python -m shike_jax.data.export`")
     try:
         with open(path, "rb") as file, np.load(io.BytesIO(file.read()), allow_pickle=False) as content:
-            meta = json.loads(str(content["meta"]))
+            meta = parse_json(str(content["meta"]))
             if meta["format"] != FORMAT:
                 raise UserError(f"config.data.root={path}: format {meta['format']}, expected {FORMAT}; export it again")
             parts = {p: Part(content[f"{p}_members"], content[f"{p}_labels"]) for p in meta["parts"]}

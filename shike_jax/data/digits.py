@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from ml_collections import ConfigDict
 
-from shike_jax.data.splits import Part, Split, longtail_counts, longtail_subset
+from shike_jax.data.splits import Part, Split, longtailed
 from shike_jax.data.types import Source
 from shike_jax.errors import UserError
 
@@ -31,12 +31,8 @@ def load(data: ConfigDict) -> Source:
     test = np.sort(np.concatenate([np.flatnonzero(labels == c)[-data.test_per_class :] for c in range(num_classes)]))
     rest = np.setdiff1d(np.arange(len(labels)), test)
     rule = f"digits, last {data.test_per_class} of each class test"
-    if data.profile == "natural":
-        train, rule = rest, f"{rule}, natural counts"
-    else:
-        counts = longtail_counts(smallest - data.test_per_class, num_classes, data.imbalance_factor, data.profile)
-        train = rest[longtail_subset(labels[rest], counts, data.subset, data.subset_seed)]
-        rule = f"{rule}, {data.profile} imbalance {data.imbalance_factor:g}, {data.subset}"
+    kept, rule = longtailed(labels[rest], num_classes, data, rule, ranked=False)
+    train = rest[kept]
 
     small = np.round(grey.reshape(-1, SIDE, SIDE) * (255 / LEVELS)).astype(np.uint8)
     times = data.image_size // SIDE

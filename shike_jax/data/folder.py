@@ -8,11 +8,10 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from shike_jax.data.files import reader
-from shike_jax.data.splits import Part, Split, feasible_longtail_counts, longtail_subset
+from shike_jax.data.splits import Part, Split, longtailed
 from shike_jax.data.types import Report, Source
 from shike_jax.errors import UserError
-
-EXTENSIONS = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp")
+from shike_jax.paths import EXTENSIONS, files_below, is_image, subfolders
 
 
 def load(data: ConfigDict) -> Source:
@@ -33,19 +32,18 @@ def load(data: ConfigDict) -> Source:
     counts = np.bincount(parts["train"].labels, minlength=len(class_names))
     if not counts.all():
         empty = [class_names[c] for c in np.flatnonzero(counts == 0)]
-        raise UserError(f"{root}/train/{empty[0]} holds no image ({len(empty)} empty classes); add some or remove it")
+        raise UserError(
+            f"{root}/train/{empty[0]} holds no image, also not in its "
+            f"subfolders ({len(empty)} empty classes); expected files ending in {', '.join(EXTENSIONS)}"
+        )
     for part in parts.keys() - {"train"}:
         absent = len(class_names) - len(np.unique(parts[part].labels))
         if absent:
             report.notes.append(f"{absent} classes have no image in {root}/{part}: their accuracy cannot be measured")
 
-    rule = "folder, natural counts"
-    if data.profile != "natural":
-        train = parts["train"]
-        wanted = feasible_longtail_counts(counts, data.imbalance_factor, data.profile)
-        kept = longtail_subset(train.labels, wanted, data.subset, data.subset_seed)
-        parts["train"] = Part(train.members[kept], train.labels[kept])
-        rule = f"folder, {data.profile} imbalance {data.imbalance_factor:g}, {data.subset}"
+    train = parts["train"]
+    kept, rule = longtailed(train.labels, len(class_names), data, "folder")
+    parts["train"] = Part(train.members[kept], train.labels[kept])
     name = data.name or os.path.basename(os.path.abspath(root))
     split = Split(name, rule, data.subset_seed, class_names, parts, data.divisions)
     return Source(split, read=reader(root, {part: one.members for part, one in parts.items()}), report=report)
@@ -54,8 +52,7 @@ def load(data: ConfigDict) -> Source:
 def _class_names(root: str, part: str) -> tuple[str, ...]:
     folder = os.path.join(root, part)
     try:
-        with os.scandir(folder) as entries:
-            names = sorted(entry.name for entry in entries if entry.is_dir() and not entry.name.startswith("."))
+        names = subfolders(folder)
     except OSError as error:
         expected = "expected {train,test}/CLASS/*.jpg under config.data.root"
         raise UserError(f"{folder}: {error.strerror}; {expected}") from None
@@ -73,13 +70,19 @@ def _list_part(root: str, part: str, class_names: tuple[str, ...], report: Repor
     other: list[str] = []
     for label, name in enumerate(class_names):
         folder = os.path.join(root, part, name)
-        files = sorted(os.listdir(folder)) if os.path.isdir(folder) else []
-        for file in files:
-            if file.lower().endswith(EXTENSIONS):
+        for file in _files(folder) if os.path.lexists(folder) else ():
+            if is_image(os.path.basename(file)):
                 members.append(f"{part}/{name}/{file}")
                 labels.append(label)
-            elif not file.startswith("."):
+            else:
                 other.append(f"{part}/{name}/{file}")
     if other:
         report.notes.append(f"{len(other)} entries in {root}/{part} are no images and left out, such as {other[0]}")
     return Part(np.array(members, dtype=object), np.array(labels, np.int32))
+
+
+def _files(folder: str) -> list[str]:
+    try:
+        return list(files_below(folder))
+    except OSError as error:
+        raise UserError(f"{error.filename}: {error.strerror}; expected a folder that can be read") from None

@@ -16,6 +16,7 @@ from shike_jax.data import fonts, sources
 from shike_jax.data.host_pipeline import HostPipeline
 from shike_jax.data.splits import Split
 from shike_jax.data.types import Source
+from shike_jax.data.views import device_augment
 from shike_jax.errors import UserError, run_main
 from shike_jax.text import printable, say
 
@@ -79,13 +80,10 @@ def sample_sheet(source: Source, config: ConfigDict) -> tuple[list[str], np.ndar
     """Returns class names [R] and uint8 [R, 1 + VIEWS, S, S, 3]: two images of each division, as is and augmented."""
     import jax
 
-    from shike_jax.augment import make_train_augment
-
     split, (mean, std) = source.split, (np.array(config.data.mean), np.array(config.data.std))
     classes = np.concatenate([found[[0, -1]] for found in split.divisions.values() if len(found)])
     rows = np.array([np.flatnonzero(split.parts["train"].labels == c)[0] for c in classes], np.int32)
     index = np.repeat(rows, VIEWS)
-    random_crop = config.augment.crop == "random_resized"  # that one and its flip are the host's work
     if source.images is not None:
         originals, views = source.images["train"][rows], source.images["train"][index]
     else:
@@ -94,17 +92,7 @@ def sample_sheet(source: Source, config: ConfigDict) -> tuple[list[str], np.ndar
         [batch] = pipeline.batches({"index": index[None], "mask": mask, "seed": seeds[None]})
         [plain] = pipeline.batches({"index": rows[None], "mask": mask[:, : len(rows)]})
         originals, views = plain["image"], batch["image"]
-    augment = make_train_augment(
-        crop="none" if random_crop else config.augment.crop,
-        pad=config.augment.pad,
-        flip=config.augment.flip and not random_crop,
-        policy=config.augment.policy,
-        policy_args=dict(config.augment.randaugment) if config.augment.policy == "randaugment" else {},
-        cutout=config.augment.cutout,
-        mean=config.data.mean,
-        std=config.data.std,
-        dtype=np.float32,
-    )
+    augment = device_augment(config, np.float32)
     normalised = np.asarray(jax.jit(augment)(views, jax.random.split(jax.random.key(config.seed), len(index))))
     views = np.clip(np.round((normalised * std + mean) * 255), 0, 255).astype(np.uint8)
     sheet = np.concatenate([originals[:, None], views.reshape(len(rows), VIEWS, *views.shape[1:])], axis=1)

@@ -12,9 +12,11 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from shike_jax.data.files import missing_files, reader
-from shike_jax.data.splits import Part, Split, feasible_longtail_counts, longtail_subset
+from shike_jax.data.splits import Part, Split, longtailed
 from shike_jax.data.types import Report, Source, allowed_faults
 from shike_jax.errors import UserError
+
+LONGEST = 1000  # characters of a listed path; file systems end at 255 bytes a name and 4,096 a path
 
 
 @dataclass(frozen=True, eq=False)
@@ -94,7 +96,7 @@ def _read_text(path: str) -> str:
     try:
         with open(path, "rb") as file:
             content = file.read()
-        return (gzip.decompress(content) if content[:2] == b"\x1f\x8b" else content).decode()
+        return (gzip.decompress(content) if content[:2] == b"\x1f\x8b" else content).decode("utf-8-sig")
     except OSError as error:
         raise UserError(f"list file {path}: {error.strerror or error}") from None
     except (EOFError, UnicodeDecodeError) as error:
@@ -102,10 +104,13 @@ def _read_text(path: str) -> str:
 
 
 def _line_fault(member: str, label: str, seen: dict[str, int]) -> str:
+    if "\0" in member or len(member) > LONGEST:
+        shown = member if len(member) <= LONGEST else f"{member[:40]}..."
+        return f"{shown!r} is no path: {len(member)} characters, expected at most {LONGEST} and no NUL"
     if not label:
         return f"{member!r} has no label; expected `relative/path label`"
     if not (label.isascii() and label.isdecimal() and len(label) < 10):
-        return f"label {label!r} of {member!r}; expected an integer of at least 0"
+        return f"label {label[:40]!r} of {member!r}; expected an integer of at least 0"
     if member[0] in "/\\" or member[1:2] == ":":
         return f"{member!r} is an absolute path; expected one relative to config.data.root"
     if ".." in member and ".." in member.replace("\\", "/").split("/"):
@@ -220,13 +225,7 @@ def split_of_lists(parsed: dict[str, ListFile], data: ConfigDict, name: str, rep
         both = [member for member in one.members if member in training]
         if both:
             raise UserError(f"{one.path}: {len(both)} images are in {train.path} too, the first is {both[0]!r}")
-    rule = f"lists of {name}"
-    kept = np.arange(len(train.labels))
-    if data.profile != "natural":
-        available = np.bincount(train.labels, minlength=num_classes)
-        counts = feasible_longtail_counts(available, data.imbalance_factor, data.profile)
-        kept = longtail_subset(train.labels, counts, data.subset, data.subset_seed)
-        rule = f"{rule}, {data.profile} imbalance {data.imbalance_factor:g}, {data.subset}"
+    kept, rule = longtailed(train.labels, num_classes, data, f"lists of {name}", natural="")
     parts = {part: Part(one.members, one.labels) for part, one in parsed.items()}
     parts["train"] = Part(train.members[kept], train.labels[kept])
     return Split(name, rule, data.subset_seed, names, parts, data.divisions)

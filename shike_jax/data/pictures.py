@@ -10,9 +10,9 @@ from pathlib import Path
 
 import numpy as np
 
-from shike_jax.data.folder import EXTENSIONS
 from shike_jax.data.images import ImageError, center_crop, center_crop_pixels
 from shike_jax.errors import UserError
+from shike_jax.paths import EXTENSIONS, files_below, is_image
 
 
 def find(paths: Sequence[str]) -> list[str]:
@@ -43,20 +43,20 @@ def find(paths: Sequence[str]) -> list[str]:
 
 
 def _below(folder: str) -> list[str]:
-    found = []
-    for parent, folders, names in os.walk(folder):
-        folders.sort()
-        found += [os.path.join(parent, name) for name in sorted(names) if name.lower().endswith(EXTENSIONS)]
-    return found
+    try:
+        return [os.path.join(folder, name) for name in files_below(folder) if is_image(os.path.basename(name))]
+    except OSError as error:
+        raise UserError(f"--images={folder}: {error.filename}: {error.strerror}") from None
 
 
 def _listed(path: Path) -> list[str]:
     try:
-        lines = [line.strip() for line in path.read_text().splitlines()]
+        lines = [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines()]
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"--images={path}: cannot be read as a list of paths ({error})") from None
     beside = {line: path.parent / line for line in lines if line and not line.startswith("#")}
-    return [str(file if file.exists() else line) for line, file in beside.items()]
+    # `os.path.exists` answers False to what can be no path (too long, a NUL); reading such a line says why.
+    return [str(file) if os.path.exists(file) else line for line, file in beside.items()]
 
 
 def read_array(path: str) -> np.ndarray:
@@ -122,8 +122,8 @@ class Reader:
                 return center_crop(opened.read(), self._size, self._resize)
         except ImageError as error:
             return str(error)
-        except OSError as error:
-            return error.strerror or str(error)
+        except (OSError, ValueError) as error:  # ValueError: a NUL in the name
+            return getattr(error, "strerror", None) or str(error)
 
 
 def array_batches(array: np.ndarray, name: str, size: int, resize: int, batch_size: int) -> Iterator:

@@ -160,6 +160,36 @@ def feasible_longtail_counts(available: np.ndarray, imbalance_factor: float, pro
     return counts
 
 
+def longtailed(
+    labels: np.ndarray, num_classes: int, data: Any, rule: str, ranked: bool = True, natural: str = ", natural counts"
+) -> tuple[np.ndarray, str]:
+    """The long-tailed subset that `config.data` asks for, and the rule of the split with it named.
+
+    Args:
+      labels: [N] classes of the training images, in the data set's own order.
+      data: `config.data`: `profile`, `imbalance_factor`, `subset`, `subset_seed`.
+      rule: what is said of the split so far.
+      ranked: classes keep their rank by number of images, as befits classes of unequal size; False takes the classes
+        in the order of their indices and as many of the first as the smallest class has (CIFAR, digits).
+      natural: what is added to the rule when every image stays.
+
+    Returns:
+      The positions kept, ascending, int64; and the rule.
+
+    Raises:
+      UserError: an imbalance factor that leaves a class without images.
+    """
+    if data.profile == "natural":
+        return np.arange(len(labels)), f"{rule}{natural}"
+    available = np.bincount(labels, minlength=num_classes)
+    if ranked:
+        counts = feasible_longtail_counts(available, data.imbalance_factor, data.profile)
+    else:
+        counts = longtail_counts(int(available.min()), num_classes, data.imbalance_factor, data.profile)
+    kept = longtail_subset(labels, counts, data.subset, data.subset_seed)
+    return kept, f"{rule}, {data.profile} imbalance {data.imbalance_factor:g}, {data.subset}"
+
+
 def longtail_subset(labels: np.ndarray, counts: np.ndarray, subset: str, seed: int) -> np.ndarray:
     """Returns the positions kept, ascending: int64 [sum(counts)].
 

@@ -17,7 +17,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from shike_jax.data.lists import load_lists, split_of_lists
-from shike_jax.data.splits import Part, Split, feasible_longtail_counts, longtail_subset
+from shike_jax.data.splits import Part, Split, longtailed
 from shike_jax.data.tensorflow_data import find_builder, import_tfds
 from shike_jax.data.types import Report, Source
 from shike_jax.errors import UserError
@@ -57,12 +57,7 @@ def _load_natural(data: ConfigDict, builder: Any, records: dict[str, Any]) -> So
     class_names = tuple(builder.info.features["label"].names)
     labels = {part: _column(builder, split, "label").astype(np.int32) for part, split in PARTS[data.name].items()}
     kept = {part: np.arange(len(one)) for part, one in labels.items()}
-    rule = f"{data.name}, natural counts"
-    if data.profile != "natural":
-        available = np.bincount(labels["train"], minlength=len(class_names))
-        counts = feasible_longtail_counts(available, data.imbalance_factor, data.profile)
-        kept["train"] = longtail_subset(labels["train"], counts, data.subset, data.subset_seed)
-        rule = f"{data.name}, {data.profile} imbalance {data.imbalance_factor:g}, {data.subset}"
+    kept["train"], rule = longtailed(labels["train"], len(class_names), data, data.name)
     parts = {part: Part(index, labels[part][index]) for part, index in kept.items()}
     split = Split(data.name, rule, data.subset_seed, class_names, parts, data.divisions)
 

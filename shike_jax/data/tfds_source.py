@@ -11,7 +11,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from shike_jax.data import tfds_large
-from shike_jax.data.splits import Part, Split, longtail_counts, longtail_subset
+from shike_jax.data.splits import Part, Split, longtailed
 from shike_jax.data.tensorflow_data import find_builder, import_tensorflow
 from shike_jax.data.types import Source
 from shike_jax.errors import UserError
@@ -41,14 +41,7 @@ def _load_cifar(data: ConfigDict) -> Source:
     ids, labels, encoded = {}, {}, {}
     for part in ("train", "test"):
         ids[part], labels[part], encoded[part] = _read_encoded(builder, part)
-    rule = f"{data.name} by id"
-    if data.profile == "natural":
-        keep, rule = np.arange(len(labels["train"])), f"{rule}, natural counts"
-    else:
-        largest = int(np.bincount(labels["train"]).min())
-        counts = longtail_counts(largest, len(class_names), data.imbalance_factor, data.profile)
-        keep = longtail_subset(labels["train"], counts, data.subset, data.subset_seed)
-        rule = f"{rule}, {data.profile} imbalance {data.imbalance_factor:g}, {data.subset}"
+    keep, rule = longtailed(labels["train"], len(class_names), data, f"{data.name} by id", ranked=False)
     kept = {"train": keep, "test": np.arange(len(labels["test"]))}
     split = Split(
         name=f"{data.name}_lt_if{data.imbalance_factor:g}",

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import dataclasses
-import json
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -12,6 +11,7 @@ import numpy as np
 
 from shike_jax.errors import UserError
 from shike_jax.report.runs import Group
+from shike_jax.text import parse_json
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,7 +56,7 @@ def of_group(group: Group) -> Curve | None:
 
 def _record(line: str) -> dict:
     try:
-        return json.loads(line)
+        return parse_json(line)
     except ValueError:  # a run that was killed may leave half a line
         return {}
 

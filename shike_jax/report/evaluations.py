@@ -15,6 +15,7 @@ from shike_jax.data import sources
 from shike_jax.errors import UserError
 from shike_jax.report.runs import Run
 from shike_jax.serving.classifier import load_classifier
+from shike_jax.text import parse_json
 from shike_jax.training.evaluation import evaluate, save
 
 
@@ -48,7 +49,7 @@ def evaluation(run: Run, folder: Path, compute: bool) -> dict[str, Any]:
 def _read(path: Path, run: Run) -> dict[str, Any]:
     try:
         with np.load(path) as file:
-            summary = json.loads(str(file["summary"]))
+            summary = parse_json(str(file["summary"]))
     except (OSError, ValueError, KeyError) as error:
         raise UserError(f"{path}: not an evaluation ({error})") from error
     if summary["data"]["hash"] != run.results["split"]["hash"]:
@@ -61,4 +62,4 @@ def _source(data: str) -> sources.Source:
     """The data of consecutive runs are mostly the same: read once. Argument: the fields of config.data as JSON."""
     from ml_collections import ConfigDict
 
-    return sources.load(ConfigDict(json.loads(data)))
+    return sources.load(ConfigDict(parse_json(data)))

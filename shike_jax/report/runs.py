@@ -12,6 +12,7 @@ from typing import Any
 
 from shike_jax.report import paper
 from shike_jax.storage.workdir import FREE
+from shike_jax.text import parse_json
 
 ABLATED = ("model.depths", "model.fusion", ".loss.mu", ".loss.nt")  # what tables 4 and 5 vary (ends of field names)
 
@@ -133,7 +134,7 @@ def collect(folders: Sequence[Path]) -> tuple[list[Run], list[str]]:
     paths = sorted({path.resolve() for folder in folders for path in folder.rglob("results.json")})
     for path in paths:
         try:
-            run = Run(path.parent, json.loads(path.read_text()))
+            run = Run(path.parent, parse_json(path.read_text()))
             _ = run.seed, run.dataset, run.epochs, run.components, run.settings(), run.results["top1"]
             runs.append(run)
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,7 +9,7 @@ from typing import Any
 from shike_jax.cli.parser import Parser
 from shike_jax.errors import UserError, run_main
 from shike_jax.methods.scores import describe_scores
-from shike_jax.text import printable, say
+from shike_jax.text import parse_json, printable, say
 
 _EPILOG = """\
 example:
@@ -42,7 +41,7 @@ def main(argv: Sequence[str]) -> None:
     path = workdir / "results.json"
     if not path.is_file():
         raise UserError(f"{path}: no such file; expected the work directory of a finished run")
-    results = json.loads(path.read_text())
+    results = parse_json(path.read_text())
     from shike_jax.report.figures import accuracy_by_count
 
     figure = workdir / "accuracy_by_count.png"

@@ -33,6 +33,7 @@ from shike_jax.cluster import parallel
 from shike_jax.errors import UserError
 from shike_jax.storage import manifest
 from shike_jax.storage.atomic import write_json
+from shike_jax.text import parse_json
 
 PyTree = Any
 Meta = dict[str, Any]
@@ -177,7 +178,7 @@ class Checkpoints:
         if not self._note.exists():
             return None
         try:
-            return int(json.loads(self._note.read_text())["step"])
+            return int(parse_json(self._note.read_text())["step"])
         except (ValueError, KeyError, TypeError):
             return -1  # unreadable, but there: something had been saved
 

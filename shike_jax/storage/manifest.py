@@ -12,6 +12,8 @@ from collections.abc import Iterator
 
 from etils import epath
 
+from shike_jax.text import parse_json
+
 NAME = "manifest.json"
 
 
@@ -31,7 +33,7 @@ def differences(folder: epath.Path) -> list[str]:
     if not (folder / NAME).exists():
         return []
     try:
-        listed = dict(json.loads((folder / NAME).read_text()))
+        listed = dict(parse_json((folder / NAME).read_text()))
     except ValueError as error:
         return [f"{NAME} cannot be read ({error})"]
     found = []

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import shutil
 import sys
@@ -15,6 +14,7 @@ from typing import Any
 from shike_jax.cluster import preemption
 from shike_jax.errors import UserError
 from shike_jax.storage.atomic import write_json
+from shike_jax.text import parse_json
 
 CLAIM_SECONDS = 600  # how long a process that uses the same work directory is waited for
 
@@ -65,7 +65,7 @@ def open_workdir(
     saved = path / "config.json"
     if saved.exists():
         try:
-            known = complete(dict(json.loads(saved.read_text())))
+            known = complete(dict(parse_json(saved.read_text())))
         except (ValueError, TypeError) as error:
             raise UserError(f"{saved}: not valid JSON ({error}); expected the configuration of the run here") from error
         differ = [key for key in differences(known, config) if key not in FREE]
@@ -144,7 +144,7 @@ def discard_untrained(path: Path) -> None:
 def _read_results(path: Path) -> dict[str, Any] | None:
     """The results of a finished run; None, and the file set aside, when it is damaged: the run's end is repeated."""
     try:
-        found = json.loads(path.read_text())
+        found = parse_json(path.read_text())
         float(found["top1"])
         return found
     except (ValueError, KeyError, TypeError) as error:

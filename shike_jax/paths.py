@@ -1,0 +1,70 @@
+"""Paths as users write them, and one rule for which files below a folder are images."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+# What Pillow reads everywhere; `.avif` only where Pillow was built with it, and otherwise an image that is left out.
+EXTENSIONS = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".avif")
+
+
+def expanded(value: Any) -> Any:
+    """A path (str or Path), or a list of them, with a leading `~` replaced by the home folder; the rest as it is."""
+    if isinstance(value, list):
+        return [expanded(item) for item in value]
+    if isinstance(value, str):
+        return os.path.expanduser(value) if value.startswith("~") else value
+    return value.expanduser() if isinstance(value, Path) and str(value).startswith("~") else value
+
+
+def is_image(name: str) -> bool:
+    """Whether a file name is that of an image. Names that begin with a dot are not: macOS leaves `._x.jpg` behind."""
+    return name.lower().endswith(EXTENSIONS) and not name.startswith(".")
+
+
+def subfolders(folder: str) -> list[str]:
+    """Names of the folders directly in `folder`, links to folders included, hidden ones not, sorted.
+
+    Raises:
+      OSError: the folder is missing or must not be read.
+    """
+    with os.scandir(folder) as entries:
+        return sorted(entry.name for entry in entries if entry.is_dir() and not entry.name.startswith("."))
+
+
+def files_below(folder: str) -> Iterator[str]:
+    """Paths relative to `folder` (with `/`) of all files in it and below that are not hidden.
+
+    A folder's own files come before those of its subfolders, both by name. Links to folders are followed, except those
+    that lead back to a folder they lie in.
+
+    Raises:
+      OSError: a folder is missing or must not be read.
+    """
+    yield from _files_below(folder, "", (os.path.realpath(folder),))
+
+
+def _files_below(folder: str, prefix: str, above: tuple[str, ...]) -> Iterator[str]:
+    inner: list[str] = []
+    names: list[str] = []
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            if not entry.name.startswith("."):
+                (inner if entry.is_dir() else names).append(entry.name)
+    yield from (prefix + name for name in sorted(names))
+    for name in sorted(inner):
+        path = os.path.join(folder, name)
+        real = os.path.realpath(path)
+        if real not in above:
+            yield from _files_below(path, f"{prefix}{name}/", (*above, real))
+
+
+def count_images(folder: str) -> int:
+    """Images in a folder and below; 0 for one that is missing or must not be read, which loading will report."""
+    try:
+        return sum(is_image(os.path.basename(path)) for path in files_below(folder))
+    except OSError:
+        return 0
