@@ -1,0 +1,58 @@
+"""What the first version's code wrote is still read: a stopped run goes on, a finished one is evaluated.
+
+tests/golden/version_0_1 holds a run of that code, stopped by SIGTERM at step 6 of its first stage, and the same run
+undisturbed: digits, one expert, width 4, 2 + 1 epochs.
+"""
+
+import json
+import shutil
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from tests.conftest import GOLDEN, ROOT
+
+OLD = GOLDEN / "version_0_1"
+FLAGS = [
+    "--config=configs/digits_lt.py:width=4,epochs=2,classifier_epochs=1",
+    "--config.model.depths=(2,)",
+    "--config.data.test_per_class=100",
+    "--config.train.log_every_steps=1",
+]
+
+
+def run(module, *arguments):
+    command = [sys.executable, "-m", f"shike_jax.{module}", *arguments]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def records(workdir, key):
+    rows = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    return [row[key] for row in rows if key in row]
+
+
+def test_a_stopped_run_goes_on_as_if_nothing_had_changed(tmp_path):
+    workdir = tmp_path / "run"
+    shutil.copytree(OLD / "stopped", workdir)
+    text = run("main", *FLAGS, f"--workdir={workdir}")
+    assert "continuing in stage representation at step 6" in text
+    losses, expected = records(workdir, "loss"), records(OLD / "whole", "loss")
+    assert len(losses) == len(expected) > 20
+    np.testing.assert_allclose(losses, expected, rtol=2e-3)  # float32 on another processor drifts
+    rates = records(workdir, "learning_rate")
+    np.testing.assert_allclose(rates, records(OLD / "whole", "learning_rate"), rtol=1e-6)
+    results = json.loads((workdir / "results.json").read_text())
+    assert results["num_parameters"] == json.loads((OLD / "whole" / "results.json").read_text())["num_parameters"]
+
+
+def test_weights_of_a_finished_run_score_as_they_did(tmp_path):
+    output = tmp_path / "scores.json"
+    run("evaluate", f"--checkpoint={OLD / 'whole'}", f"--output={output}")
+    found = json.loads(output.read_text())["heads"]["classifier"]
+    expected = json.loads((OLD / "whole" / "results.json").read_text())
+    for score in ("top1", "medium", "few"):
+        assert found[score] == pytest.approx(expected[score], abs=0.2)  # of 1,000 images, two on the edge
