@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import platform
 import time
@@ -69,11 +70,11 @@ def compile_steps(
         if stage not in config.run:
             raise UserError(f"--stages={stage}: expected some of {','.join(config.run)}")
         batch = batch_per_device * count or config.stages[stage].batch_size
-        jobs.append((f"train {stage}", batch, lambda batch, stage=stage: steps.train(stage, batch)))
+        jobs.append((f"train {stage}", batch, functools.partial(steps.train, stage)))
     if with_evaluation:
         heads = config.stages[config.run[-1]].heads
         batch = math.ceil(config.eval.batch_size / count) * count
-        jobs.append(("evaluate", batch, lambda batch: steps.evaluate(heads, batch)))
+        jobs.append(("evaluate", batch, functools.partial(steps.evaluate, heads)))
     found = []
     for what, batch, lower in jobs:
         one = {"what": what, "batch_per_device": batch // count, **_compile(lower, batch, side**2, where.memory)}

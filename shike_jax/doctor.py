@@ -85,7 +85,7 @@ def check_devices(found: Findings) -> None:
         found.problems.append(f"a product of matrices of ones gave {total}, expected {64**3}: the device is faulty")
     if devices[0].platform == "cpu" and shutil.which("nvidia-smi"):
         found.problems.append("there is an NVIDIA driver, but JAX uses the CPU: pip install -U 'jax[cuda13]'")
-    cache = os.environ.get("JAX_COMPILATION_CACHE_DIR") or jax.config.jax_compilation_cache_dir
+    cache = os.environ.get("JAX_COMPILATION_CACHE_DIR") or getattr(jax.config, "jax_compilation_cache_dir", None)
     found.fact("compilation cache", cache or "off (set JAX_COMPILATION_CACHE_DIR to keep compiled programs)")
     if cache and "://" not in cache and Path(cache).exists() and not os.access(cache, os.W_OK):
         found.problems.append(f"JAX_COMPILATION_CACHE_DIR={cache} is not writable: choose another folder")

@@ -50,7 +50,7 @@ def describe(summary: dict[str, Any]) -> str:
         for m, (top1, division) in enumerate(zip(found["experts"], found["experts_divisions"], strict=True)):
             alone = {"top1": top1, **division}
             rows.append([f"  expert {m + 1} alone", *(_cell(alone.get(key)) for key in columns)])
-    lines += [*_aligned(rows), ""]
+    lines += [*_aligned(rows), *_earlier_heads(summary), ""]
     rows = [["percent", "pairs differ", "unanimous", "any right", "all right", "none right", "p(hardest wrong) > 0.5"]]
     for name, found in heads.items():
         shares = found["agreement"]
@@ -61,6 +61,20 @@ def describe(summary: dict[str, Any]) -> str:
     if len(data["class_names"]) <= 100:
         lines += ["", *_aligned(_class_rows(data, heads))]
     return "\n".join(lines)
+
+
+def _earlier_heads(summary: dict[str, Any]) -> list[str]:
+    """Says why classifiers of an earlier stage may score otherwise than in results.json."""
+    checkpoint = summary["checkpoint"]
+    earlier = [name for name in summary["heads"] if name != checkpoint["heads"]]
+    if not earlier or not checkpoint.get("stage_index"):
+        return []
+    return [
+        "",
+        f"The {earlier[0]} heads are scored on the network as stage {checkpoint['stage']} left it. That stage did",
+        "not train them, but it moved the running averages of batch normalisation: results.json has their scores at the",
+        "end of their own stage, and the weights of that stage lie in WORKDIR/weights.",
+    ]
 
 
 def _class_rows(data: dict[str, Any], heads: dict[str, Any]) -> list[list[str]]:

@@ -7,7 +7,7 @@ import shutil
 import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import jax
 import numpy as np
@@ -61,7 +61,7 @@ def write_jax(classifier: Classifier, folder: Path) -> None:
     images = jax.ShapeDtypeStruct((batch, size, size, 3), np.uint8)
     lowered = jax_export.export(jax.jit(function), platforms=PLATFORMS)(shapes, images)
     (folder / "function.jax").write_bytes(lowered.serialize())
-    np.savez(folder / "weights.npz", **weights)
+    np.savez(folder / "weights.npz", **cast(Any, weights))
     shutil.copyfile(exported.__file__, folder / "load.py")
 
 

@@ -6,6 +6,7 @@ import numpy as np
 
 from shike_jax.config import base, shike_stages, to_plain
 from shike_jax.data.splits import Part, Split
+from shike_jax.methods.losses import describe_losses
 from shike_jax.methods.scores import describe_scores
 from shike_jax.storage import card
 
@@ -36,6 +37,7 @@ def made_results():
         "bad_images": {"count": 2, "limit": 0.01, "list": [{"part": "train", "name": "train/ant/7.jpg"}]},
         "split": split.summary(),
         "scores": describe_scores(),
+        "losses": {name: describe_losses(config.stages[name].loss) for name in config.run},
         "macro_f1": 61.2,
         "devices": {"kind": "cpu", "platform": "cpu", "count": 2, "processes": 1},
     }
@@ -76,7 +78,8 @@ def test_card_holds_scores_data_training_use_and_limits(tmp_path):
         "from ant (150) down to cat (3)",
         "left out because they could not be read: 2, the first train/ant/7.jpg; all in results.json",
         results["split"]["hash"],
-        "| representation | 180 | 128 | 0.15 | 1 ce + 1 mu + 10 nt (official) | `.*` |",
+        "| representation | 180 | 128 | 0.15 | 1 ce + 10 nt (form official) + 1 mu (form official) | `.*` |",
+        "Each row was measured at the end of its stage.",
         "| classifier | 20 | 128 | 0.1 | 1 balanced | `heads/classifier/.*` |",
         "2 x cpu, seed 4; start-up 3 s, train 1,500 s",
         "predict --checkpoint=run ",

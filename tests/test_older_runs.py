@@ -51,7 +51,8 @@ def test_a_stopped_run_goes_on_as_if_nothing_had_changed(tmp_path):
 
 def test_weights_of_a_finished_run_score_as_they_did(tmp_path):
     output = tmp_path / "scores.json"
-    run("evaluate", f"--checkpoint={OLD / 'whole'}", f"--output={output}")
+    text = run("evaluate", f"--checkpoint={OLD / 'whole'}", f"--output={output}")
+    assert "representation heads are scored on the network as stage classifier left" in text
     found = json.loads(output.read_text())["heads"]["classifier"]
     expected = json.loads((OLD / "whole" / "results.json").read_text())
     for score in ("top1", "medium", "few"):

@@ -26,7 +26,7 @@ def shear_y_matrix(factor: Array) -> Array:
     return jnp.asarray([1, 0, 0, factor, 1, 0], jnp.float32)
 
 
-def translation_matrix(x: Array, y: Array) -> Array:
+def translation_matrix(x: Array | float, y: Array | float) -> Array:
     """The content moves by -x, -y pixels: float32 [6]."""
     return jnp.asarray([1, 0, x, 0, 1, y], jnp.float32)
 
@@ -88,8 +88,10 @@ def affine_interpolated(image: Array, matrix: Array, cubic: Array, fill: Array) 
     left, top = left.astype(jnp.int32), top.astype(jnp.int32)
 
     def row(offset: int) -> Array:
-        taps = [_pick(image, top + offset, left + tap).astype(jnp.float32) for tap in (-1, 0, 1, 2)]
-        return _between(*taps, along_x, cubic)
+        before, start, end, after = (
+            _pick(image, top + offset, left + tap).astype(jnp.float32) for tap in (-1, 0, 1, 2)
+        )
+        return _between(before, start, end, after, along_x, cubic)
 
     value = _between(row(-1), row(0), row(1), row(2), along_y, cubic)
     return jnp.where(inside[..., None], jnp.clip(value, 0, 255).astype(jnp.uint8), fill)

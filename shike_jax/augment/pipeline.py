@@ -86,7 +86,7 @@ def make_train_augment(
 
         def pixels(branch: Callable[..., Array], image: Array, drawn: _Plan) -> Array:
             image = _crop_and_flip(image, drawn.corner - border, drawn.flip)
-            return rules.apply(image, drawn.choice, branch) if rules else image
+            return rules.apply(image, drawn.choice, branch) if rules and drawn.choice is not None else image
 
         plans = jax.vmap(plan)(keys)
         if rules or border or flip:
@@ -155,7 +155,7 @@ def _normaliser(mean: Sequence[float], std: Sequence[float], dtype: Any) -> Call
 
 
 def _policy(
-    policy: str, args: Mapping[str, float], height: int, width: int, channels: int, mean: Sequence[float]
+    policy: str, args: Mapping[str, Any], height: int, width: int, channels: int, mean: Sequence[float]
 ) -> policies.Policy | None:
     if policy == "none":
         return None

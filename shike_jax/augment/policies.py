@@ -7,6 +7,7 @@ them to one image: either the chosen operation alone, or all of them with a sele
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -20,13 +21,13 @@ Array = jax.Array
 
 
 class Choice(NamedTuple):
-    """One operation for one image, or arrays of them with leading axes."""
+    """One operation for one image, or arrays of them with leading axes: JAX arrays, in the policies' tables NumPy's."""
 
-    kind: Array  # int32: index into the kinds of the layer
-    value: Array  # float32: factor, threshold, bits or addend
-    fixed: Array  # int32 [6]: 16.16 matrix of a nearest-neighbour map
-    matrix: Array  # float32 [6]: matrix of an interpolated map
-    cubic: Array  # bool: bicubic rather than bilinear
+    kind: Any  # int32: index into the kinds of the layer
+    value: Any  # float32: factor, threshold, bits or addend
+    fixed: Any  # int32 [6]: 16.16 matrix of a nearest-neighbour map
+    matrix: Any  # float32 [6]: matrix of an interpolated map
+    cubic: Any  # bool: bicubic rather than bilinear
 
 
 KINDS: dict[str, Callable[[Array, Choice, Array], Array]] = {
@@ -145,9 +146,9 @@ def autoaugment_choice(name: str, level: int, sign: int, height: int, width: int
         cubic=np.bool_(True),
     )
     if name == "shear_x":
-        return "interpolated", choice._replace(matrix=np.float32([1, sign * magnitude, 0, 0, 1, 0]))
+        return "interpolated", choice._replace(matrix=np.array([1, sign * magnitude, 0, 0, 1, 0], np.float32))
     if name == "shear_y":
-        return "interpolated", choice._replace(matrix=np.float32([1, 0, 0, sign * magnitude, 1, 0]))
+        return "interpolated", choice._replace(matrix=np.array([1, 0, 0, sign * magnitude, 1, 0], np.float32))
     if name == "translate_x":
         return "nearest", choice._replace(fixed=affine.fixed_translation(sign * magnitude * width, 0))
     if name == "translate_y":
@@ -281,7 +282,9 @@ def randaugment(
         level = jnp.clip(magnitude + magnitude_std * jax.random.normal(noise, (layers,)), 0, MAX_LEVEL)
         sign = jnp.where(jax.random.bernoulli(signs, shape=(layers,)), 1.0, -1.0)
         cubic = jax.random.bernoulli(filters, shape=(layers,))
-        choice = jax.vmap(lambda *drawn: randaugment_choice(*drawn, height, width))(operation, level, sign, cubic)
+        choice = jax.vmap(functools.partial(randaugment_choice, height=height, width=width))(
+            operation, level, sign, cubic
+        )
         return choice._replace(kind=jnp.where(jax.random.uniform(gates, (layers,)) < prob, choice.kind, 0))
 
     return Policy(draw, (RANDAUGMENT_KINDS,) * layers, np.asarray(fill, np.uint8))

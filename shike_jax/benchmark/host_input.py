@@ -23,7 +23,7 @@ from shike_jax.data.types import Source
 from shike_jax.errors import UserError
 
 SIZE, WIDTH, HEIGHT = 224, 500, 375
-MEAN, STD = np.float32(schema.IMAGENET_MEAN), np.float32(schema.IMAGENET_STD)
+MEAN, STD = np.array(schema.IMAGENET_MEAN, np.float32), np.array(schema.IMAGENET_STD, np.float32)
 _EPILOG = """\
 All sides read the same JPEGs (500 x 375) from memory and give 224 x 224 random resized crops, half of them mirrored.
 torchvision's recipe ends in RandAugment and normalised floats; here those run on the device (`benchmark augment`).
@@ -159,8 +159,8 @@ def tf_data(encoded: list[bytes]) -> Callable[[int], None]:
 
     def run(seed: int) -> None:
         random = np.random.RandomState(seed)
-        boxes = [crop_box(WIDTH, HEIGHT, (0.08, 1.0), random.uniform(size=40)) for _ in encoded]
-        boxes = np.array([(top, left, height, width) for left, top, width, height in boxes], np.int32)
+        drawn = [crop_box(WIDTH, HEIGHT, (0.08, 1.0), random.uniform(size=40)) for _ in encoded]
+        boxes = np.array([(top, left, height, width) for left, top, width, height in drawn], np.int32)
         flips = random.uniform(size=len(encoded)) < 0.5
         views = tf.data.Dataset.from_tensor_slices((encoded, boxes, flips)).map(view, num_parallel_calls=1)
         list(views.batch(len(encoded)).with_options(options).as_numpy_iterator())

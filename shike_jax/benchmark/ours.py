@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -22,7 +21,8 @@ from shike_jax.training.program import make_program
 from shike_jax.training.state import TrainState, start_stage
 
 PyTree = Any
-AUGMENTATIONS = {
+NO_AUGMENTATION = {"crop": "none", "pad": 0, "flip": False, "policy": "none", "policy_args": {}, "cutout": 0}
+AUGMENTATIONS: dict[str, dict[str, Any]] = {
     "none": {},
     "autoaugment_cifar": {"crop": "pad", "pad": 4, "flip": True, "policy": "autoaugment_cifar", "cutout": 16},
     "randaugment": {"policy": "randaugment"},
@@ -41,7 +41,14 @@ class Ours:
     def __init__(self, workload: Workload, augmentation: str = "none") -> None:
         """Args: augmentation: a name in `AUGMENTATIONS`, inside the step."""
         stage, params, dtype = workload.stage, workload.variables["params"], jnp.dtype(workload.dtype)
-        augment = {"crop": "none", "pad": 0, "flip": False, "policy": "none", "policy_args": {}, "cutout": 0}
+        augment: dict[str, Any] = {
+            "crop": "none",
+            "pad": 0,
+            "flip": False,
+            "policy": "none",
+            "policy_args": {},
+            "cutout": 0,
+        }
         augment |= AUGMENTATIONS[augmentation]
         self._program = make_program(
             schema.stage(**{**stage, "schedule": "constant", "lr": LEARNING_RATE}),
@@ -69,7 +76,7 @@ class Ours:
     def _stacked(self, state: TrainState) -> TrainState:
         return state
 
-    def _compiled(self) -> Callable:
+    def _compiled(self) -> Any:
         return steps.compile_train(self._program, self._fetch)
 
     def run(self) -> float:
@@ -90,7 +97,7 @@ class OursManySeeds(Ours):
     def _stacked(self, state: TrainState) -> TrainState:
         return jax.tree.map(lambda x: np.repeat(np.asarray(x)[None], self._seeds, 0), state)
 
-    def _compiled(self) -> Callable:
+    def _compiled(self) -> Any:
         keys = jax.random.split(self._program.key, self._seeds)
 
         def one(states: TrainState, data: PyTree, item: PyTree) -> tuple[TrainState, PyTree]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from PIL import Image, ImageEnhance, ImageOps
 
@@ -13,34 +15,37 @@ GREY = (128, 128, 128)
 def autoaugment_operation(image: Image.Image, name: str, level: int, sign: int) -> Image.Image:
     """One AutoAugment operation at level 0 .. 9, as the PyTorch port of the CIFAR-10 policy has it."""
     width, height = image.size
-    magnitude = float(
-        {
-            "shear_x": np.linspace(0, 0.3, 10),
-            "shear_y": np.linspace(0, 0.3, 10),
-            "translate_x": np.linspace(0, 150 / 331, 10),
-            "translate_y": np.linspace(0, 150 / 331, 10),
-            "rotate": np.linspace(0, 30, 10),
-            "posterize": [8, 8, 7, 7, 6, 6, 5, 5, 4, 4],
-            "solarize": np.linspace(256, 0, 10),
-        }.get(name, np.linspace(0, 0.9, 10))[level]
-    )
+    levels: dict[str, Any] = {
+        "shear_x": np.linspace(0, 0.3, 10),
+        "shear_y": np.linspace(0, 0.3, 10),
+        "translate_x": np.linspace(0, 150 / 331, 10),
+        "translate_y": np.linspace(0, 150 / 331, 10),
+        "rotate": np.linspace(0, 30, 10),
+        "posterize": [8, 8, 7, 7, 6, 6, 5, 5, 4, 4],
+        "solarize": np.linspace(256, 0, 10),
+    }
+    magnitude = float(levels.get(name, np.linspace(0, 0.9, 10))[level])
     if name == "shear_x":
-        matrix = (1, sign * magnitude, 0, 0, 1, 0)
-        return image.transform(image.size, Image.AFFINE, matrix, Image.BICUBIC, fillcolor=GREY)
+        matrix = (1.0, sign * magnitude, 0.0, 0.0, 1.0, 0.0)
+        return image.transform(image.size, Image.Transform.AFFINE, matrix, Image.Resampling.BICUBIC, fillcolor=GREY)
     if name == "shear_y":
-        matrix = (1, 0, 0, sign * magnitude, 1, 0)
-        return image.transform(image.size, Image.AFFINE, matrix, Image.BICUBIC, fillcolor=GREY)
+        matrix = (1.0, 0.0, 0.0, sign * magnitude, 1.0, 0.0)
+        return image.transform(image.size, Image.Transform.AFFINE, matrix, Image.Resampling.BICUBIC, fillcolor=GREY)
     if name == "translate_x":
-        return image.transform(image.size, Image.AFFINE, (1, 0, sign * magnitude * width, 0, 1, 0), fillcolor=GREY)
+        return image.transform(
+            image.size, Image.Transform.AFFINE, (1, 0, sign * magnitude * width, 0, 1, 0), fillcolor=GREY
+        )
     if name == "translate_y":
-        return image.transform(image.size, Image.AFFINE, (1, 0, 0, 0, 1, sign * magnitude * height), fillcolor=GREY)
+        return image.transform(
+            image.size, Image.Transform.AFFINE, (1, 0, 0, 0, 1, sign * magnitude * height), fillcolor=GREY
+        )
     if name == "rotate":
         turned = image.convert("RGBA").rotate(magnitude)
         return Image.composite(turned, Image.new("RGBA", image.size, (128,) * 4), turned).convert("RGB")
     if name == "posterize":
         return ImageOps.posterize(image, int(magnitude))
     if name == "solarize":
-        return ImageOps.solarize(image, magnitude)
+        return ImageOps.solarize(image, magnitude)  # type: ignore[arg-type]  # fractions are compared too
     if name in ("autocontrast", "equalize", "invert"):
         return getattr(ImageOps, name)(image)
     return getattr(ImageEnhance, name.capitalize())(image).enhance(1 + sign * magnitude)
@@ -67,10 +72,10 @@ def randaugment_argument(name: str, level: float, sign: int) -> float:
 def randaugment_operation(image: Image.Image, name: str, argument: float, cubic: bool, fill: tuple) -> Image.Image:
     """One RandAugment operation."""
     width, height = image.size
-    filter_ = Image.BICUBIC if cubic else Image.BILINEAR
+    filter_ = Image.Resampling.BICUBIC if cubic else Image.Resampling.BILINEAR
 
     def transform(*matrix: float) -> Image.Image:
-        return image.transform(image.size, Image.AFFINE, matrix, filter_, fillcolor=fill)
+        return image.transform(image.size, Image.Transform.AFFINE, matrix, filter_, fillcolor=fill)
 
     if name == "Rotate":
         return image.rotate(argument, filter_, fillcolor=fill)
@@ -104,7 +109,7 @@ def cifar_transform(
     top, left = random.randint(0, 2 * pad + 1, size=2)
     picture = wide.crop((left, top, left + width, top + height))
     if random.random_sample() < 0.5:
-        picture = picture.transpose(Image.FLIP_LEFT_RIGHT)
+        picture = picture.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
     for chance, name, level in policies.AUTOAUGMENT_CIFAR[random.randint(len(policies.AUTOAUGMENT_CIFAR))]:
         if random.random_sample() < chance:
             picture = autoaugment_operation(picture, name, level, random.choice([-1, 1]))

@@ -201,7 +201,7 @@ def representation_loss(logits: list[Array], labels: Array, alpha: float, beta: 
     hardest = jnp.argmax(jnp.where(target, 0, mean), -1)
     is_hardest = jax.nn.one_hot(hardest, target.shape[-1]) > 0
     teacher = jnp.where(target, 0, jnp.where(is_hardest, mean, largest))
-    loss = 0.0
+    loss = jnp.zeros(())
     for z in logits:
         loss += jnp.mean(optax.softmax_cross_entropy_with_integer_labels(z, labels))
         loss += alpha * divergence(teacher, jnp.where(target, -30.0, z))
@@ -215,7 +215,8 @@ def representation_loss(logits: list[Array], labels: Array, alpha: float, beta: 
 def classifier_loss(logits: list[Array], labels: Array, counts: Array) -> Array:
     """Balanced softmax (eq. 11)."""
     prior = jnp.log(counts)
-    return sum(jnp.mean(optax.softmax_cross_entropy_with_integer_labels(z + prior, labels)) for z in logits)
+    losses = [jnp.mean(optax.softmax_cross_entropy_with_integer_labels(z + prior, labels)) for z in logits]
+    return jnp.sum(jnp.stack(losses))
 
 
 class Plain:

@@ -53,7 +53,7 @@ def analyse(compiled: jax.stages.Compiled, pixels: int = 0) -> dict[str, Any]:
       (both by the compiler's own count, which takes the body of a loop once), `collectives` {kind: count, bytes},
       `gathers` and `scatters` {count, of_pixels}, `kernels` {opcode: count} of what runs by itself, `loops`.
     """
-    instructions = list(parse(compiled.as_text()))
+    instructions = list(parse(compiled.as_text() or ""))
     costs = compiled.cost_analysis() or {}
     return {
         "memory": _memory(compiled),
@@ -83,11 +83,23 @@ def parse(text: str) -> Iterator[Instruction]:
                 yield Instruction(computation, name, opcode.group(1), rest[: opcode.start(1)], line)
 
 
+def _only(pattern: str, text: str) -> re.Match[str]:
+    """The place where a pattern that must occur does.
+
+    Raises:
+      ValueError: it does not occur.
+    """
+    match = re.search(pattern, text)
+    if match is None:
+        raise ValueError(f"no {pattern} in {text[:200]!r}")
+    return match
+
+
 def array_bytes(text: str) -> int:
     """Bytes of all arrays that a type names: `(f32[2,3]{1,0}, u8[4])` has 28."""
     total = 0
     for kind, sides in _ARRAY.findall(text):
-        bits = 8 if kind == "pred" else int(re.search(r"\d+", kind).group())  # f8e4m3 is of 8 bits too
+        bits = 8 if kind == "pred" else int(_only(r"\d+", kind).group())  # f8e4m3 is of 8 bits too
         total += math.prod(int(side) for side in sides.split(",") if side) * bits // 8
     return total
 
@@ -132,7 +144,7 @@ def _is_of_pixels(one: Instruction, pixels: int, instructions: list[Instruction]
         each = math.prod(int(size) for size in sizes.group(1).split(",") if size) if sizes else 1
         moved = _values(one.result)
     else:
-        updates = re.search(r"scatter\((.*?)\)", one.text).group(1).split(",")[-1].strip().lstrip("%").split(" ")[-1]
+        updates = _only(r"scatter\((.*?)\)", one.text).group(1).split(",")[-1].strip().lstrip("%").split(" ")[-1]
         producer = [i for i in instructions if i.computation == one.computation and i.name == updates.lstrip("%")]
         moved = _values(producer[0].result) if producer else _values(one.result)
         window = re.search(r"update_window_dims=\{([0-9,]*)\}", one.text)

@@ -37,11 +37,12 @@ def build_network(spec: Backbone, depths: tuple[int, ...], classes: int) -> Any:
     """SHIKE's network as an `nn.Module`: (images [B,3,H,W], "representation" | "classifier") to a list of logits."""
     torch = require_torch()
     nn, functional = torch.nn, torch.nn.functional
+    Module: Any = nn.Module  # a name that a type checker takes for a base class
 
     def conv(inputs: int, features: int, size: int = 3, stride: int = 1, groups: int = 1) -> Any:
         return nn.Conv2d(inputs, features, size, stride, size // 2, groups=groups, bias=False)
 
-    class Block(nn.Module):
+    class Block(Module):
         """Basic block or bottleneck."""
 
         def __init__(self, inputs: int, features: int, stride: int) -> None:
@@ -78,7 +79,7 @@ def build_network(spec: Backbone, depths: tuple[int, ...], classes: int) -> Any:
 
     last = len(spec.blocks)
 
-    class Trunk(nn.Module):
+    class Trunk(Module):
         """Stem and shared stages."""
 
         def __init__(self) -> None:
@@ -98,7 +99,7 @@ def build_network(spec: Backbone, depths: tuple[int, ...], classes: int) -> Any:
                 features.append(x)
             return features
 
-    class Align(nn.Module):
+    class Align(Module):
         """Stride-2 convolutions down to the deep features' shape."""
 
         def __init__(self, inputs: int, halvings: int) -> None:
@@ -115,7 +116,7 @@ def build_network(spec: Backbone, depths: tuple[int, ...], classes: int) -> Any:
                     x = functional.relu(x)
             return x
 
-    class Expert(nn.Module):
+    class Expert(Module):
         """An expert's last stage times its aligned intermediate features, pooled."""
 
         def __init__(self, depth: int) -> None:
@@ -128,7 +129,7 @@ def build_network(spec: Backbone, depths: tuple[int, ...], classes: int) -> Any:
             deep = getattr(self, f"stage{last}")(shared[-1])
             return (self.align(shared[self.depth - 1]) * deep).float().mean((2, 3))
 
-    class Cosine(nn.Module):
+    class Cosine(Module):
         """30 times the cosine between features and class weights."""
 
         def __init__(self) -> None:
@@ -139,7 +140,7 @@ def build_network(spec: Backbone, depths: tuple[int, ...], classes: int) -> Any:
             with torch.autocast(x.device.type, enabled=False):
                 return 30.0 * functional.normalize(x) @ functional.normalize(self.weight, dim=0)
 
-    class Network(nn.Module):
+    class Network(Module):
         """The whole network."""
 
         def __init__(self) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import functools
 import math
 import os
 import resource
@@ -112,9 +113,11 @@ def compare(args: argparse.Namespace) -> dict[str, Any]:
     )
     sides = {name: make() for name, make in _makers(args, workload).items()}
     losses: dict[str, list[float]] = {name: [] for name in sides}
-    seconds = measure.in_turns(
-        {name: (lambda _, name=name: losses[name].append(sides[name].run())) for name in sides}, args.repeats
-    )
+
+    def run(name: str, _: int) -> None:
+        losses[name].append(sides[name].run())
+
+    seconds = measure.in_turns({name: functools.partial(run, name) for name in sides}, args.repeats)
     for name, found in losses.items():
         if not all(map(math.isfinite, found)):
             raise UserError(f"the loss of {name} is not finite: its times mean nothing")

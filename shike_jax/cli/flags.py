@@ -109,7 +109,7 @@ def _parsed(define: Callable[..., Any], arguments: list[str], path: str, stages:
     try:
         define(flag_values=values, sys_argv=["", *arguments])
         values(["", *arguments])
-        config = values["config"].value
+        config: Any = values["config"].value
     except UserError:
         raise
     except (AttributeError, KeyError) as error:

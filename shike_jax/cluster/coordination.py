@@ -39,9 +39,9 @@ class CompileTime:
     total = 0.0
 
 
-def _count(event: str, seconds: float, **_: Any) -> None:
+def _count(event: str, duration_secs: float, **_: str | int) -> None:
     if event.startswith(_COMPILE_EVENTS):
-        CompileTime.total += seconds
+        CompileTime.total += duration_secs
 
 
 jax.monitoring.register_event_duration_secs_listener(_count)

@@ -39,7 +39,7 @@ def use_backend(name: str) -> None:
     _backend = name
 
 
-def compile_step(function: Callable, *, replicated_in: tuple[bool, ...], donate: bool) -> Callable:
+def compile_step(function: Callable, *, replicated_in: tuple[bool, ...], donate: bool) -> Any:
     """Compiles a per-device function over all devices; its results must be equal on all of them.
 
     Args:
@@ -47,6 +47,9 @@ def compile_step(function: Callable, *, replicated_in: tuple[bool, ...], donate:
       replicated_in: for each argument, True when every device gets the whole of it, False when it is split along its
         leading axis of local devices.
       donate: the first argument's buffers are given up to the result.
+
+    Returns:
+      The compiled function; `lower(*arguments)` gives its program.
     """
     if _backend == "shard_map":
         return _shard_mapped(function, replicated_in, donate)
@@ -54,7 +57,7 @@ def compile_step(function: Callable, *, replicated_in: tuple[bool, ...], donate:
     return jax.pmap(function, AXIS, in_axes=in_axes, out_axes=None, donate_argnums=(0,) if donate else ())
 
 
-def _shard_mapped(function: Callable, replicated_in: tuple[bool, ...], donate: bool) -> Callable:
+def _shard_mapped(function: Callable, replicated_in: tuple[bool, ...], donate: bool) -> Any:
     mesh = Mesh(np.array(jax.devices()), (AXIS,))
     specs = tuple(PartitionSpec() if whole else PartitionSpec(AXIS) for whole in replicated_in)
 
@@ -75,8 +78,9 @@ def _shard_mapped(function: Callable, replicated_in: tuple[bool, ...], donate: b
     def call(*arguments: PyTree) -> PyTree:
         return compiled(*placed(*arguments))
 
-    call.lower = lambda *arguments: compiled.lower(*placed(*arguments))
-    return call
+    lowerable: Any = call
+    lowerable.lower = lambda *arguments: compiled.lower(*placed(*arguments))
+    return lowerable
 
 
 def _on_mesh(leaf: Any, sharding: NamedSharding) -> jax.Array:
@@ -93,7 +97,8 @@ def psum(tree: PyTree) -> PyTree:
     if len(leaves) < 2 or lax.psum(1, AXIS) == 1:
         return lax.psum(tree, AXIS)
     # Of the platform that is compiled for, which need not be the one that computes here.
-    return structure.unflatten(lax.platform_dependent(leaves, cpu=_psum_by_dtype, default=lambda x: lax.psum(x, AXIS)))
+    summed = lax.platform_dependent(leaves, cpu=_psum_by_dtype, default=lambda x: lax.psum(x, AXIS))
+    return jax.tree.unflatten(structure, summed)
 
 
 def _psum_by_dtype(leaves: list[Any]) -> list[Any]:

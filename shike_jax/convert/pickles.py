@@ -15,7 +15,7 @@ import struct
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import BinaryIO
+from typing import IO, Any, cast
 
 import ml_dtypes
 import numpy as np
@@ -54,7 +54,7 @@ class _ElementType(_Sealed):
 
     __slots__ = ("dtype",)
 
-    def __init__(self, dtype: object) -> None:
+    def __init__(self, dtype: Any) -> None:
         self.dtype = np.dtype(dtype)
 
 
@@ -78,7 +78,8 @@ class Tensor(_Sealed):
 
     __slots__ = ("dtype", "offset", "shape", "storage", "stride")
 
-    def __init__(self, storage: object, dtype: np.dtype, offset: object, shape: object, stride: object) -> None:
+    def __init__(self, storage: Any, dtype: Any, offset: Any, shape: Any, stride: Any) -> None:
+        """Checks the arguments, which come from the file."""
         if not isinstance(storage, _Storage) or not isinstance(dtype, np.dtype):
             raise UserError("a tensor of the pickle has no storage or no element type")
         sizes = (offset, *shape, *stride)
@@ -121,7 +122,7 @@ class _NumpyType(_Sealed):
             raise UserError(f"the pickle holds a numpy array of type {code!r}; only numbers and strings are admitted")
         self.code, self.order = code, "="
 
-    def __setstate__(self, state: object) -> None:
+    def __setstate__(self, state: Any) -> None:
         if state[1] not in ("<", ">", "=", "|"):
             raise UserError(f"the pickle holds a numpy array of byte order {state[1]!r}")
         self.order = state[1]
@@ -138,7 +139,7 @@ class NumpyArray:
     def __init__(self) -> None:
         self._array = np.zeros(0)
 
-    def __setstate__(self, state: object) -> None:
+    def __setstate__(self, state: Any) -> None:
         _, shape, kind, fortran, raw = state
         self._array = np.frombuffer(raw, kind.dtype()).reshape(shape, order="F" if fortran else "C")
 
@@ -208,7 +209,7 @@ for _module in ("numpy.core.multiarray", "numpy._core.multiarray"):
 
 
 class _Unpickler(pickle.Unpickler):
-    def __init__(self, file: BinaryIO, storage_of: Callable[[str, object, object], _Storage] | None = None) -> None:
+    def __init__(self, file: IO[bytes], storage_of: Callable[[str, object, object], _Storage] | None = None) -> None:
         super().__init__(file, encoding="latin1")
         self._storage_of = storage_of
 
@@ -235,13 +236,13 @@ def check_archive(archive: zipfile.ZipFile) -> None:
     Raises:
       UserError: all members together are more than `MOST_EXPANSION` times as large as the file, and large.
     """
-    held = os.fstat(archive.fp.fileno()).st_size
+    held = os.fstat(cast(IO[bytes], archive.fp).fileno()).st_size  # None only once the archive is closed
     promised = sum(member.file_size for member in archive.infolist())
     if promised > max(SMALL, MOST_EXPANSION * held):
         raise UserError(f"an archive of {held:,} bytes that unpacks to {promised:,}; taken for a decompression bomb")
 
 
-def _read_zip(file: BinaryIO) -> object:
+def _read_zip(file: IO[bytes]) -> object:
     storages: dict[str, _Storage] = {}
     with zipfile.ZipFile(file) as archive:
         check_archive(archive)
@@ -269,7 +270,7 @@ def _read_zip(file: BinaryIO) -> object:
             return _Unpickler(stream, storage_of).load()
 
 
-def _read_legacy(file: BinaryIO) -> object:
+def _read_legacy(file: IO[bytes]) -> object:
     if _Unpickler(file).load() != _LEGACY_MAGIC:
         raise UserError("not a PyTorch checkpoint")
     protocol, system = _Unpickler(file).load(), _Unpickler(file).load()

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import os
+import zipfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO, cast
 
 import numpy as np
 
@@ -21,7 +22,7 @@ _SPLIT_PREFIX = "state_dict_"  # decoupled trainers store `state_dict_model` bes
 def _read_npz(path: Path) -> dict[str, np.ndarray]:
     try:
         with np.load(path, allow_pickle=False) as file:
-            pickles.check_archive(file.zip)
+            pickles.check_archive(cast(zipfile.ZipFile, file.zip))
             arrays = {name: file[name] for name in file.files}
     except UserError:
         raise
@@ -132,6 +133,6 @@ def write_state_dict(path: str | os.PathLike, arrays: Mapping[str, np.ndarray]) 
             for name, array in arrays.items():
                 if array.dtype.kind not in "biufc":
                     raise UserError(f"{name} has dtype {array.dtype}, which .npz cannot hold; write .safetensors")
-            np.savez(file, **arrays)
+            np.savez(file, **cast(Any, arrays))
     except (UserError, OSError) as error:
         raise UserError(f"{path}: {error}") from error

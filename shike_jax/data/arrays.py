@@ -8,6 +8,7 @@ import os
 import tempfile
 import zipfile
 import zlib
+from typing import Any
 
 import numpy as np
 from ml_collections import ConfigDict
@@ -45,7 +46,7 @@ def save(source: Source, path: str) -> None:
         "parts": list(split.parts),
         "hash": split.hash,
     }
-    content = {"meta": np.array(json.dumps(meta))}
+    content: dict[str, Any] = {"meta": np.array(json.dumps(meta))}
     for name, part in split.parts.items():
         members = part.members if part.members.dtype.kind in "iu" else part.members.astype(str)
         content |= {f"{name}_members": members, f"{name}_labels": part.labels}

@@ -75,11 +75,11 @@ def _load_places(data: ConfigDict, builder: Any, records: dict[str, Any]) -> Sou
         names = _column(builder, tfds_split, "filename").tolist()
         positions |= {_places_key(name): (part, i) for i, name in enumerate(names)}
     found: dict[str, list[tuple[str, int]]] = {}
-    for name, part in split.parts.items():
-        absent = [member for member in part.members if _places_key(member) not in positions]
+    for name, one in split.parts.items():
+        absent = [member for member in one.members if _places_key(member) not in positions]
         if absent:
             raise UserError(f"{data.name} lacks {len(absent)} files of part {name}, such as {absent[0]!r}")
-        found[name] = [positions[_places_key(member)] for member in part.members]
+        found[name] = [positions[_places_key(member)] for member in one.members]
 
     def read(part: str, indices: Sequence[int]) -> list[bytes]:
         return [records[where][position]["image"] for where, position in (found[part][i] for i in indices)]

@@ -14,13 +14,14 @@ Two forms of the distillation terms exist. `paper` is the printed equations. `of
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 
-from shike_jax.methods.registry import Choice, Registry
+from shike_jax.methods.registry import Choice, Entry, Registry
 
 Array = jax.Array
 FORMS = ("official", "paper")
@@ -50,6 +51,21 @@ class LossInputs:
 # `uses_labels=False` says that the labels do not matter, so that mixed images need it once instead of for both labels.
 LOSSES: Registry[Callable[..., Array]] = Registry("loss", uses_labels=True)
 FORM = {"form": Choice(FORMS)}
+
+
+def active_losses(fields: Mapping[str, Any]) -> list[tuple[Entry[Callable[..., Array]], float, dict[str, Any]]]:
+    """The losses that a stage trains with: (registered loss, weight, its parameters) for each weight that is not 0.
+
+    Args:
+      fields: of `config.stages.NAME.loss`.
+    """
+    used = [entry for entry in LOSSES.entries() if fields.get(entry.name)]
+    return [(entry, fields[entry.name], {name: fields[name] for name in entry.parameters}) for entry in used]
+
+
+def describe_losses(fields: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """`active_losses` as plain data: `name`, `weight` and `parameters` of each."""
+    return [{"name": entry.name, "weight": weight, "parameters": p} for entry, weight, p in active_losses(fields)]
 
 
 def cross_entropy(logits: Array, labels: Array) -> Array:

@@ -45,12 +45,10 @@ def make_optimizer(
       UserError: an unknown name, or an option that the optimiser does not have.
     """
     known = {"learning_rate": learning_rate, "momentum": momentum, "weight_decay": weight_decay}
-    if name in OPTIMIZERS:
-        function = OPTIMIZERS[name].function
-    else:
-        function = _of_optax(name)
-        if function is None:
-            raise UserError(f"unknown optimiser {name!r}: expected {', '.join(OPTIMIZERS)} or one of optax, as adamw")
+    function = OPTIMIZERS[name].function if name in OPTIMIZERS else _of_optax(name)
+    if function is None:
+        raise UserError(f"unknown optimiser {name!r}: expected {', '.join(OPTIMIZERS)} or one of optax, as adamw")
+    if name not in OPTIMIZERS:
         known = {key: value for key, value in known.items() if key in inspect.signature(function).parameters}
     try:
         return function(**{**known, **options})

@@ -65,7 +65,7 @@ def init_variables(network: ExpertNetwork, seed: int, image_size: int) -> dict[s
     """Fresh variables {`params`, `batch_stats`} as host arrays, a function of the seed alone."""
     images = jax.ShapeDtypeStruct((1, image_size, image_size, 3), network.dtype)
     # Lazily: only the draws run, one small program per shape. Compiling all draws as one program takes far longer.
-    variables = network.lazy_init(jax.random.key(seed), images, method="init_all")
+    variables = network.lazy_init(jax.random.key(seed), images, method=ExpertNetwork.init_all)
     return jax.tree.map(np.asarray, dict(variables))
 
 

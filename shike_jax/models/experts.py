@@ -113,10 +113,12 @@ class Heads(nn.Module):
     def setup(self) -> None:
         """Both sets always exist, so that every checkpoint has the same shape."""
         self.representation = HeadSet(self.experts, self.classes, self.kind, self.scale)
+        self.classifier = self._second_set()
+
+    def _second_set(self) -> nn.Module:
         if self.second == "scaled":
-            self.classifier = ScaledHeadSet(self.experts, self.classes)
-        else:
-            self.classifier = HeadSet(self.experts, self.classes, self.kind, self.scale)
+            return ScaledHeadSet(self.experts, self.classes)
+        return HeadSet(self.experts, self.classes, self.kind, self.scale)
 
     def __call__(self, pooled: Array, heads: str) -> Array:
         """Pooled features [M,B,F] to logits [M,B,C] of one set (`heads`)."""

@@ -76,22 +76,22 @@ class BatchNorm(nn.Module):
     def _moments(self, x: Array, mask: Array | None) -> tuple[Array, Array, Array]:
         """Mean and biased variance [C] over batch, height and width, and the number of values behind them."""
         area = x.shape[1] * x.shape[2]
-        # One pass over the data: both sums fuse into one reduction, and the mask meets one number per example and
-        # channel (meeting every value, it costs a tenth of a step on the CPU). Sums are not centred: float32 is enough
+        # One pass over the data: both sums fuse into one reduction, and the mask multiplies one number per example and
+        # channel (multiplying every value costs a tenth of a step on the CPU). Sums are not centred: float32 is enough
         # because activations are of order one (the golden gradients hold the bound).
-        sums = jnp.sum(x, (1, 2)), jnp.sum(x * x, (1, 2))
+        of_each, squares_of_each = jnp.sum(x, (1, 2)), jnp.sum(x * x, (1, 2))
         if mask is None:
             count = jnp.asarray(x.shape[0] * area, x.dtype)
         else:
             mask = mask.astype(x.dtype)
             count = jnp.sum(mask) * area
-            sums = sums[0] * mask[:, None], sums[1] * mask[:, None]
-        sums = jnp.sum(sums[0], 0), jnp.sum(sums[1], 0), count
+            of_each, squares_of_each = of_each * mask[:, None], squares_of_each * mask[:, None]
+        total, squares = jnp.sum(of_each, 0), jnp.sum(squares_of_each, 0)
         several = self.axis_name is not None and not self.is_initializing() and lax.psum(1, self.axis_name) > 1
         if several:  # XLA:CPU waits at every all-reduce, even of a single device: one for all three sums
-            together = lax.psum(jnp.concatenate([sums[0], sums[1], sums[2][None]]), self.axis_name)
-            sums = together[: len(sums[0])], together[len(sums[0]) : -1], together[-1]
-        total, squares, count = sums
+            channels = len(total)
+            summed = lax.psum(jnp.concatenate([total, squares, count[None]]), self.axis_name)
+            total, squares, count = summed[:channels], summed[channels:-1], summed[-1]
         # A device whose examples are all padding has no sum of its own (per-device statistics): avoid 0 / 0.
         safe = jnp.maximum(count, 1)
         mean = total / safe

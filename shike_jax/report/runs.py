@@ -55,8 +55,8 @@ class Run:
         """(several experts, fusion, mutual distillation, non-target distillation), as table 4 counts them."""
         losses = [self.config["stages"][name]["loss"] for name in self.config["run"]]
         model = self.config["model"]
-        used = [any(loss[term] for loss in losses) for term in ("mu", "nt")]
-        return len(model["depths"]) > 1, bool(model["fusion"]), *used
+        mutual, non_target = (any(loss[term] for loss in losses) for term in ("mu", "nt"))
+        return len(model["depths"]) > 1, bool(model["fusion"]), mutual, non_target
 
     @property
     def depths(self) -> tuple[int, ...]:
@@ -189,7 +189,7 @@ def _label(groups: list[Group]) -> None:
         settings = group.first.settings()
         texts = [f"{_short(field)}={_text(settings[field])}" for field in fields if field in settings]
         name = group.first.results["name"]
-        if named:
+        if named and row is not None:
             group.label = row if rows.count(row) == 1 else f"{row}, {paper.letters(group.first.depths)}"
         else:
             group.label = ", ".join([name, *texts]) if texts else name

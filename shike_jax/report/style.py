@@ -22,7 +22,7 @@ LINES = ("-", "--", "-.", ":", (0, (5, 1)), (0, (3, 1, 1, 1)), (0, (1, 1)), (0, 
 GREY = "#595959"
 DPI = 200
 WIDTH = 6.3  # inches: the text of an A4 page
-_SETTINGS = {
+_SETTINGS: Any = {
     "font.size": 9,
     "axes.titlesize": 9,
     "axes.labelsize": 9,

@@ -106,8 +106,8 @@ def ablation_tables(dataset: str, groups: Sequence[Group]) -> list[Table]:
     for family in families(groups):
         # One group per row: table 4's experts are those of most of the family.
         usual = max((g.first.depths for g in family), key=lambda d: (sum(d == g.first.depths for g in family), len(d)))
-        rows4 = {g.first.components: g for g in family if g.first.depths == usual or not g.first.components[0]}
-        rows4 = {row: rows4[row.components] for row in paper.TABLE4 if row.components in rows4}
+        by_parts = {g.first.components: g for g in family if g.first.depths == usual or not g.first.components[0]}
+        rows4 = {row: by_parts[row.components] for row in paper.TABLE4 if row.components in by_parts}
         if len(rows4) > 1:
             found.append(_table4(dataset, rows4))
         fused = [g for g in family if g.first.components[1] and (not g.first.components[0] or all(g.first.components))]

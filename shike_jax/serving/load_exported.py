@@ -20,7 +20,7 @@ from jax import export
 try:
     from PIL import Image, ImageOps
 except ImportError:  # arrays of pixels need no Pillow
-    Image = ImageOps = None
+    Image = ImageOps = None  # type: ignore[assignment]
 
 
 class Exported:
@@ -72,7 +72,8 @@ def to_rgb(image: Image.Image) -> Image.Image:
     exceeds, else the largest value of the image. Pillow keeps 8 bits of the colours of a 16-bit PNG, so that a colour
     declared transparent (its tRNS chunk) is compared by these; that of a grey image is compared by all 16.
     """
-    stored = image.tile[0][3] if image.tile else ""  # how the file stores a pixel; forgotten once it is loaded
+    tiles = getattr(image, "tile", None)  # only images opened from a file have them, and only until they are loaded
+    stored = tiles[0][3] if tiles else ""  # how the file stores a pixel
     image.load()
     if orientation(image) != 1:
         image = ImageOps.exif_transpose(image)

@@ -61,6 +61,11 @@ def _scores(results: Results) -> str:
         lines += ["", f"| after stage | {' | '.join(names)} |", "|---" * (len(names) + 1) + "|"]
         for stage in results["stages"]:
             lines.append(f"| {markdown(stage['name'])} | {' | '.join(_number(stage[name]) for name in names)} |")
+        lines += [
+            "",
+            "Each row was measured at the end of its stage. Scored again with the final weights, the classifiers of an "
+            "earlier stage may differ a little: later stages move the running averages of batch normalisation.",
+        ]
     return "\n".join(lines)
 
 
@@ -97,8 +102,7 @@ def _training(results: Results) -> str:
     lines = ["## Training\n", f"| {' | '.join(columns)} |", "|---" * len(columns) + "|"]
     for found in results["stages"]:
         stage = stages[found["name"]]
-        terms = [f"{weight:g} {term}" for term, weight in stage["loss"].items() if term != "form" and weight]
-        losses = " + ".join(terms) + (f" ({stage['loss']['form']})" if len(terms) > 1 else "")
+        losses = " + ".join(map(_loss, results["losses"][found["name"]]))
         trains = ", ".join(code(pattern) for pattern in stage["train"])
         row = (markdown(found["name"]), found["epochs"], stage["batch_size"], stage["lr"], losses, trains)
         lines.append(f"| {' | '.join(map(str, row))} |")
@@ -109,6 +113,12 @@ def _training(results: Results) -> str:
         "the evaluated images: these are the weights after the last epoch.",
     ]
     return "\n".join(lines)
+
+
+def _loss(one: Mapping[str, Any]) -> str:
+    """Weight, name and parameters of a loss: `10 nt (form official)`."""
+    parameters = ", ".join(f"{name} {value}" for name, value in one["parameters"].items())
+    return f"{one['weight']:g} {one['name']}" + (f" ({parameters})" if parameters else "")
 
 
 def _use(results: Results, workdir: Path) -> str:

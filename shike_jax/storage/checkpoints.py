@@ -47,7 +47,7 @@ def digest(tree: PyTree) -> str:
     for path, leaf in sorted(traverse_util.flatten_dict(tree, sep="/").items()):
         leaf = np.ascontiguousarray(leaf)
         total.update(f"{path} {leaf.dtype} {leaf.shape}".encode())
-        total.update(leaf.reshape(-1).view(np.uint8))
+        total.update(leaf.reshape(-1).view(np.uint8).data)
     return total.hexdigest()
 
 

@@ -10,7 +10,7 @@ import time
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import numpy as np
 
@@ -49,8 +49,9 @@ class RunLog:
     def __init__(self, workdir: Path, level: str, active: bool) -> None:
         """Args: level: quiet, info or debug. active: False on all processes but one."""
         quiet_third_parties(level)  # for callers from Python; the command has done so already
-        self._level, self._active, self._writer = level, active, None
-        self._text = self._json = None
+        self._level, self._writer = level, None
+        self._text: TextIO | None = None
+        self._json: TextIO | None = None
         if active:
             self._text = (workdir / "log.txt").open("a", buffering=1)
             self._json = (workdir / "metrics.jsonl").open("a", buffering=1)
@@ -72,7 +73,7 @@ class RunLog:
 
     def line(self, text: str) -> None:
         """Prints a line (not when quiet) and keeps it in log.txt."""
-        if self._active:
+        if self._text is not None:
             text = printable(text, keep="\n\t")
             self._text.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {text}\n")
             if self._level != "quiet":
@@ -85,12 +86,12 @@ class RunLog:
 
     def scalars(self, step: int, values: Mapping[str, Any], **labels: Any) -> None:
         """Records numbers at a step of the whole run; `labels` (stage, epoch) go into the JSON line only."""
-        if not self._active:
+        if self._json is None:
             return
         values = {k: v for k, v in values.items() if v is not None}
         self._json.write(json.dumps({"step": step, **labels, **values}) + "\n")
         if self._writer is not None:
-            flat = {k: float(v) for k, v in values.items() if np.isscalar(v)}
+            flat = {k: float(v) for k, v in values.items() if isinstance(v, int | float | np.number)}
             flat |= {f"{k}/{i}": float(x) for k, v in values.items() if isinstance(v, list) for i, x in enumerate(v)}
             prefix = f"{labels['stage']}/" if "stage" in labels else ""
             self._writer.write_scalars(step, {prefix + k: v for k, v in flat.items()})
@@ -112,7 +113,7 @@ class RunLog:
         for file in (self._text, self._json):
             if file is not None:
                 file.close()
-        self._active = False
+        self._text = self._json = self._writer = None
 
 
 class Progress:

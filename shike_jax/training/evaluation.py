@@ -25,6 +25,7 @@ from shike_jax.training import metrics
 
 Arrays = dict[str, np.ndarray]
 PyTree = Any
+CHECKPOINT_FACTS = ("stage", "stage_index", "digest", "heads", "model", "version")
 
 
 class Evaluator:
@@ -151,7 +152,9 @@ def evaluate(
     found = evaluator(parallel.replicate(classifier.variables), heads, keep_logits)
     label, bad = found[""]["label"], source.report.bad_images()
     summary = {
-        "checkpoint": {k: classifier.meta.get(k) for k in ("stage", "digest", "heads", "model", "version")},
+        "checkpoint": {
+            k: classifier.meta.get(k) for k in ("stage", "stage_index", "digest", "heads", "model", "version")
+        },
         "data": {
             "name": split.name,
             "part": part,
@@ -182,7 +185,9 @@ def save(path: Path, summary: dict[str, Any], found: dict[str, Arrays]) -> None:
             if path.suffix == ".json":
                 partial.write_text(json.dumps(summary, indent=1) + "\n")
             else:
-                arrays = {f"{n}/{k}" if n else k: v for n, per_set in found.items() for k, v in per_set.items()}
+                arrays: dict[str, Any] = {}
+                for name, per_set in found.items():
+                    arrays |= {f"{name}/{key}" if name else key: values for key, values in per_set.items()}
                 np.savez_compressed(partial, summary=json.dumps(summary), **arrays)
     except OSError as error:
         raise UserError(f"--output={path}: {error.strerror or error}") from error

@@ -11,6 +11,7 @@ from shike_jax.cluster import parallel
 from shike_jax.config import to_plain
 from shike_jax.data.host_pipeline import short_side
 from shike_jax.methods import SCORES
+from shike_jax.methods.losses import describe_losses
 from shike_jax.methods.scores import describe_scores
 from shike_jax.storage.checkpoints import save_weights
 from shike_jax.training.provenance import versions
@@ -85,6 +86,7 @@ def results(run: Run, variables: PyTree) -> dict[str, Any]:
         "per_class": last["per_class"],
         "experts_per_class": last["experts_per_class"],
         "scores": describe_scores(),
+        "losses": {name: describe_losses(run.config.stages[name].loss) for name in run.config.run},
         "name": run.config.name,
         "seed": run.config.seed,
         "num_parameters": models.num_parameters(variables["params"]),

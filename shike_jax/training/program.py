@@ -77,7 +77,8 @@ def make_program(
     unused = tuple(f"heads/{heads}/" for heads in models.HEAD_SETS if heads != settings.heads)
     trained = trainable_mask(params, settings.train, unused)
     length = StageLength(settings.lr, settings.epochs, steps_per_epoch, settings.warmup_lr, settings.warmup_epochs)
-    schedule = functools.partial(SCHEDULES[settings.schedule].function, stage=length)
+    function: Callable[..., Array] = SCHEDULES[settings.schedule].function
+    schedule = functools.partial(function, stage=length)
     return Program(
         network=network,
         stage=to_plain(settings),

@@ -28,7 +28,7 @@ def order_key(stage: Array) -> Array:
     return jax.random.fold_in(stage, ORDER)
 
 
-def step_key(stage: Array, step: Array) -> Array:
+def step_key(stage: Array, step: Array | int) -> Array:
     """The key of a step, counted from the stage's start."""
     return jax.random.fold_in(stage, step)
 

@@ -16,8 +16,9 @@ import optax
 from jax import lax
 
 from shike_jax.cluster import parallel
-from shike_jax.methods import LOSSES, LossInputs
+from shike_jax.methods import LossInputs
 from shike_jax.methods.exchange import exchange_channels
+from shike_jax.methods.losses import active_losses
 from shike_jax.methods.mixing import cutmix, mixup, partners
 from shike_jax.training import randomness, trainable
 from shike_jax.training.program import Program
@@ -77,17 +78,15 @@ def update(program: Program, state: TrainState, grads: PyTree, batch_stats: PyTr
 
 def loss_terms(program: Program, inputs: LossInputs, mixing: Mixing | None) -> dict[str, Array]:
     """The weighted total (`loss`) and each unweighted term that has a weight, per example [b]."""
-    weights, terms = program.stage["loss"], {}
-    for entry in LOSSES.entries():
-        if not weights.get(entry.name):
-            continue
-        parameters = {name: weights[name] for name in entry.parameters}
+    total, terms = jnp.zeros_like(inputs.labels, inputs.logits.dtype), {}
+    for entry, weight, parameters in active_losses(program.stage["loss"]):
         value = entry.function(inputs, **parameters)
         if mixing is not None and entry.options["uses_labels"]:
             other = entry.function(dataclasses.replace(inputs, labels=mixing.partner_labels), **parameters)
             value = mixing.lam * value + (1 - mixing.lam) * other
         terms[entry.name] = value
-    return {"loss": sum(weights[name] * value for name, value in terms.items()), **terms}
+        total = total + weight * value
+    return {"loss": total, **terms}
 
 
 def _forward(
@@ -116,8 +115,8 @@ def _forward(
 
     fused, batch_stats = features(images, state.batch_stats)
     if stage["exchange"]:
-        others = augmented(program, batch["image2"], mask, key, "augment2")
-        others, batch_stats = features(others, batch_stats)
+        partner_images = augmented(program, batch["image2"], mask, key, "augment2")
+        others, batch_stats = features(partner_images, batch_stats)
         fused = exchange_channels(randomness.role_key(key, "exchange"), fused, others, stage["exchange"])
     inputs = LossInputs(
         logits=network.apply({"params": params}, fused, stage["heads"], method="classify"),
