@@ -72,8 +72,8 @@ def _earlier_heads(summary: dict[str, Any]) -> list[str]:
     return [
         "",
         f"The {earlier[0]} heads are scored on the network as stage {checkpoint['stage']} left it. That stage did",
-        "not train them, but it moved the running averages of batch normalisation: results.json has their scores at the",
-        "end of their own stage, and the weights of that stage lie in WORKDIR/weights.",
+        "not train them, but it moved the running averages of batch normalisation: results.json has their scores at",
+        "the end of their own stage, and the weights of that stage lie in WORKDIR/weights.",
     ]
 
 
