@@ -1,10 +1,12 @@
-"""The 2-D convolution, with a weight gradient that XLA's CPU backend runs well.
+"""The 2-D convolution in the forms that XLA's CPU backend runs well; on other backends all is left as it is.
 
 XLA computes the weight gradient as a convolution of transposed operands. On the CPU it fuses those transposes with the
 element-wise work before them (batch normalisation, ReLU) into strided loops that take longer than the convolution
 itself: nearly half of a training step. Handing the convolution finished, transposed arrays makes a step of ResNet-32
-SHIKE 1.4 times as fast there (docs/speed.md). A stem of three channels leaves a CPU's matrix units idle: 2x2 pixels
-taken for channels fill them. On other backends all is left as it is.
+SHIKE 1.4 times as fast there (docs/speed.md).
+
+Few channels leave a CPU's matrix units idle. A 7x7 stem takes 2x2 pixels for channels; a 3x3 convolution of at most 16
+channels computes two or four neighbouring columns as further channels of one output.
 """
 
 from __future__ import annotations
@@ -57,11 +59,34 @@ def _by_blocks(x: Array, kernel: Array) -> Array:
     return lax.conv_general_dilated(blocks, kernel, (1, 1), ((2, 1), (2, 1)), dimension_numbers=NHWC)
 
 
+def _columns(x: Array, kernel: Array, stride: int) -> int:
+    """How many neighbouring columns a CPU computes at once: as many as fill 32 channels or so (measured)."""
+    inputs, features = kernel.shape[2:]
+    if kernel.shape[0] != 3 or stride != 1 or max(inputs, features) > 16:
+        return 1
+    columns = 4 if min(inputs, features) <= 8 else 2
+    return columns if x.shape[2] % columns == 0 else 1
+
+
+def _by_columns(x: Array, kernel: Array, columns: int) -> Array:
+    """The 3x3 convolution of stride 1 with n neighbouring columns as channels: [B,H,W/n,nF], laid out as [B,H,W,F].
+
+    Each column has the kernel at its own place in a window of n + 2 columns, which moves by n; zeros fill the rest.
+    """
+    placed = [jnp.pad(kernel, ((0, 0), (i, columns - 1 - i), (0, 0), (0, 0))) for i in range(columns)]
+    out = lax.conv_general_dilated(
+        x, jnp.concatenate(placed, 3), (1, columns), ((1, 1), (1, 1)), dimension_numbers=NHWC
+    )
+    return out.reshape(*x.shape[:3], kernel.shape[3])
+
+
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
 def _convolve(x: Array, kernel: Array, stride: int) -> Array:
     plain = functools.partial(_plain, stride=stride)
     if _is_stem(x, kernel, stride):
         return lax.platform_dependent(x, kernel, cpu=_by_blocks, default=plain)
+    if (columns := _columns(x, kernel, stride)) > 1:
+        return lax.platform_dependent(x, kernel, cpu=functools.partial(_by_columns, columns=columns), default=plain)
     return plain(x, kernel)
 
 
@@ -78,10 +103,16 @@ def _backward(stride: int, saved: tuple[Array, Array], grad: Array) -> tuple[Arr
     def cpu(x: Array, kernel: Array, grad: Array) -> tuple[Array, Array]:
         if _is_stem(x, kernel, stride):
             return jax.vjp(_by_blocks, x, kernel)[1](grad)
-        (from_x,) = jax.vjp(lambda x: _plain(x, kernel, stride), x)[1](grad)
-        return from_x, _weight_gradient(x, grad, kernel.shape[0], stride)
+        return _input_gradient(x, kernel, grad, stride), _weight_gradient(x, grad, kernel.shape[0], stride)
 
     return lax.platform_dependent(x, kernel, grad, cpu=cpu, default=default)
+
+
+def _input_gradient(x: Array, kernel: Array, grad: Array, stride: int) -> Array:
+    """Of the convolution of x [B,H,W,C], from grad [B,h,w,F]."""
+    if (columns := _columns(x, kernel, stride)) > 1:  # the transpose of this form is slow, its own form for grad not
+        return _by_columns(grad, kernel[::-1, ::-1].swapaxes(2, 3), columns)
+    return jax.vjp(lambda x: _plain(x, kernel, stride), x)[1](grad)[0]
 
 
 def _weight_gradient(x: Array, grad: Array, size: int, stride: int) -> Array:

@@ -1,12 +1,10 @@
-"""The ImageNet stem: its convolution and max-pool are the plain ones, gradients, ties and odd sides included."""
+"""The max-pool of the ImageNet stem is the plain one, gradient, ties and odd sides included."""
 
 import flax.linen as nn
 import jax
 import numpy as np
 import pytest
-from jax import lax
 
-from shike_jax.models.convolution import NHWC, convolve
 from shike_jax.models.pooling import max_pool
 
 
@@ -31,21 +29,3 @@ def test_the_first_of_equal_values_gets_the_gradient():
     """By hand: 4 x 4 ones, windows at rows and columns -1 and 1; their first real entries are 0 and 1."""
     found = jax.grad(lambda x: max_pool(x).sum())(np.ones((1, 4, 4, 1), np.float32))
     np.testing.assert_array_equal(found[0, :, :, 0], [[1, 1, 0, 0], [1, 1, 0, 0], [0, 0, 0, 0], [0, 0, 0, 0]])
-
-
-@pytest.mark.parametrize("sides", [(12, 8), (10, 10), (9, 12)])
-def test_the_stem_is_the_convolution_that_it_stands_for(sides):
-    """7x7, stride 2, three channels: values, weight gradient and input gradient."""
-    draw = np.random.default_rng(0)
-    x, kernel = draw.standard_normal((2, *sides, 3)), draw.standard_normal((7, 7, 3, 5))
-    with jax.enable_x64(True):
-        values, pull = jax.vjp(lambda x, kernel: convolve(x, kernel, 2), x, kernel)
-        expected, expected_pull = jax.vjp(
-            lambda x, kernel: lax.conv_general_dilated(x, kernel, (2, 2), ((3, 3), (3, 3)), dimension_numbers=NHWC),
-            x,
-            kernel,
-        )
-        grad = draw.standard_normal(values.shape)
-        np.testing.assert_allclose(values, expected, atol=1e-12)
-        for found, wanted in zip(pull(grad), expected_pull(grad), strict=True):
-            np.testing.assert_allclose(found, wanted, atol=1e-12)

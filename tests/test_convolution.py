@@ -1,0 +1,55 @@
+"""The forms of a convolution that a CPU gets are the plain convolution: values and both gradients, in float64."""
+
+import jax
+import numpy as np
+import pytest
+from jax import lax
+
+from shike_jax.models import convolution
+from shike_jax.models.convolution import NHWC, convolve
+
+
+def plain(x, kernel, stride):
+    pad = kernel.shape[0] // 2
+    return lax.conv_general_dilated(x, kernel, (stride, stride), ((pad, pad), (pad, pad)), dimension_numbers=NHWC)
+
+
+@pytest.mark.parametrize(
+    ("sides", "inputs", "features", "size", "stride", "columns"),
+    [
+        ((6, 8), 3, 16, 3, 1, 4),  # the CIFAR stem
+        ((8, 6), 16, 16, 3, 1, 2),
+        ((5, 12), 4, 4, 3, 1, 4),
+        ((5, 4), 12, 9, 3, 1, 2),
+        ((1, 4), 2, 2, 3, 1, 4),  # one window
+        ((4, 2), 16, 16, 3, 1, 2),
+        ((6, 7), 16, 16, 3, 1, 1),  # an odd width
+        ((6, 6), 4, 4, 3, 1, 1),  # not a multiple of four
+        ((6, 8), 16, 32, 3, 1, 1),
+        ((6, 8), 16, 16, 3, 2, 1),
+        ((7, 8), 16, 16, 1, 2, 1),
+        ((12, 8), 3, 5, 7, 2, 1),  # the ImageNet stem
+        ((10, 10), 3, 5, 7, 2, 1),
+        ((9, 12), 3, 5, 7, 2, 1),
+    ],
+)
+def test_values_and_gradients_are_those_of_the_plain_convolution(sides, inputs, features, size, stride, columns):
+    draw = np.random.default_rng(0)
+    x, kernel = draw.standard_normal((2, *sides, inputs)), draw.standard_normal((size, size, inputs, features))
+    assert convolution._columns(x, kernel, stride) == columns
+    with jax.enable_x64(True):
+        values, pull = jax.vjp(lambda x, kernel: convolve(x, kernel, stride), x, kernel)
+        expected, expected_pull = jax.vjp(lambda x, kernel: plain(x, kernel, stride), x, kernel)
+        grad = draw.standard_normal(values.shape)
+        np.testing.assert_allclose(values, expected, atol=1e-12)
+        for found, wanted in zip(pull(grad), expected_pull(grad), strict=True):
+            np.testing.assert_allclose(found, wanted, atol=1e-12)
+
+
+def test_a_column_has_its_own_window():
+    """By hand: kernel 1..9 over a row of ones at the places 0, 1 and 2 of four columns."""
+    x = np.zeros((1, 1, 4, 1))
+    x[0, 0, :3] = 1
+    kernel = np.arange(1.0, 10.0).reshape(3, 3, 1, 1)  # its middle row is 4, 5, 6
+    found = np.asarray(convolve(x.astype(np.float32), kernel.astype(np.float32), 1))
+    np.testing.assert_array_equal(found.reshape(4), [11, 15, 9, 4])
