@@ -1,15 +1,46 @@
-"""Shared fixtures: where the reference data lies, and a CPU-only JAX."""
+"""Shared fixtures: where the reference data lies, a CPU-only JAX, and one cache of compiled programs for all tests."""
 
 import os
 import pathlib
+import shutil
+import tempfile
+from collections.abc import Iterator
 
 import pytest
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
+# Most of the tests' time goes into compiling the same small networks: all tests, their workers and the processes that
+# they start share one cache, which goes when the tests end.
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.3")
+_CACHE = "JAX_COMPILATION_CACHE_DIR"
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 
 
+_MADE_HERE = pytest.StashKey[str]()
 GOLDEN = ROOT / "tests" / "golden"
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Makes the cache before workers start, which inherit the variable that names it."""
+    if _CACHE not in os.environ:
+        os.environ[_CACHE] = config.stash[_MADE_HERE] = tempfile.mkdtemp(prefix="shike-tests-compiled-")
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    """Removes the cache that this process made."""
+    if _MADE_HERE in config.stash:
+        shutil.rmtree(config.stash[_MADE_HERE], ignore_errors=True)
+
+
+@pytest.fixture(autouse=True)
+def no_job_outlives_its_test() -> Iterator[None]:
+    """A run that a failed test did not wait for would train on, and slow down every test after it."""
+    from tests import jobs
+
+    before = len(jobs.STARTED)
+    yield
+    for job in jobs.STARTED[before:]:
+        job.kill()
 
 
 @pytest.fixture(scope="session")

@@ -20,6 +20,9 @@ def digits(representation: int = 2, classifier: int = 1, *changes: str) -> list[
     ]
 
 
+STARTED: list[Job] = []  # conftest.py ends what a failed test leaves running
+
+
 class Job:
     """The processes of one job; `output(i)` is what process i has printed."""
 
@@ -33,7 +36,7 @@ class Job:
         environment = {
             **os.environ,
             "JAX_PLATFORMS": "cpu",
-            "JAX_COMPILATION_CACHE_DIR": str(workdir.parent / "cache"),
+            "JAX_COMPILATION_CACHE_DIR": os.environ.get("JAX_COMPILATION_CACHE_DIR", str(workdir.parent / "cache")),
             "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
             "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
             "NPROC": str(max(4, 2 * devices)),
@@ -47,6 +50,7 @@ class Job:
                 command += [*(together if processes > 1 else []), *(own[index] if own else [])]
                 process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=log, stderr=subprocess.STDOUT)
                 self.processes.append(process)
+        STARTED.append(self)
 
     def output(self, index: int = 0) -> str:
         return self._logs[index].read_text(errors="replace")

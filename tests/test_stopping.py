@@ -16,7 +16,7 @@ from tests.jobs import ROOT, Job, digits, recorded_steps
 LONG = ("train.checkpoint_every_epochs=0", "train.eval_every_epochs=0", "train.log_every_steps=1")
 
 
-def until(condition, seconds=120):
+def until(condition, seconds=300):
     limit = time.time() + seconds
     while not condition():
         assert time.time() < limit, "nothing happened"
