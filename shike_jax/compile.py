@@ -58,7 +58,7 @@ def compile_steps(
 
     Returns:
       `name`, `topology`, `devices`, `device_kind`, `device_memory`, `versions`, and `programs`: for each, what
-      `program.analyse` found, with `what`, `batch_per_device`, `fits`, and `seconds` of lowering and compiling.
+      `program.analyse` counts, with `what`, `batch_per_device`, `fits`, and `seconds` of lowering and compiling.
 
     Raises:
       UserError: an unknown stage or data set, or a batch that cannot be split evenly.
@@ -75,10 +75,10 @@ def compile_steps(
         heads = config.stages[config.run[-1]].heads
         batch = math.ceil(config.eval.batch_size / count) * count
         jobs.append(("evaluate", batch, functools.partial(steps.evaluate, heads)))
-    found = []
+    programs = []
     for what, batch, lower in jobs:
         one = {"what": what, "batch_per_device": batch // count, **_compile(lower, batch, side**2, where.memory)}
-        found.append(one)
+        programs.append(one)
         tell(describe(one, where))
     return {
         "name": config.name,
@@ -88,7 +88,7 @@ def compile_steps(
         "devices": count,
         "device_kind": where.devices[0].device_kind,
         "device_memory": where.memory,
-        "programs": found,
+        "programs": programs,
         "versions": {"shike_jax": __version__, "python": platform.python_version(), "jax": jax.__version__},
     }
 
@@ -105,9 +105,9 @@ def _compile(lower: Callable[[int], jax.stages.Lowered], batch: int, pixels: int
             raise
         return {"fits": False, "error": text[:400], "seconds": {"compile": round(time.perf_counter() - middle, 1)}}
     seconds = {"lower": round(middle - began, 1), "compile": round(time.perf_counter() - middle, 1)}
-    found = program.analyse(compiled, pixels)
-    fits = found["memory"]["total"] <= memory if found["memory"] else None
-    return {"fits": fits, **found, "seconds": seconds}
+    counts = program.analyse(compiled, pixels)
+    fits = counts["memory"]["total"] <= memory if counts["memory"] else None
+    return {"fits": fits, **counts, "seconds": seconds}
 
 
 def describe(one: dict[str, Any], where: topology.Topology) -> str:
@@ -147,22 +147,22 @@ def _amount(value: float | None, unit: str) -> str:
 
 def parser() -> Parser:
     """The command's options."""
-    found = Parser("python -m shike_jax.compile", __doc__.partition(": ")[2], _EPILOG)
-    found.add_argument(
+    options = Parser("python -m shike_jax.compile", __doc__.partition(": ")[2], _EPILOG)
+    options.add_argument(
         "--config", metavar="FILE[:ARGUMENTS]", help="configuration; --config.FIELD=VALUE changes a field"
     )
-    found.add_argument("--topology", required=True, metavar="DEVICES", help=f"one of {topology.EXPECTED}")
-    found.add_argument("--json", type=Path, metavar="FILE", help="write all counts there")
-    found.add_argument("--stages", default="", metavar="NAMES", help="comma-separated; default: the first of the run")
-    found.add_argument(
+    options.add_argument("--topology", required=True, metavar="DEVICES", help=f"one of {topology.EXPECTED}")
+    options.add_argument("--json", type=Path, metavar="FILE", help="write all counts there")
+    options.add_argument("--stages", default="", metavar="NAMES", help="comma-separated; default: the first of the run")
+    options.add_argument(
         "--batch-per-device", type=int, default=0, metavar="N", help="default: the configuration's batch"
     )
-    found.add_argument("--no-evaluation", action="store_true", help="leave the evaluation step out")
-    found.add_argument(
+    options.add_argument("--no-evaluation", action="store_true", help="leave the evaluation step out")
+    options.add_argument(
         "--classes", type=int, default=0, metavar="C", help="of data of one's own; default: as published"
     )
-    found.add_argument("--images", type=int, default=0, metavar="N", help="training images of data of your own")
-    return found
+    options.add_argument("--images", type=int, default=0, metavar="N", help="training images of data of your own")
+    return options
 
 
 def main(argv: Sequence[str]) -> None:
@@ -176,7 +176,7 @@ def main(argv: Sequence[str]) -> None:
         if getattr(args, name) < 0:
             raise UserError(f"--{name.replace('_', '-')}={getattr(args, name)}: expected a number of at least 1")
     where = topology.describe(args.topology)
-    found = compile_steps(
+    result = compile_steps(
         config,
         where,
         stages=[name for name in args.stages.split(",") if name],
@@ -187,13 +187,13 @@ def main(argv: Sequence[str]) -> None:
         tell=lambda line: print(line, flush=True),
     )
     if args.json:
-        _write(args.json, {"command": ["shike-jax", "compile", *argv], **found})
+        _write(args.json, {"command": ["shike-jax", "compile", *argv], **result})
 
 
-def _write(path: Path, found: dict[str, Any]) -> None:
+def _write(path: Path, result: dict[str, Any]) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_json(path, found)
+        write_json(path, result)
     except OSError as error:
         raise UserError(f"--json={path}: {error.strerror or error}") from error
 

@@ -54,20 +54,20 @@ def _version(names: Sequence[str]) -> str | None:
     return None
 
 
-def check_versions(found: Findings) -> None:
+def check_versions(findings: Findings) -> None:
     """This package, Python and libraries."""
-    found.fact("shike_jax", __version__)
-    found.fact("python", f"{platform.python_version()} on {platform.platform()}")
+    findings.fact("shike_jax", __version__)
+    findings.fact("python", f"{platform.python_version()} on {platform.platform()}")
     for name in NEEDED:
         version = _version((name,))
-        found.fact(name, version or "absent")
+        findings.fact(name, version or "absent")
         if version is None:
-            found.problems.append(f"{name} is not installed: pip install -r requirements.txt")
+            findings.problems.append(f"{name} is not installed: pip install -r requirements.txt")
     for names, use in OPTIONAL.items():
-        found.fact(names[0], _version(names) or f"absent (only for: {use})")
+        findings.fact(names[0], _version(names) or f"absent (only for: {use})")
 
 
-def check_devices(found: Findings) -> None:
+def check_devices(findings: Findings) -> None:
     """What JAX computes on, tried with one product."""
     try:
         import jax
@@ -78,61 +78,61 @@ def check_devices(found: Findings) -> None:
         devices = find_devices()
         total = float(jnp.ones((64, 64)).dot(jnp.ones((64, 64))).sum())
     except Exception as error:  # a broken installation fails in many ways
-        found.problems.append(" ".join(str(error).split())[:300])
+        findings.problems.append(" ".join(str(error).split())[:300])
         return
-    found.fact("devices", f"{len(devices)} x {devices[0].device_kind} ({devices[0].platform})")
+    findings.fact("devices", f"{len(devices)} x {devices[0].device_kind} ({devices[0].platform})")
     if total != 64**3:
-        found.problems.append(f"a product of matrices of ones gave {total}, expected {64**3}: the device is faulty")
+        findings.problems.append(f"a product of matrices of ones gave {total}, expected {64**3}: the device is faulty")
     if devices[0].platform == "cpu" and shutil.which("nvidia-smi"):
-        found.problems.append("there is an NVIDIA driver, but JAX uses the CPU: pip install -U 'jax[cuda13]'")
+        findings.problems.append("there is an NVIDIA driver, but JAX uses the CPU: pip install -U 'jax[cuda13]'")
     cache = os.environ.get("JAX_COMPILATION_CACHE_DIR") or getattr(jax.config, "jax_compilation_cache_dir", None)
-    found.fact("compilation cache", cache or "off (set JAX_COMPILATION_CACHE_DIR to keep compiled programs)")
+    findings.fact("compilation cache", cache or "off (set JAX_COMPILATION_CACHE_DIR to keep compiled programs)")
     if cache and "://" not in cache and Path(cache).exists() and not os.access(cache, os.W_OK):
-        found.problems.append(f"JAX_COMPILATION_CACHE_DIR={cache} is not writable: choose another folder")
+        findings.problems.append(f"JAX_COMPILATION_CACHE_DIR={cache} is not writable: choose another folder")
 
 
-def check_machine(found: Findings) -> None:
+def check_machine(findings: Findings) -> None:
     """Cores, memory and room on the disk."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    found.fact("cores", cores)
+    findings.fact("cores", cores)
     try:
-        found.fact("memory", f"{os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES') / 2**30:.0f} GiB")
+        findings.fact("memory", f"{os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES') / 2**30:.0f} GiB")
     except (AttributeError, ValueError, OSError):
-        found.fact("memory", "unknown")
+        findings.fact("memory", "unknown")
     free = shutil.disk_usage(".").free
-    found.fact("free disk here", f"{free / 1e9:.0f} GB")
+    findings.fact("free disk here", f"{free / 1e9:.0f} GB")
     if free < ROOM:
-        found.problems.append(f"only {free / 1e9:.1f} GB are free here: put --workdir on another disk")
+        findings.problems.append(f"only {free / 1e9:.1f} GB are free here: put --workdir on another disk")
 
 
-def check_data(found: Findings) -> None:
+def check_data(findings: Findings) -> None:
     """Data sets that tensorflow-datasets has prepared."""
     named = os.environ.get("TFDS_DATA_DIR")
     folder = Path(named or "~/tensorflow_datasets").expanduser()
-    found.fact("tfds folder", f"{folder} (from {'$TFDS_DATA_DIR' if named else 'the default'})")
+    findings.fact("tfds folder", f"{folder} (from {'$TFDS_DATA_DIR' if named else 'the default'})")
     if named and not folder.is_dir():
-        found.problems.append(f"TFDS_DATA_DIR={named}: no such folder; set it to where data sets were prepared")
+        findings.problems.append(f"TFDS_DATA_DIR={named}: no such folder; set it to where data sets were prepared")
     prepared = sorted({path.parent.relative_to(folder) for path in folder.glob("*/**/dataset_info.json")})
-    found.fact("prepared data sets", ", ".join(map(str, prepared)) or "none (digits and folders need none)")
+    findings.fact("prepared data sets", ", ".join(map(str, prepared)) or "none (digits and folders need none)")
     if prepared and _version(("tensorflow-datasets",)) is None:
-        found.problems.append("data sets are prepared, but tensorflow-datasets is not installed to read them")
+        findings.problems.append("data sets are prepared, but tensorflow-datasets is not installed to read them")
 
 
 def diagnose() -> Findings:
     """All checks."""
-    found = Findings()
+    findings = Findings()
     for check in (check_versions, check_devices, check_machine, check_data):
-        check(found)
-    return found
+        check(findings)
+    return findings
 
 
 def main(argv: Sequence[str]) -> int:
     """Prints the findings; returns 1 when there are problems."""
     Parser("python -m shike_jax.doctor", "Says what this machine offers and what is wrong.", _EPILOG).parse_args(argv)
-    found = diagnose()
-    print("\n".join(found.lines))
-    print("\n".join(f"problem: {text}" for text in found.problems) or "no problems found")
-    return 1 if found.problems else 0
+    findings = diagnose()
+    print("\n".join(findings.lines))
+    print("\n".join(f"problem: {text}" for text in findings.problems) or "no problems found")
+    return 1 if findings.problems else 0
 
 
 if __name__ == "__main__":

@@ -83,12 +83,12 @@ def compare(what: str, images: np.ndarray, settings: dict, pillow: Callable, rep
         np.stack([pillow(image, random, mean, std) for image in images])
 
     seconds = measure.in_turns({"jax": ours, "pillow": theirs}, repeats)
-    found = {name: measure.describe(samples, len(images)) for name, samples in seconds.items()}
+    timed = {name: measure.describe(samples, len(images)) for name, samples in seconds.items()}
     return {
         "what": what,
         "repeats": repeats,
-        "median_ms_per_batch": {name: side["median_ms"] for name, side in found.items()},
-        "images_per_s": {name: round(side["images_per_second"]) for name, side in found.items()},
-        "jax_over_pillow": round(found["pillow"]["median_ms"] / found["jax"]["median_ms"], 2),
-        "samples_ms": {name: side["samples_ms"] for name, side in found.items()},
+        "median_ms_per_batch": {name: side["median_ms"] for name, side in timed.items()},
+        "images_per_s": {name: round(side["images_per_second"]) for name, side in timed.items()},
+        "jax_over_pillow": round(timed["pillow"]["median_ms"] / timed["jax"]["median_ms"], 2),
+        "samples_ms": {name: side["samples_ms"] for name, side in timed.items()},
     }

@@ -75,9 +75,9 @@ def parse(text: str) -> Iterator[Instruction]:
             header = _HEADER.match(line)
             computation = header.group(1) if header else ""
             continue
-        found = _INSTRUCTION.match(line)
-        if computation and found:
-            name, rest = found.groups()
+        match = _INSTRUCTION.match(line)
+        if computation and match:
+            name, rest = match.groups()
             opcode = _OPCODE.search(rest)
             if opcode:
                 yield Instruction(computation, name, opcode.group(1), rest[: opcode.start(1)], line)
@@ -105,29 +105,29 @@ def array_bytes(text: str) -> int:
 
 
 def _memory(compiled: jax.stages.Compiled) -> dict[str, int] | None:
-    found = compiled.memory_analysis()
-    if found is None:
+    stated = compiled.memory_analysis()
+    if stated is None:
         return None
     parts = {
-        "arguments": found.argument_size_in_bytes,
-        "results": found.output_size_in_bytes,
-        "shared": found.alias_size_in_bytes,
-        "temporaries": found.temp_size_in_bytes,
-        "code": found.generated_code_size_in_bytes,
+        "arguments": stated.argument_size_in_bytes,
+        "results": stated.output_size_in_bytes,
+        "shared": stated.alias_size_in_bytes,
+        "temporaries": stated.temp_size_in_bytes,
+        "code": stated.generated_code_size_in_bytes,
     }
     return parts | {"total": sum(parts.values()) - 2 * parts["shared"]}
 
 
 def _collectives(instructions: list[Instruction]) -> dict[str, dict[str, int]]:
-    found: dict[str, dict[str, int]] = {}
+    by_kind: dict[str, dict[str, int]] = {}
     for one in instructions:
         kind = one.opcode.removesuffix("-start")
         if kind in COLLECTIVES:
-            entry = found.setdefault(kind, {"count": 0, "bytes": 0})
+            entry = by_kind.setdefault(kind, {"count": 0, "bytes": 0})
             entry["count"] += 1
             # An asynchronous start names operands and results: half of it is what moves.
             entry["bytes"] += array_bytes(one.result) // (2 if one.opcode.endswith("-start") else 1)
-    return found
+    return by_kind
 
 
 def _moves(instructions: list[Instruction], opcode: str, pixels: int) -> dict[str, int]:
@@ -155,8 +155,8 @@ def _is_of_pixels(one: Instruction, pixels: int, instructions: list[Instruction]
 
 
 def _shape(result: str) -> tuple[int, ...]:
-    found = _ARRAY.search(result)
-    return tuple(int(side) for side in found.group(2).split(",") if side) if found else ()
+    match = _ARRAY.search(result)
+    return tuple(int(side) for side in match.group(2).split(",") if side) if match else ()
 
 
 def _values(result: str) -> int:

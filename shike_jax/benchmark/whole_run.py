@@ -57,31 +57,31 @@ def main(argv: Sequence[str]) -> int | None:
             return EXIT_STATUS
         if status:
             raise UserError(f"the run ended with status {status}; its messages are above")
-        found = json.loads((workdir / RESULTS).read_text())
-    result = {**split(found, None if continued else wall), **measure.origin("run", argv)}
+        results = json.loads((workdir / RESULTS).read_text())
+    result = {**split(results, None if continued else wall), **measure.origin("run", argv)}
     print(_text(result))
     measure.write(result, args.json)
     return 0
 
 
-def split(found: dict[str, Any], wall: float | None) -> dict[str, Any]:
+def split(results: dict[str, Any], wall: float | None) -> dict[str, Any]:
     """The seconds of each part of a run, from its `results.json` and the wall time of its process.
 
     Without a wall time (a continued run has several processes) the rest is not known.
     """
-    seconds = dict(found["seconds"])
+    seconds = dict(results["seconds"])
     if wall is not None:
         seconds |= {"other": round(wall - sum(seconds.values()), 2), "wall": round(wall, 2)}
     return {
-        "name": found["name"],
-        "seed": found["seed"],
-        "top1": found["top1"],
-        "stages": [{key: stage[key] for key in ("name", "epochs", "steps", "top1")} for stage in found["stages"]],
-        "split": {key: found["split"][key] for key in ("name", "sizes", "hash")},
-        "device": found["devices"],
+        "name": results["name"],
+        "seed": results["seed"],
+        "top1": results["top1"],
+        "stages": [{key: stage[key] for key in ("name", "epochs", "steps", "top1")} for stage in results["stages"]],
+        "split": {key: results["split"][key] for key in ("name", "sizes", "hash")},
+        "device": results["devices"],
         "seconds": seconds,
-        "steps_per_second": round(sum(s["steps"] for s in found["stages"]) / max(seconds["train"], 1e-9), 2),
-        "config": found["config"],
+        "steps_per_second": round(sum(s["steps"] for s in results["stages"]) / max(seconds["train"], 1e-9), 2),
+        "config": results["config"],
     }
 
 

@@ -121,14 +121,14 @@ def _listed(items: list[str], most: int = 4) -> str:
     return ", ".join(items[:most]) + (f" and {len(items) - most} more" if len(items) > most else "")
 
 
-def _check(name: str, found: Mapping[str, Any], expected: Mapping[str, tuple[int, ...]]) -> None:
+def _check(name: str, present: Mapping[str, Any], expected: Mapping[str, tuple[int, ...]]) -> None:
     """`UserError` that names the first missing, unexpected and misshapen arrays."""
-    missing = [key for key in expected if key not in found]
-    extra = [key for key in found if key not in expected]
+    missing = [key for key in expected if key not in present]
+    extra = [key for key in present if key not in expected]
     wrong = [
-        f"{key} {tuple(found[key].shape)} instead of {shape}"
+        f"{key} {tuple(present[key].shape)} instead of {shape}"
         for key, shape in expected.items()
-        if key in found and tuple(found[key].shape) != shape
+        if key in present and tuple(present[key].shape) != shape
     ]
     problems = {"missing": missing, "not expected": extra, "wrong shape": wrong}
     if any(problems.values()):

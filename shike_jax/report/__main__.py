@@ -97,14 +97,14 @@ class _Section:
 
     def training(self, references: Sequence[curves.Curve]) -> None:
         """Training curves of all settings, and of the references as long as the runs."""
-        found = curves.of_groups(self.groups)
-        lengths = {len(curve.epochs) for curve in found}
-        shown = found[:CURVES_AT_MOST] + [curve for curve in references if len(curve.epochs) in lengths]
-        if not found:
+        ours = curves.of_groups(self.groups)
+        lengths = {len(curve.epochs) for curve in ours}
+        shown = ours[:CURVES_AT_MOST] + [curve for curve in references if len(curve.epochs) in lengths]
+        if not ours:
             self.missing.append("no training curves: none of the runs has kept its metrics.jsonl")
             return
-        if len(found) > CURVES_AT_MOST:
-            self.missing.append(f"training curves of {len(found) - CURVES_AT_MOST} more settings")
+        if len(ours) > CURVES_AT_MOST:
+            self.missing.append(f"training curves of {len(ours) - CURVES_AT_MOST} more settings")
         self.draw(
             "training",
             "Training curves",
@@ -114,12 +114,12 @@ class _Section:
 
     def result(self) -> html.Section:
         """Tables first."""
-        found = [tables.results_table(self.dataset, self.groups), *tables.ablation_tables(self.dataset, self.groups)]
-        found.append(tables.stages_table(self.dataset, self.groups))
+        sheets = [tables.results_table(self.dataset, self.groups), *tables.ablation_tables(self.dataset, self.groups)]
+        sheets.append(tables.stages_table(self.dataset, self.groups))
         if self.evaluated:
-            found.append(tables.experts_table(self.dataset, self.evaluated))
-        found.append(tables.cost_table(self.dataset, self.groups))
-        return html.Section(self.dataset, found, self.pictures, self.missing)
+            sheets.append(tables.experts_table(self.dataset, self.evaluated))
+        sheets.append(tables.cost_table(self.dataset, self.groups))
+        return html.Section(self.dataset, sheets, self.pictures, self.missing)
 
 
 def write(

@@ -41,8 +41,8 @@ def evaluation(run: Run, folder: Path, compute: bool) -> dict[str, Any]:
     classifier = load_classifier(str(run.path))
     config = checkpoint_config(classifier.meta)
     data = config.data.to_json_best_effort()
-    summary, found = evaluate(classifier, config, _source(data), config.data.test_part)
-    save(cached, summary, found)
+    summary, arrays = evaluate(classifier, config, _source(data), config.data.test_part)
+    save(cached, summary, arrays)
     return summary
 
 

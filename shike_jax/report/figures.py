@@ -103,8 +103,8 @@ def best_expert_shares(summary: Mapping[str, Any], model: Mapping[str, Any], pat
 
 def expert_shares(summary: Mapping[str, Any]) -> dict[str, np.ndarray]:
     """Percent of each division's classes that each expert is best at: {division: [M]}; ties are divided evenly."""
-    found = _scores(summary)
-    experts = np.stack([_array(row) for row in found["experts_per_class"]])
+    scores = _scores(summary)
+    experts = np.stack([_array(row) for row in scores["experts_per_class"]])
     shares = {}
     for name, classes in summary["data"]["divisions"].items():
         present = [c for c in classes if not np.isnan(experts[0, c])]
@@ -119,10 +119,10 @@ def hardest_negatives(summaries: Mapping[str, Mapping[str, Any]], path: Path) ->
     """Figure 4: how probable the likeliest wrong class is, {label: summary}, such as a single network and SHIKE."""
     drawn, (shares, above) = style.figure(3.1, ncols=2)
     for i, (label, summary) in enumerate(summaries.items()):
-        found = _scores(summary)["hardest_negative"]
-        edges, share = np.array(found["edges"]), np.array(found["share"])
+        scores = _scores(summary)["hardest_negative"]
+        edges, share = np.array(scores["edges"]), np.array(scores["share"])
         width = (edges[1] - edges[0]) / len(summaries)
-        name = f"{label} (mean {found['mean']:.3f})"
+        name = f"{label} (mean {scores['mean']:.3f})"
         shares.bar(edges[:-1] + (i + 0.5) * width, share, 0.94 * width, label=name, **style.bar(i))
         remaining = 100 - np.concatenate([[0], np.cumsum(share)])
         above.plot(edges, remaining, **style.series(i))
@@ -140,18 +140,18 @@ def reliability(summaries: Mapping[str, Mapping[str, Any]], path: Path) -> Path:
     grid = {"nrows": 2, "ncols": columns, "squeeze": False, "height_ratios": (3, 1), "sharex": "all", "sharey": "row"}
     drawn, axes = style.figure(4.2, **grid)
     for column, (label, summary) in enumerate(summaries.items()):
-        found = _scores(summary)["calibration"]
+        scores = _scores(summary)["calibration"]
         upper, lower = axes[:, column]
-        edges = np.linspace(0, 1, len(found["count"]) + 1)
+        edges = np.linspace(0, 1, len(scores["count"]) + 1)
         middle, width = (edges[:-1] + edges[1:]) / 2, edges[1]
-        seen = np.array(found["count"]) > 0
-        accuracy, confidence = _array(found["accuracy"])[seen], _array(found["confidence"])[seen]
+        seen = np.array(scores["count"]) > 0
+        accuracy, confidence = _array(scores["accuracy"])[seen], _array(scores["confidence"])[seen]
         upper.bar(middle[seen], accuracy, 0.94 * width, label="accuracy", **style.bar(0))
         gap = {"facecolor": "none", "edgecolor": style.COLOURS[1], "hatch": "////", "linewidth": 0.6}
         upper.bar(middle[seen], confidence - accuracy, 0.94 * width, accuracy, label="gap", **gap)
         upper.plot([0, 1], [0, 1], "--", color="black", linewidth=1, label="perfect")
-        upper.set(title=f"{label}: ECE {found['ece']:.1f} %", xlim=(0, 1), ylim=(0, 1))
-        lower.bar(middle, 100 * np.array(found["count"]) / max(sum(found["count"]), 1), 0.94 * width, **style.bar(7))
+        upper.set(title=f"{label}: ECE {scores['ece']:.1f} %", xlim=(0, 1), ylim=(0, 1))
+        lower.bar(middle, 100 * np.array(scores["count"]) / max(sum(scores["count"]), 1), 0.94 * width, **style.bar(7))
         lower.set(xlabel="confidence")
     axes[0, 0].set(ylabel="accuracy")
     axes[1, 0].set(ylabel="images (%)")

@@ -103,8 +103,8 @@ class Group:
 
     def values(self, key: str, stage: int = -1) -> list[float]:
         """`key` (top1, many, ...) of each run at the end of a stage, where it is known."""
-        found = [run.results["stages"][stage].get(key) for run in self.runs]
-        return [value for value in found if value is not None]
+        values = [run.results["stages"][stage].get(key) for run in self.runs]
+        return [value for value in values if value is not None]
 
     def repeated(self) -> list[str]:
         """Names each run that does not count, and the run of its seed that does."""
@@ -153,14 +153,14 @@ def by_dataset(runs: Sequence[Run]) -> dict[str, list[Group]]:
         group = datasets.setdefault(run.dataset, {}).setdefault(key, Group([]))
         known = run.seed in (other.seed for other in group.runs)
         (group.repeats if known else group.runs).append(run)
-    found = {}
+    grouped = {}
     for name, groups in datasets.items():
-        found[name] = list(groups.values())
-        for group in found[name]:
+        grouped[name] = list(groups.values())
+        for group in grouped[name]:
             group.runs.sort(key=lambda run: run.seed)
-        _label(found[name])
-        found[name].sort(key=_order)
-    return found
+        _label(grouped[name])
+        grouped[name].sort(key=_order)
+    return grouped
 
 
 def _order(group: Group) -> tuple[Any, ...]:
@@ -220,11 +220,11 @@ def _text(value: Any) -> str:
 
 def families(groups: Sequence[Group]) -> list[list[Group]]:
     """Groups that differ in nothing but what tables 4 and 5 vary."""
-    found: dict[str, list[Group]] = {}
+    by_settings: dict[str, list[Group]] = {}
     for group in groups:
         same = {k: v for k, v in group.first.settings().items() if not k.endswith(ABLATED) and k != "name"}
-        found.setdefault(json.dumps(same, sort_keys=True), []).append(group)
-    return list(found.values())
+        by_settings.setdefault(json.dumps(same, sort_keys=True), []).append(group)
+    return list(by_settings.values())
 
 
 def main_group(groups: Sequence[Group]) -> Group:

@@ -102,19 +102,19 @@ def stages_table(dataset: str, groups: Sequence[Group]) -> Table:
 
 def ablation_tables(dataset: str, groups: Sequence[Group]) -> list[Table]:
     """Tables 4 and 5 of each family of runs that differ in their components, or in the depths of their experts."""
-    found = []
+    made = []
     for family in families(groups):
         # One group per row: table 4's experts are those of most of the family.
         usual = max((g.first.depths for g in family), key=lambda d: (sum(d == g.first.depths for g in family), len(d)))
         by_parts = {g.first.components: g for g in family if g.first.depths == usual or not g.first.components[0]}
         rows4 = {row: by_parts[row.components] for row in paper.TABLE4 if row.components in by_parts}
         if len(rows4) > 1:
-            found.append(_table4(dataset, rows4))
+            made.append(_table4(dataset, rows4))
         fused = [g for g in family if g.first.components[1] and (not g.first.components[0] or all(g.first.components))]
         rows5 = {paper.letters(g.first.depths): g for g in fused}
         if len(rows5) > 1:
-            found.append(_table5(dataset, rows5))
-    return found
+            made.append(_table5(dataset, rows5))
+    return made
 
 
 def _table4(dataset: str, measured: Mapping[paper.Ablation, Group]) -> Table:
@@ -153,10 +153,10 @@ def experts_table(dataset: str, evaluated: Mapping[str, Mapping[str, Any]]) -> T
     """Calibration and diversity: {label: evaluation summary}."""
     rows = []
     for label, summary in evaluated.items():
-        for heads, found in summary["heads"].items():
-            shares = found["agreement"]
-            cells = [found["top1"], found["macro_f1"], found["ece"], shares["disagreement"], shares["oracle"]]
-            cells += [shares["none_right"], found["hardest_negative"]["above_half"]]
+        for heads, scores in summary["heads"].items():
+            shares = scores["agreement"]
+            cells = [scores["top1"], scores["macro_f1"], scores["ece"], shares["disagreement"], shares["oracle"]]
+            cells += [shares["none_right"], scores["hardest_negative"]["above_half"]]
             rows.append((f"{label}: {heads} heads", *map(_number, cells)))
     header = ("run", "top-1", "macro F1", "ECE", "pairs differ", "any right", "none right", "p(hardest wrong) > 0.5")
     note = "In percent, lowest seed of each setting. ECE: 15 bins, softmax of the averaged logits. Pairs differ: "

@@ -65,18 +65,18 @@ def restore_into(template: PyTree, tree: PyTree, where: str) -> PyTree:
     """
     target = traverse_util.flatten_dict(serialization.to_state_dict(template), sep="/", keep_empty_nodes=True)
     wanted = {k for k, v in target.items() if hasattr(v, "shape")}
-    found = traverse_util.flatten_dict(tree, sep="/")
-    check_names(wanted, set(found), where)
+    saved = traverse_util.flatten_dict(tree, sep="/")
+    check_names(wanted, set(saved), where)
     for path in wanted:
-        if target[path].shape != found[path].shape:
-            raise UserError(f"{where}: {path} has shape {found[path].shape}, expected {target[path].shape}")
-    filled = {k: found.get(k, v) for k, v in target.items()}
+        if target[path].shape != saved[path].shape:
+            raise UserError(f"{where}: {path} has shape {saved[path].shape}, expected {target[path].shape}")
+    filled = {k: saved.get(k, v) for k, v in target.items()}
     return serialization.from_state_dict(template, traverse_util.unflatten_dict(filled, sep="/"))
 
 
-def check_names(wanted: set[str], found: set[str], where: str) -> None:
+def check_names(wanted: set[str], present: set[str], where: str) -> None:
     """Raises UserError naming the first few arrays that are missing or extra."""
-    for kind, names in (("lacks", sorted(wanted - found)), ("has unexpected", sorted(found - wanted))):
+    for kind, names in (("lacks", sorted(wanted - present)), ("has unexpected", sorted(present - wanted))):
         if names:
             more = f" and {len(names) - 3} more" if len(names) > 3 else ""
             raise UserError(f"{where}: the checkpoint {kind} {', '.join(names[:3])}{more}")

@@ -36,13 +36,13 @@ def differences(folder: epath.Path) -> list[str]:
         listed = dict(parse_json((folder / NAME).read_text()))
     except ValueError as error:
         return [f"{NAME} cannot be read ({error})"]
-    found = []
+    changes = []
     for name, expected in listed.items():
         if not (folder / name).exists():
-            found.append(f"{name} is missing")
+            changes.append(f"{name} is missing")
         elif _digest(folder / name) != expected:
-            found.append(f"{name} has changed")
-    return found
+            changes.append(f"{name} has changed")
+    return changes
 
 
 def _files(folder: epath.Path) -> Iterator[epath.Path]:
