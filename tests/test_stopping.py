@@ -38,6 +38,29 @@ def test_before_the_first_step_it_leaves_at_once_and_leaves_nothing(tmp_path, nu
     assert not (tmp_path / "run").exists()  # so that a corrected command may begin there
 
 
+def test_a_run_that_failed_to_start_leaves_the_caller_alone(tmp_path):
+    """In a program of the user's own: once `train` has raised, SIGTERM is again a request and ends nothing."""
+    script = f"""
+import os, pathlib, signal, time
+from shike_jax.cli.flags import load_config
+from shike_jax.cluster import preemption
+from shike_jax.errors import UserError
+from shike_jax.training import loop
+preemption.listen()
+config, _ = load_config(["--config=configs/digits_lt.py", "--config.init_from=/nowhere", "--config.log=quiet"])
+try:
+    loop.train(config, pathlib.Path({str(tmp_path / "run")!r}))
+except UserError as error:
+    print("refused:", error)
+os.kill(os.getpid(), signal.SIGTERM)
+time.sleep(1)
+print("still here")
+"""
+    done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert "refused:" in done.stdout and done.stdout.endswith("still here\n")
+
+
 def test_ctrl_c_saves_and_says_how_to_continue(tmp_path):
     job = Job(tmp_path / "run", digits(500, 1, "model.depths=(1,)", *LONG))
     until(lambda: recorded_steps(tmp_path / "run") > 20)

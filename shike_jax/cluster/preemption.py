@@ -51,7 +51,7 @@ def listen() -> None:
 
 
 def leave_at_once(prepare: Callable[[], None]) -> None:
-    """From now until `training_began`, a request to stop ends the program within a second.
+    """From now until `stay`, a request to stop ends the program within a second.
 
     Args:
       prepare: called before that, in another thread; removes what would be in the way of another start.
@@ -62,8 +62,8 @@ def leave_at_once(prepare: Callable[[], None]) -> None:
         _leave_now(_number)
 
 
-def training_began() -> None:
-    """From now on, requests to stop are answered at step boundaries, after saving."""
+def stay() -> None:
+    """Ends `leave_at_once`: training has begun, and requests are answered at step boundaries; or the run is over."""
     global _leave
     _leave = None
 

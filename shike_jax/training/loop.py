@@ -70,11 +70,12 @@ def train(config: ConfigDict, workdir: Path, started: float | None = None) -> di
 def _train(config: ConfigDict, workdir: Path, started: float) -> dict[str, Any]:
     """Trains a run that is not finished."""
     log = RunLog(workdir, config.log, parallel.is_main())
-    if parallel.is_main() and jax.process_count() == 1:
-        preemption.leave_at_once(lambda: discard_untrained(workdir))
     try:
+        if parallel.is_main() and jax.process_count() == 1:
+            preemption.leave_at_once(lambda: discard_untrained(workdir))
         run, stage, state = prepare(config, workdir, log)
     except UserError:
+        preemption.stay()
         log.close()
         if parallel.is_main():
             discard_untrained(workdir)
@@ -91,6 +92,7 @@ def _train(config: ConfigDict, workdir: Path, started: float) -> dict[str, Any]:
             raise UserError(message) from error
         raise
     finally:
+        preemption.stay()
         with contextlib.suppress(OSError):  # what cannot be written has been said already
             log.close()
 
@@ -155,7 +157,7 @@ def _fit_epoch(
     for done, count, inputs in _calls(run, stage, step):
         state, new = call(state, run.feeds["train"].data, inputs)
         sums.add(new)
-        preemption.training_began()
+        preemption.stay()
         step, examples = step + done, examples + count
         _wait(new, running)
         running = new
