@@ -43,6 +43,18 @@ def no_job_outlives_its_test() -> Iterator[None]:
         job.kill()
 
 
+@pytest.fixture(autouse=True, scope="module")
+def registries_as_they_were() -> Iterator[None]:
+    """What the guide or a test registers is forgotten after its module, whichever modules a worker runs next."""
+    from shike_jax import methods
+
+    registries = [value for value in vars(methods).values() if isinstance(value, methods.Registry)]
+    before = [dict(registry._entries) for registry in registries]
+    yield
+    for registry, entries in zip(registries, before, strict=True):
+        registry._entries = entries
+
+
 @pytest.fixture(scope="session")
 def shared() -> pathlib.Path:
     """The folder with golden files and real data: $SHIKE_SHARED, else ../shared beside the repository."""

@@ -52,7 +52,7 @@ TABLE = {
     "one image": (
         f"train {FOLDER}:root={{}}/lonely --workdir={{}}/run",
         "train/bee holds no image",
-        "add some or remove",
+        "expected files ending in .jpg",
     ),
     "no test images": (f"train {FOLDER}:root={{}}/untested --workdir={{}}/run", "test_part='test'", "has train"),
     "exported data absent": (f"train {CIFAR}:file={{}}/absent.npz --workdir={{}}/run", "absent.npz", "No such file"),
