@@ -11,6 +11,7 @@ import numpy as np
 
 from shike_jax.cli.flags import checkpoint_config, split_arguments
 from shike_jax.cli.parser import Parser
+from shike_jax.cluster import cpu
 from shike_jax.data import sources
 from shike_jax.errors import UserError, run_main
 from shike_jax.methods.scores import describe_scores
@@ -125,6 +126,7 @@ def main(argv: Sequence[str]) -> None:
     if args.logits and (not args.output or args.output.suffix != ".npz"):
         raise UserError("--logits: expected --output=FILE.npz with it")
     quiet_third_parties("info")
+    cpu.use_cores()
     classifier = load_classifier(args.checkpoint)
     config = checkpoint_config(classifier.meta, changes)
     source = sources.load(config.data)

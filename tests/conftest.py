@@ -13,6 +13,8 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 # they start share one cache, which goes when the tests end.
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.3")
 _CACHE = "JAX_COMPILATION_CACHE_DIR"
+# One device, here and in processes that tests start, unless a test says otherwise: the same on every machine.
+os.environ.setdefault("XLA_FLAGS", "--xla_force_host_platform_device_count=1")
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 
 

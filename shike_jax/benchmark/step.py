@@ -95,8 +95,11 @@ def compare(args: argparse.Namespace) -> dict[str, Any]:
     from shike_jax.benchmark import workload as workloads
     from shike_jax.benchmark.ceilings import measure_ceilings
     from shike_jax.benchmark.plain import forward_flops
+    from shike_jax.cluster import cpu
 
+    cpu.use_cores(batch_sizes=[args.batch])
     where = measure.device()
+    chips = 1 if where["platform"] == "cpu" else where["count"]  # the devices of a CPU share its cores
     if args.batch % where["count"]:
         raise UserError(f"--batch={args.batch}: expected a multiple of the {where['count']} devices")
     steps = args.steps_per_call or (1 if where["platform"] == "cpu" else 50)
@@ -138,7 +141,7 @@ def compare(args: argparse.Namespace) -> dict[str, Any]:
             ),
         }
         if args.peak_tflops:
-            share = described[name]["model_tflops_per_second"] / args.peak_tflops / where["count"]
+            share = described[name]["model_tflops_per_second"] / args.peak_tflops / chips
             described[name]["share_of_peak"] = round(share, 4)
     if args.profile:
         with jax.profiler.trace(args.profile):
@@ -159,7 +162,7 @@ def compare(args: argparse.Namespace) -> dict[str, Any]:
         "bytes_accessed_by_ours_per_call": sides["ours"].bytes_accessed,
         "peak_tflops_stated": args.peak_tflops,
         "ceilings": ceilings,
-        "floor_ms": round(1e3 * flops / 1e12 / ceilings["matrix_tflops"] / where["count"], 3),
+        "floor_ms": round(1e3 * flops / 1e12 / ceilings["matrix_tflops"] / chips, 3),
         "memory_counted": "JAX: arguments, results and temporaries of the compiled program; PyTorch: largest "
         "allocation on a GPU, unknown on a CPU",
         "process_peak_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,

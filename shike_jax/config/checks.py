@@ -22,6 +22,7 @@ CHOICES = {
     "data.bad_line": ("skip", "stop"),
     "augment.crop": ("pad", "random_resized", "none"),
     "augment.policy": ("none", "autoaugment_cifar", "randaugment"),
+    "augment.place": ("auto", "device", "host"),
     "model.head": ("cosine", "linear"),
     "model.second_head": ("fresh", "scaled"),
     "model.shortcut": ("A", "B"),
@@ -56,6 +57,7 @@ def validate(config: ConfigDict, stages: bool = True) -> None:
     _require(0 <= data.bad_image_limit <= 1, "data.bad_image_limit", data.bad_image_limit, "a share between 0 and 1")
     _require(train.keep_checkpoints >= 1, "train.keep_checkpoints", train.keep_checkpoints, "at least 1")
     _require(train.pictures >= 0, "train.pictures", train.pictures, "at least 0")
+    _require(train.cpu_devices >= 0, "train.cpu_devices", train.cpu_devices, "at least 0")
     _require(len(config.run) >= 1, "run", tuple(config.run), "at least one stage")
     for name in config.run:
         known = f"names of config.stages: {', '.join(config.stages)}"

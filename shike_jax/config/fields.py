@@ -57,6 +57,7 @@ def base() -> ConfigDict:
     config.augment.flip = True
     config.augment.policy = "none"
     config.augment.randaugment = ConfigDict({"layers": 2, "magnitude": 10.0, "magnitude_std": 0.5, "prob": 0.5})
+    config.augment.place = "auto"  # of the policy: device, host (images decoded there), auto: host for these on TPUs
     config.augment.cutout = 0  # side of the erased square in pixels; 0: off
 
     config.model = ConfigDict()
@@ -84,6 +85,7 @@ def base() -> ConfigDict:
     config.train.log_every_steps = 50
     config.train.pictures = 16  # augmented training images that TensorBoard gets from each stage's first step; 0: off
     config.train.backend = "pmap"  # how a step is compiled over devices: pmap, or jit over shard_map
+    config.train.cpu_devices = 0  # XLA devices on a CPU; 0: one for each core, as far as batches divide
     config.train.peer_timeout = 60  # seconds without a sign of life after which a multi-process run stops
 
     config.eval = ConfigDict()

@@ -32,6 +32,7 @@ FREE = (
     "train.log_every_steps",
     "train.pictures",
     "train.backend",
+    "train.cpu_devices",
     "train.peer_timeout",
     "eval.batch_size",
     "data.data_dir",

@@ -1,0 +1,58 @@
+"""How many devices JAX makes of a CPU: one for each core where batches divide, unless the user or a job has chosen."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+from shike_jax.cluster.cpu import devices_for
+from tests.conftest import ROOT
+from tests.jobs import digits
+
+PRINT = """
+import jax, os
+from shike_jax.cluster import cpu
+cpu.use_cores({})
+print(jax.device_count(), os.getenv("NPROC"))
+"""
+
+
+def untouched():
+    """The environment of a user who has not chosen."""
+    chosen = ("XLA_FLAGS", "JAX_NUM_CPU_DEVICES", "NPROC")
+    return {key: value for key, value in os.environ.items() if key not in chosen} | {"JAX_PLATFORMS": "cpu"}
+
+
+@pytest.mark.parametrize(
+    ("cores", "batches", "expected"),
+    [(2, [128], 2), (4, [128, 96], 4), (8, [128], 8), (64, [128], 8), (3, [128], 2), (2, [33], 1), (8, [], 8)],
+)
+def test_shares_are_equal_and_not_too_small(cores, batches, expected):
+    assert devices_for(cores, batches) == expected
+
+
+@pytest.mark.parametrize(
+    ("arguments", "variables", "expected"),
+    [
+        ("3", {}, "3 "),
+        ("batch_sizes=[31]", {}, "1 "),
+        ("3", {"XLA_FLAGS": "--xla_force_host_platform_device_count=2"}, "2 None"),
+        ("3", {"JAX_NUM_CPU_DEVICES": "2"}, "2 None"),
+        ("3", {"NPROC": "9"}, "3 9"),
+    ],
+)
+def test_the_users_choice_wins(arguments, variables, expected):
+    environment = {**untouched(), "PYTHONPATH": str(ROOT), **variables}
+    command = [sys.executable, "-c", PRINT.format(arguments)]
+    found = subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout
+    assert found.startswith(expected)
+
+
+def test_a_run_has_the_devices_of_its_configuration(tmp_path):
+    changes = ("stages.representation.max_steps=1", "stages.classifier.max_steps=1", "train.cpu_devices=2")
+    command = [sys.executable, "-m", "shike_jax.main", f"--workdir={tmp_path / 'run'}", *digits(1, 1, *changes)]
+    subprocess.run(command, cwd=ROOT, env=untouched(), check=True, timeout=900)
+    results = json.loads((tmp_path / "run" / "results.json").read_text())
+    assert [start["devices"] for start in results["starts"]] == [2]
