@@ -8,10 +8,14 @@ image, the pixel takes the fill colour.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+
+from shike_jax.augment import selection
+from shike_jax.augment.arithmetic import product
 
 Array = jax.Array
 
@@ -35,7 +39,9 @@ def rotation_matrix(degrees: Array, height: int, width: int) -> Array:
     """Counter-clockwise about the centre: float32 [6]."""
     cos, sin = jnp.cos(jnp.deg2rad(degrees)), jnp.sin(jnp.deg2rad(degrees))
     x, y = width / 2, height / 2
-    return jnp.asarray([cos, -sin, x - x * cos + y * sin, sin, cos, y - x * sin - y * cos], jnp.float32)
+    c = x - product(x, cos) + product(y, sin)
+    f = y - product(x, sin) - product(y, cos)
+    return jnp.asarray([cos, -sin, c, sin, cos, f], jnp.float32)
 
 
 def fixed_translation(x: float, y: float) -> np.ndarray:
@@ -66,7 +72,7 @@ def affine_nearest(image: Array, fixed: Array, fill: Array) -> Array:
     source_x = (fixed[0] * x + fixed[1] * y + fixed[2]) >> 16
     source_y = (fixed[3] * x + fixed[4] * y + fixed[5]) >> 16
     inside = (source_x >= 0) & (source_x < width) & (source_y >= 0) & (source_y < height)
-    return jnp.where(inside[..., None], _pick(image, source_y, source_x), fill)
+    return jnp.where(inside[..., None], _pick(image, [source_y], [source_x])[0][0], fill)
 
 
 def affine_interpolated(image: Array, matrix: Array, cubic: Array, fill: Array) -> Array:
@@ -80,20 +86,20 @@ def affine_interpolated(image: Array, matrix: Array, cubic: Array, fill: Array) 
     """
     height, width, _ = image.shape
     y, x = jnp.arange(height)[:, None] + 0.5, jnp.arange(width)[None, :] + 0.5
-    source_x = matrix[0] * x + matrix[1] * y + matrix[2]
-    source_y = matrix[3] * x + matrix[4] * y + matrix[5]
+    source_x = product(matrix[0], x) + product(matrix[1], y) + matrix[2]
+    source_y = product(matrix[3], x) + product(matrix[4], y) + matrix[5]
     inside = (source_x >= 0) & (source_x < width) & (source_y >= 0) & (source_y < height)
     left, top = jnp.floor(source_x - 0.5), jnp.floor(source_y - 0.5)
     along_x, along_y = (source_x - 0.5 - left)[..., None], (source_y - 0.5 - top)[..., None]
     left, top = left.astype(jnp.int32), top.astype(jnp.int32)
 
-    def row(offset: int) -> Array:
-        before, start, end, after = (
-            _pick(image, top + offset, left + tap).astype(jnp.float32) for tap in (-1, 0, 1, 2)
-        )
+    taps = _pick(image, [top + offset for offset in (-1, 0, 1, 2)], [left + offset for offset in (-1, 0, 1, 2)])
+
+    def row(number: int) -> Array:
+        before, start, end, after = (tap.astype(jnp.float32) for tap in taps[number])
         return _between(before, start, end, after, along_x, cubic)
 
-    value = _between(row(-1), row(0), row(1), row(2), along_y, cubic)
+    value = _between(row(0), row(1), row(2), row(3), along_y, cubic)
     return jnp.where(inside[..., None], jnp.clip(value, 0, 255).astype(jnp.uint8), fill)
 
 
@@ -102,11 +108,19 @@ def _between(before: Array, start: Array, end: Array, after: Array, fraction: Ar
     linear = jnp.where(cubic, end - before, end - start)
     square = jnp.where(cubic, 2 * (before - start) + end - after, 0)
     cube = jnp.where(cubic, start - before + after - end, 0)
-    return start + fraction * (linear + fraction * (square + fraction * cube))
+    return start + product(fraction, linear + product(fraction, square + product(fraction, cube)))
 
 
-def _pick(image: Array, y: Array, x: Array) -> Array:
-    """image[y, x] for index arrays [H, W], clamped to the edges: uint8 [H, W, C]."""
+def _pick(image: Array, rows: Sequence[Array], columns: Sequence[Array]) -> list[list[Array]]:
+    """image[y, x], clamped to the edges, for each y of `rows` and x of `columns` (int32 [H, W]): uint8 [H, W, C]."""
     height, width, channels = image.shape
-    index = jnp.clip(y, 0, height - 1) * width + jnp.clip(x, 0, width - 1)
-    return image.reshape(-1, channels).at[index].get(mode="promise_in_bounds")
+    rows = [jnp.clip(y, 0, height - 1) for y in rows]
+    columns = [jnp.clip(x, 0, width - 1) for x in columns]
+
+    def fetch(image: Array, rows: Sequence[Array], columns: Sequence[Array]) -> list[list[Array]]:
+        flat = image.reshape(-1, channels)
+        return [[flat.at[y * width + x].get(mode="promise_in_bounds") for x in columns] for y in rows]
+
+    if max(height, width) > selection.LARGEST_SIDE:
+        return fetch(image, rows, columns)
+    return selection.on_tpu(image, rows, columns, tpu=selection.pick, default=fetch)

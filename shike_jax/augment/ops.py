@@ -13,6 +13,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from shike_jax.augment import selection
+from shike_jax.augment.arithmetic import product
+
 Array = jax.Array
 
 
@@ -81,11 +84,10 @@ def autocontrast(image: Array) -> Array:
 
 def equalize(image: Array) -> Array:
     """Maps each channel by its own cumulative histogram, with Pillow's integer step and saturation."""
-    height, width, channels = image.shape
-    wide = image.astype(jnp.int32)
-    rows = jnp.arange(channels)
-    histogram = jnp.zeros((channels, 256), jnp.int32).at[rows, wide].add(1)
-    brightest = histogram[rows, jnp.max(wide, axis=(0, 1))][:, None]
+    height, width, _ = image.shape
+    histogram = selection.on_tpu(image, tpu=selection.histogram, default=_histogram)
+    present = jnp.max(image, axis=(0, 1)).astype(jnp.int32)[:, None]
+    brightest = jnp.sum(jnp.where(jnp.arange(256) == present, histogram, 0), axis=1, keepdims=True)
     step = (height * width - brightest) // 255
     below = jnp.cumsum(histogram, axis=1) - histogram
     table = jnp.minimum((step // 2 + below) // jnp.maximum(step, 1), 255)
@@ -101,14 +103,22 @@ def _grey(image: Array) -> Array:
 def _blend(degenerate: Array, image: Array, factor: Array) -> Array:
     """degenerate + factor * (image - degenerate) in float32, saturated and truncated."""
     base = degenerate.astype(jnp.float32)
-    # The bound is never reached: it stands between product and sum, so that no compiler contracts the two into one
-    # fused multiply-add, whose single rounding differs from Pillow's in the last grey level.
-    change = jnp.clip(jnp.asarray(factor, jnp.float32) * (image.astype(jnp.float32) - base), -1e6, 1e6)
+    change = product(jnp.asarray(factor, jnp.float32), image.astype(jnp.float32) - base)
     return jnp.clip(base + change, 0, 255).astype(jnp.uint8)
+
+
+def _histogram(image: Array) -> Array:
+    """How often each value occurs in each channel of image [H, W, C]: int32 [C, 256]."""
+    channels = jnp.arange(image.shape[-1])
+    return jnp.zeros((len(channels), 256), jnp.int32).at[channels, image.astype(jnp.int32)].add(1)
 
 
 def _look_up(image: Array, table: Array) -> Array:
     """table [C, 256] of each channel applied to image [H, W, C]."""
+    return selection.on_tpu(image, table, tpu=selection.look_up, default=_fetch_from_table)
+
+
+def _fetch_from_table(image: Array, table: Array) -> Array:
     flat = table.astype(jnp.uint8).reshape(-1)
     # Writing the table by a scatter keeps it out of the look-up's loop: the compiler would fold its divisions in there
     # and compute them anew for every pixel (on the CPU even across an optimization barrier; 4 times slower at 224 px).

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from shike_jax.augment import policies
+from shike_jax.augment import policies, selection
 from shike_jax.errors import UserError
 
 Array = jax.Array
@@ -128,9 +128,13 @@ def _crop_and_flip(image: Array, offset: Array, flip: Array) -> Array:
     rows = jnp.arange(height) + offset[0]
     columns = jnp.where(flip, width - 1 - jnp.arange(width), jnp.arange(width)) + offset[1]
     inside = ((rows >= 0) & (rows < height))[:, None] & ((columns >= 0) & (columns < width))[None, :]
-    index = jnp.clip(rows, 0, height - 1)[:, None] * width + jnp.clip(columns, 0, width - 1)[None, :]
-    seen = image.reshape(-1, channels).at[index].get(mode="promise_in_bounds")
-    return jnp.where(inside[..., None], seen, 0)
+
+    def fetch(image: Array, rows: Array, columns: Array) -> Array:
+        index = jnp.clip(rows, 0, height - 1)[:, None] * width + jnp.clip(columns, 0, width - 1)[None, :]
+        seen = image.reshape(-1, channels).at[index].get(mode="promise_in_bounds")
+        return jnp.where(inside[..., None], seen, 0)
+
+    return selection.on_tpu(image, rows, columns, tpu=selection.window, default=fetch)
 
 
 def _holes(centres: Array, length: int, height: int, width: int) -> Array:

@@ -17,6 +17,7 @@ from ml_collections import ConfigDict
 
 from shike_jax.data.images import ImageError, center_crop, random_resized_crop
 from shike_jax.data.types import Source, allowed_faults
+from shike_jax.data.views import host_augment
 from shike_jax.errors import UserError
 
 Batch = dict[str, np.ndarray]
@@ -48,6 +49,7 @@ class HostPipeline:
         self._resize = short_side(config.data)
         self._random_crop = config.augment.crop == "random_resized"
         self._scale, self._flip = tuple(config.augment.scale), config.augment.flip
+        self._augment = host_augment(config)
         self._stop, self._limit = config.data.bad_image == "stop", config.data.bad_image_limit
         self._bad: set[int] = set()
         self._threads = threads or _usable_cores()
@@ -108,9 +110,11 @@ class HostPipeline:
         encoded = self._read(self._part, [index])[0]
         if seed is None:
             return center_crop(encoded, self._size, self._resize)
-        if not self._random_crop:
-            return center_crop(encoded, self._size, self._size)
-        return random_resized_crop(encoded, self._size, seed, self._scale, self._flip)
+        if self._random_crop:
+            view = random_resized_crop(encoded, self._size, seed, self._scale, self._flip)
+        else:
+            view = center_crop(encoded, self._size, self._size)
+        return self._augment(view, seed) if self._augment else view
 
     def _note_bad(self, index: int, error: Exception) -> None:
         name = str(self._members[index])

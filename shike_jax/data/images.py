@@ -31,6 +31,9 @@ def decode(encoded: bytes) -> np.ndarray:
     return np.asarray(_load(image))
 
 
+CROP_DRAWS = 41  # of an image's stream: ten tries of four, and the flip
+
+
 def random_resized_crop(
     encoded: bytes, size: int, seed: np.ndarray, scale: tuple[float, float] = (0.08, 1.0), flip: bool = True
 ) -> np.ndarray:
@@ -46,7 +49,7 @@ def random_resized_crop(
     """
     image = _open(encoded)
     width, height = _upright_size(image)
-    uniforms = _uniforms(seed, 41)
+    uniforms = uniforms_of(seed, CROP_DRAWS)
     left, top, w, h = crop_box(width, height, scale, uniforms[:40])
     rgb = _load(image, (size / w, size / h))
     across, down = rgb.width / width, rgb.height / height  # below 1 after a reduced decoding
@@ -98,7 +101,8 @@ def crop_box(width: int, height: int, scale: tuple[float, float], uniforms: np.n
     return (width - w) // 2, (height - h) // 2, w, h
 
 
-def _uniforms(seed: np.ndarray, count: int) -> np.ndarray:
+def uniforms_of(seed: np.ndarray, count: int) -> np.ndarray:
+    """The first `count` numbers in 0 .. 1 of the stream of an image's seed, uint32 [2]."""
     key = int(seed[0]) << 32 | int(seed[1])
     raw = np.random.Philox(key=key).random_raw(count)  # the raw stream never changes between NumPy versions
     return (raw >> np.uint64(11)) * 2.0**-53

@@ -5,10 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import jax
+import numpy as np
 from ml_collections import ConfigDict
 
 from shike_jax.augment import make_train_augment
+from shike_jax.augment.host import make_host_policy
 from shike_jax.data import tfds_large
+from shike_jax.data.images import CROP_DRAWS, uniforms_of
+from shike_jax.errors import UserError
 
 
 def is_decoded_on_host(data: ConfigDict) -> bool:
@@ -16,18 +21,54 @@ def is_decoded_on_host(data: ConfigDict) -> bool:
     return data.source in ("folder", "lists") or (data.source == "tfds" and data.name in tfds_large.NAMES)
 
 
-def device_augment(config: ConfigDict, dtype: Any) -> Callable[..., Any]:
+def policy_on_host(config: ConfigDict, platform: str = "") -> bool:
+    """Whether the policy runs in the host's pipeline, by `config.augment.place`.
+
+    Args:
+      platform: that the step is compiled for; empty: the one that JAX computes on.
+
+    Raises:
+      UserError: `host` where no images are decoded on the host.
+    """
+    place, decoded = config.augment.place, is_decoded_on_host(config.data)
+    if place == "host" and not decoded:
+        raise UserError(
+            f"config.augment.place='host': expected 'device' or 'auto' for data.source={config.data.source!r}, whose "
+            "images lie on the device"
+        )
+    if config.augment.policy == "none":
+        return False
+    return place == "host" or (place == "auto" and decoded and (platform or jax.default_backend()) == "tpu")
+
+
+def host_augment(config: ConfigDict) -> Callable[[np.ndarray, np.ndarray], np.ndarray] | None:
+    """What the host does to a training view after its crop: (uint8 [S,S,3], seed uint32 [2]) -> uint8 [S,S,3], or None.
+
+    The policy draws from the image's own stream where the crop has ended.
+    """
+    if not policy_on_host(config):
+        return None
+    apply, draws = make_host_policy(config.augment.policy, _policy_arguments(config), config.data.mean)
+    return lambda pixels, seed: apply(pixels, uniforms_of(seed, CROP_DRAWS + draws)[CROP_DRAWS:])
+
+
+def _policy_arguments(config: ConfigDict) -> dict[str, Any]:
+    return config.augment.randaugment.to_dict() if config.augment.policy == "randaugment" else {}
+
+
+def device_augment(config: ConfigDict, dtype: Any, platform: str = "") -> Callable[..., Any]:
     """The training augmentation that runs inside the compiled step, normalisation to `dtype` included.
 
-    Random resized crops and their flips are the host's.
+    Random resized crops and their flips are the host's, and so may the policy be (`policy_on_host`).
     """
     data, augment = config.data, config.augment
+    on_host = policy_on_host(config, platform)
     return make_train_augment(
         crop="pad" if augment.crop == "pad" else "none",
         pad=augment.pad,
         flip=augment.flip and augment.crop != "random_resized",
-        policy=augment.policy,
-        policy_args=augment.randaugment.to_dict() if augment.policy == "randaugment" else {},
+        policy="none" if on_host else augment.policy,
+        policy_args={} if on_host else _policy_arguments(config),
         cutout=augment.cutout,
         mean=data.mean,
         std=data.std,

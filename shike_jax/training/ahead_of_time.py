@@ -113,7 +113,7 @@ class Steps:
             network,
             variables["params"],
             self.sizes.class_counts,
-            views.device_augment(self.config, network.dtype),
+            views.device_augment(self.config, network.dtype, self.platform),
             jax.random.key(self.config.seed),
             steps_per_epoch=each,
             steps=each * fields.epochs,

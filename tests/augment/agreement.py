@@ -14,7 +14,7 @@ import numpy as np
 from PIL import Image
 
 from shike_jax.augment import policies
-from shike_jax.benchmark.pillow_transforms import autoaugment_operation, randaugment_argument, randaugment_operation
+from shike_jax.augment.host import autoaugment_operation, randaugment_argument, randaugment_operation
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 FILL = (124, 116, 104)

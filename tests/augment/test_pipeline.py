@@ -113,7 +113,7 @@ def test_the_accelerators_way_gives_the_same(policy, args, monkeypatch):
     images, own = noise(96, size=16), keys(96)
     settings = FULL | dict(policy=policy, policy_args=args)
     serial = jax.jit(make_train_augment(**settings))(images, own)
-    monkeypatch.setattr(jax.lax, "platform_dependent", lambda *args, cpu, default: default(*args))
+    monkeypatch.setattr(jax.lax, "platform_dependent", lambda *args, default, **_: default(*args))
     monkeypatch.setattr(pipeline, "_PIXELS_AT_ONCE", 40 * 16 * 16)
     parallel = jax.jit(make_train_augment(**settings))(images, own)
     np.testing.assert_allclose(parallel, serial, atol=1e-6)

@@ -169,3 +169,15 @@ def test_a_source_without_files_cannot_be_read(damaged):
     source.read = None
     with pytest.raises(UserError, match="no image files to read"):
         HostPipeline(source, "train", damaged)
+
+
+def test_a_policy_on_the_host_is_a_function_of_seed_step_and_position(source, config):
+    placed = config.copy_and_resolve_references()
+    placed.augment.update({"policy": "randaugment", "place": "host"})
+    whole = epoch(source, placed, steps=3)
+    assert same(epoch(source, placed, steps=3), whole)
+    assert same(epoch(source, placed, first=1, steps=3), whole[1:])
+    assert same(epoch(source, placed, steps=3, shares=4), whole)
+    bare = epoch(source, config, steps=3)
+    changed = [np.any(a["image"] != b["image"], (1, 2, 3)).mean() for a, b in zip(whole, bare, strict=True)]
+    assert 0.5 < np.mean(changed) < 0.9  # either of two operations, each with probability 1/2
