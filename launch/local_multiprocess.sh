@@ -14,6 +14,7 @@ processes=$1 devices=$2
 shift 3
 
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
+source launch/processes.sh
 python=${PYTHON:-python}
 port=$("$python" -c 'import socket; s = socket.socket(); s.bind(("127.0.0.1", 0)); print(s.getsockname()[1])')
 export JAX_PLATFORMS=cpu
@@ -26,17 +27,4 @@ for ((i = 0; i < processes; i++)); do
   "$python" -m shike_jax.main --coordinator="127.0.0.1:$port" --processes="$processes" --process="$i" "$@" &
   pids+=($!)
 done
-interrupted=
-trap 'interrupted=1; kill -TERM "${pids[@]}" 2>/dev/null || true' TERM INT
-
-status=0
-for pid in "${pids[@]}"; do
-  while true; do # a trapped signal ends `wait` before the process does
-    interrupted=
-    code=0
-    wait "$pid" || code=$?
-    [[ -n $interrupted ]] || break
-  done
-  [[ $status -ne 0 ]] || status=$code
-done
-exit "$status"
+wait_for_all "${pids[@]}"

@@ -20,14 +20,27 @@ example:
 Lines that begin with `problem:` say what is wrong and what to do. The exit status is 0 without problems, 1 with some.
 Nothing is installed or changed, and no data are read.
 """
-NEEDED = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "ml_collections", "absl-py", "numpy", "pillow")
+NEEDED = (
+    "jax",
+    "jaxlib",
+    "flax",
+    "optax",
+    "orbax-checkpoint",
+    "ml_collections",
+    "absl-py",
+    "numpy",
+    "pillow",
+    "rich",
+    "flatbuffers",
+    "clu",
+)
 # What each optional package is for; alternatives are tried in order.
 OPTIONAL = {
-    ("tensorflow", "tensorflow-cpu"): "tfds data, SavedModel export, TensorBoard files",
-    ("tensorflow-datasets",): "CIFAR and other data sets of tfds",
-    ("clu",): "TensorBoard files",
-    ("scikit-learn",): "the digits of configs/digits_lt.py",
-    ("matplotlib",): "figures of reports and of data.inspect",
+    ("tensorflow", "tensorflow-cpu"): "tfds data, SavedModel export, TensorBoard files: extras tfds, tensorboard",
+    ("tensorflow-datasets",): "CIFAR and other data sets of tfds: extra tfds",
+    ("tensorboard",): "TensorBoard files: extra tensorboard",
+    ("scikit-learn",): "the digits of configs/digits_lt.py: extra digits",
+    ("matplotlib",): "reports and the figure of data.inspect: extra report",
 }
 ROOM = 2e9  # bytes of free disk below which checkpoints may not fit
 

@@ -18,7 +18,7 @@ from shike_jax.methods.scores import describe_scores
 from shike_jax.models import HEAD_SETS
 from shike_jax.serving.classifier import load_classifier
 from shike_jax.storage.logs import quiet_third_parties
-from shike_jax.text import printable, say
+from shike_jax.text import aligned, printable, say
 from shike_jax.training.evaluation import evaluate, save
 
 _EPILOG = """\
@@ -51,16 +51,16 @@ def describe(summary: dict[str, Any]) -> str:
         for m, (top1, division) in enumerate(zip(found["experts"], found["experts_divisions"], strict=True)):
             alone = {"top1": top1, **division}
             rows.append([f"  expert {m + 1} alone", *(_cell(alone.get(key)) for key in columns)])
-    lines += [*_aligned(rows), *_earlier_heads(summary), ""]
+    lines += [*aligned(rows), *_earlier_heads(summary), ""]
     rows = [["percent", "pairs differ", "unanimous", "any right", "all right", "none right", "p(hardest wrong) > 0.5"]]
     for name, found in heads.items():
         shares = found["agreement"]
         keys = ("disagreement", "unanimous", "oracle", "all_right", "none_right")
         cells = [*(shares[key] for key in keys), found["hardest_negative"]["above_half"]]
         rows.append([f"{name} heads, experts", *map(_cell, cells)])
-    lines += _aligned(rows)
+    lines += aligned(rows)
     if len(data["class_names"]) <= 100:
-        lines += ["", *_aligned(_class_rows(data, heads))]
+        lines += ["", *aligned(_class_rows(data, heads))]
     return "\n".join(lines)
 
 
@@ -94,14 +94,6 @@ def _cell(value: float | None) -> str:
     return "-" if value is None else f"{value:.2f}"
 
 
-def _aligned(rows: list[list[str]]) -> list[str]:
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return [
-        "  ".join([row[0].ljust(widths[0]), *(c.rjust(w) for c, w in zip(row[1:], widths[1:], strict=True))]).rstrip()
-        for row in rows
-    ]
-
-
 def _parser() -> argparse.ArgumentParser:
     parser = Parser(
         "python -m shike_jax.evaluate",
@@ -109,7 +101,7 @@ def _parser() -> argparse.ArgumentParser:
         _EPILOG,
     )
     parser.add_argument("--checkpoint", required=True, metavar="DIR", help="work directory, weights/STAGE or converted")
-    parser.add_argument("--part", help="train, val or test; default: the configuration's data.test_part")
+    parser.add_argument("--part", help="train, val or test; default: the configuration's data.test_part, test")
     parser.add_argument("--heads", default="both", choices=(*HEAD_SETS, "both"), help="sets of classifiers")
     parser.add_argument("--config", metavar="FILE[:ARGS]", help="other data; --config.field=value changes fields")
     parser.add_argument("--output", type=Path, metavar="FILE", help=".json or .npz to write")

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import shutil
 import tempfile
+import time
+import zipfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, cast
@@ -14,22 +16,28 @@ import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 from jax import export as jax_export
 
-from shike_jax import __version__
 from shike_jax.cli.parser import Parser
 from shike_jax.data.tensorflow_data import import_tensorflow
 from shike_jax.errors import UserError, run_main
+from shike_jax.models import build_model
 from shike_jax.serving import load_exported as exported
 from shike_jax.serving.classifier import Classifier, load_classifier
+from shike_jax.storage import atomic
+from shike_jax.text import parse_json
+from shike_jax.training.provenance import versions
 
 PLATFORMS = ("cpu", "cuda", "tpu")
 _EPILOG = """\
 examples:
   python -m shike_jax.export --checkpoint=runs/mine --output=mine
   python mine/load.py photo.jpg
+  python -m shike_jax.export --again=mine
   python -m shike_jax.export --checkpoint=runs/mine --output=mine_tf --format=savedmodel
 
 --format=jax writes function.jax (serialised by jax.export for CPU, CUDA and TPU, any batch size), weights.npz,
-model.json (class names, preprocessing) and load.py, a short example that needs jax and numpy only.
+model.json (class names, preprocessing, versions) and load.py, a short example that needs jax, numpy and flatbuffers
+(which jax.export imports) only. JAX promises to read function.jax for six months after the release that wrote it;
+--again=DIR makes it anew with the JAX that is installed, from the weights.npz and model.json beside it alone.
 --format=savedmodel writes a TensorFlow SavedModel (any batch size; TensorFlow is needed) and model.json.
 Both take pixels, uint8 [N,S,S,3], and give probabilities [N,C] of the averaged experts and logits [M,N,C].
 """
@@ -55,14 +63,18 @@ def inference_function(classifier: Classifier) -> tuple[Callable[..., dict[str, 
 def write_jax(classifier: Classifier, folder: Path) -> None:
     """Writes function.jax, weights.npz and load.py into `folder`."""
     function, weights = inference_function(classifier)
+    (folder / "function.jax").write_bytes(_serialised(classifier, function, weights))
+    np.savez(folder / "weights.npz", **cast(Any, weights))
+    shutil.copyfile(exported.__file__, folder / "load.py")
+
+
+def _serialised(classifier: Classifier, function: Callable[..., Any], weights: dict[str, np.ndarray]) -> bytes:
+    """`function` for all platforms and any number of images, as `jax.export` stores it."""
     (batch,) = jax_export.symbolic_shape("b")
     size = classifier.image_size
     shapes = {path: jax.ShapeDtypeStruct(array.shape, array.dtype) for path, array in weights.items()}
     images = jax.ShapeDtypeStruct((batch, size, size, 3), np.uint8)
-    lowered = jax_export.export(jax.jit(function), platforms=PLATFORMS)(shapes, images)
-    (folder / "function.jax").write_bytes(lowered.serialize())
-    np.savez(folder / "weights.npz", **cast(Any, weights))
-    shutil.copyfile(exported.__file__, folder / "load.py")
+    return bytes(jax_export.export(jax.jit(function), platforms=PLATFORMS)(shapes, images).serialize())
 
 
 def write_saved_model(classifier: Classifier, folder: Path) -> None:
@@ -71,7 +83,7 @@ def write_saved_model(classifier: Classifier, folder: Path) -> None:
     Raises:
       UserError: TensorFlow is not installed.
     """
-    tf = import_tensorflow()
+    tf = import_tensorflow("--format=savedmodel")
     from jax.experimental import jax2tf
 
     function, weights = inference_function(classifier)
@@ -111,7 +123,11 @@ def describe(classifier: Classifier) -> dict[str, Any]:
         "std": list(classifier.std),
         "model": meta["model"],
         "split_hash": meta.get("split_hash"),
-        "versions": {"shike_jax": __version__, "jax": jax.__version__},
+        "dtype": str(np.dtype(classifier.network.dtype)),
+        "versions": versions(),
+        "written": time.strftime("%Y-%m-%d", time.gmtime()),
+        "lasts": "function.jax can be read for at least six months of newer releases of jax; "
+        "python -m shike_jax.export --again=THIS_FOLDER makes it anew",
     }
 
 
@@ -139,16 +155,64 @@ def export(classifier: Classifier, target: Path, kind: str = "jax") -> None:
         raise UserError(f"--output={target}: {error.strerror or error}") from error
 
 
+def read_export(folder: Path) -> Classifier:
+    """The classifier of a folder that `export` wrote, from its model.json and weights.npz alone.
+
+    Raises:
+      UserError: no such folder, a SavedModel, or files that are damaged.
+    """
+    try:
+        meta = parse_json((folder / "model.json").read_text())
+        with np.load(folder / "weights.npz", allow_pickle=False) as arrays:
+            weights = dict(arrays)
+        network = build_model(meta["model"], len(meta["class_names"]), dtype=meta.get("dtype", "float32"))
+        return Classifier(
+            network=network,
+            variables=jax.device_put(unflatten_dict(weights, sep="/")),
+            heads=meta["heads"],
+            class_names=tuple(meta["class_names"]),
+            image_size=meta["image_size"],
+            resize=meta["resize"],
+            mean=tuple(meta["mean"]),
+            std=tuple(meta["std"]),
+            meta=meta,
+        )
+    except OSError as error:
+        reason = f"{error.filename}: {error.strerror}"
+        raise UserError(f"--again={folder}: {reason}; expected a folder that this command wrote") from None
+    except (ValueError, KeyError, TypeError, zipfile.BadZipFile) as error:
+        raise UserError(f"--again={folder}: not an export of this package, or damaged ({error})") from None
+
+
+def export_again(folder: Path) -> str:
+    """Replaces function.jax, and model.json with it, by what the installed JAX writes; returns the version before.
+
+    weights.npz stays, and so does load.py, which may have been changed.
+
+    Raises:
+      UserError: see `read_export`; not writable.
+    """
+    classifier = read_export(folder)
+    serialised = _serialised(classifier, *inference_function(classifier))
+    try:
+        with atomic.replacing(folder / "function.jax") as partial:
+            partial.write_bytes(serialised)
+        atomic.write_json(folder / "model.json", {**classifier.meta, **describe(classifier)})
+    except OSError as error:
+        raise UserError(f"--again={folder}: {error.strerror or error}") from error
+    return str(classifier.meta.get("versions", {}).get("jax", "an unknown version"))
+
+
 def parser() -> Parser:
     """The command's options."""
     found = Parser("python -m shike_jax.export", "Writes a classifier for use without this package.", _EPILOG)
     found.add_argument(
         "--checkpoint",
-        required=True,
         metavar="DIR",
         help="a run's work directory, its weights/STAGE, or converted weights",
     )
-    found.add_argument("--output", required=True, type=Path, metavar="DIR", help="folder to write; new or empty")
+    found.add_argument("--output", type=Path, metavar="DIR", help="folder to write; new or empty")
+    found.add_argument("--again", type=Path, metavar="DIR", help="an export whose function is made anew, in place")
     found.add_argument(
         "--head", default="", metavar="SET", help="representation or classifier; default: what the run trained last"
     )
@@ -159,6 +223,14 @@ def parser() -> Parser:
 def main(argv: Sequence[str]) -> None:
     """Runs the command."""
     args = parser().parse_args(argv)
+    if args.again:
+        if args.checkpoint or args.output:
+            raise UserError(f"--again={args.again}: expected neither --checkpoint nor --output with it")
+        before = export_again(args.again)
+        print(f"{args.again}: function.jax of jax {before} made anew with jax {jax.__version__}")
+        return
+    if not args.checkpoint or not args.output:
+        raise UserError("--checkpoint and --output are needed, or --again; see python -m shike_jax.export --help")
     export(load_classifier(args.checkpoint, args.head), args.output, args.format)
     size = sum(file.stat().st_size for file in args.output.rglob("*") if file.is_file())
     print(f"{args.output}: {', '.join(sorted(p.name for p in args.output.iterdir()))} ({size / 1e6:.1f} MB)")

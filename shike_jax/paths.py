@@ -68,3 +68,12 @@ def count_images(folder: str) -> int:
         return sum(is_image(os.path.basename(path)) for path in files_below(folder))
     except OSError:
         return 0
+
+
+def count_lines(path: str) -> int:
+    """Lines of a text file; 0 for one that is missing or must not be read, which loading will report."""
+    try:
+        with open(path, "rb") as file:
+            return sum(1 for _ in file)
+    except OSError:
+        return 0

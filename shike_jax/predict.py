@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import csv
 import os
 import sys
 import tempfile
-import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, Protocol, TextIO
+from typing import Protocol, TextIO
 
 import numpy as np
 
@@ -18,6 +18,7 @@ from shike_jax.cli.parser import Parser
 from shike_jax.data import pictures
 from shike_jax.errors import UserError, run_main
 from shike_jax.serving.classifier import BatchedLogits, Classifier, load_classifier
+from shike_jax.storage.progress import meter, unseen
 from shike_jax.text import printable, say, spreadsheet
 
 _EPILOG = """\
@@ -145,7 +146,7 @@ def predict(
     images: Sequence[str],
     sink: Sink,
     batch_size: int = 64,
-    progress: Callable[[int, int], Any] = lambda done, total: None,
+    show: bool = False,
 ) -> tuple[int, dict[str, str]]:
     """Classifies images.
 
@@ -153,7 +154,7 @@ def predict(
       images: files, folders, .txt lists, or a single .npy.
       sink: receives the predictions.
       batch_size: images on the device at once; never changes the result.
-      progress: called with (images done, images in all) after each batch.
+      show: how far it is, on stderr.
 
     Returns:
       The number of images classified, and the skipped ones with reasons.
@@ -164,10 +165,11 @@ def predict(
     total, batches, skipped = _open(classifier, images, batch_size)
     run = BatchedLogits(classifier, min(batch_size, total))
     count = 0
-    for files, pixels in batches:
-        sink.add(files, run(pixels))
-        count += len(files)
-        progress(count + len(skipped), total)
+    with meter("predicting", total, sys.stderr) if show else contextlib.nullcontext(unseen) as update:
+        for files, pixels in batches:
+            sink.add(files, run(pixels))
+            count += len(files)
+            update(count + len(skipped))
     if not count:
         file, reason = next(iter(skipped.items()))
         raise UserError(f"none of the {total} images could be read; the first: {file}: {reason}")
@@ -190,24 +192,6 @@ def _open(
     files = pictures.find(images)
     reader = pictures.Reader(files, size, resize, min(batch_size, len(files)))
     return len(files), iter(reader), reader.skipped
-
-
-class Progress:
-    """Progress on stderr while it takes long: one line renewed on a terminal, one line in ten seconds elsewhere."""
-
-    def __init__(self) -> None:
-        """Starts the clock."""
-        self._terminal = sys.stderr.isatty()
-        self._started = self._said = time.time()
-
-    def __call__(self, done: int, total: int) -> None:
-        """Says how far it is and how long it will take, not too often."""
-        now = time.time()
-        if done == total or now - self._said < (0.5 if self._terminal else 10.0):
-            return
-        self._said, left = now, (now - self._started) * (total - done) / max(done, 1)
-        end = "\r" if self._terminal else "\n"
-        print(f"{done:,} of {total:,} images, {left:.0f} s left ", end=end, file=sys.stderr, flush=True)
 
 
 def parser() -> Parser:
@@ -269,11 +253,11 @@ def _to_file(
             partial = Path(scratch) / output.name
             if kind == ".npz":
                 sink: Sink = Arrays(str(partial), names, top_k)
-                count, skipped = predict(classifier, images, sink, args.batch_size, Progress())
+                count, skipped = predict(classifier, images, sink, args.batch_size, show=True)
             else:
                 with partial.open("w", newline="", encoding="utf-8") as file:
                     sink = CsvTable(file, names, top_k, args.per_expert, experts)
-                    count, skipped = predict(classifier, images, sink, args.batch_size, Progress())
+                    count, skipped = predict(classifier, images, sink, args.batch_size, show=True)
             os.replace(partial, output)
     except OSError as error:
         raise UserError(f"--output={args.output}: {error.strerror or error}") from error

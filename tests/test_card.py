@@ -33,6 +33,7 @@ def made_results():
         "seed": 4,
         "seconds": {"start_up": 3.0, "train": 1500.4},
         "config": to_plain(config),
+        "part": "test",
         "versions": {"shike_jax": "0.1.0", "jax": "1.2.3"},
         "bad_images": {"count": 2, "limit": 0.01, "list": [{"part": "train", "name": "train/ant/7.jpg"}]},
         "split": split.summary(),

@@ -2,9 +2,11 @@
 
 import inspect
 import os
+import shutil
 import subprocess
 import sys
 
+import jax
 import numpy as np
 import pytest
 from PIL import Image
@@ -15,6 +17,7 @@ from shike_jax.data.images import center_crop
 from shike_jax.errors import UserError
 from shike_jax.serving import load_exported as exported
 from tests import tiny
+from tests.conftest import GOLDEN
 from tests.odd_images import odd_images
 
 COUNTS = (1, 7, 64)
@@ -112,6 +115,53 @@ def test_filled_target_is_refused_and_left_alone(checkpoint, tmp_path):
     with pytest.raises(UserError, match="exists and is not an empty folder"):
         export.main([f"--checkpoint={checkpoint}", f"--output={tmp_path}"])
     assert [p.name for p in tmp_path.iterdir()] == ["kept.txt"]
+
+
+OLDER = GOLDEN / "export_jax_0_10"  # written by tests/golden/make_export.py
+
+
+def expected_of_older():
+    with np.load(OLDER / "expected.npz") as file:
+        return dict(file)
+
+
+def test_an_export_of_an_earlier_jax_is_read_and_agrees():
+    """Under the newer of the two supported versions this is an export that has aged."""
+    classifier, expected = exported.Exported(OLDER), expected_of_older()
+    assert classifier.meta["versions"]["jax"].startswith("0.10.")
+    found = classifier(expected["images"])
+    np.testing.assert_allclose(found["probabilities"], expected["probabilities"], atol=1e-5)
+    np.testing.assert_allclose(found["logits"], expected["logits"], rtol=1e-5, atol=1e-4)
+
+
+def test_an_export_is_made_anew_from_its_own_files(tmp_path, capsys):
+    copy = tmp_path / "copy"
+    shutil.copytree(OLDER, copy)
+    (copy / "function.jax").write_bytes(b"no function of any jax")
+    with pytest.raises(RuntimeError, match=r"written by jax 0\.10\..* cannot be read by .* --again="):
+        exported.Exported(copy)
+    (copy / "load.py").write_text("# changed by its owner")
+    export.main([f"--again={copy}"])
+    assert f"made anew with jax {jax.__version__}" in capsys.readouterr().out
+    expected = expected_of_older()
+    again = exported.Exported(copy)
+    np.testing.assert_allclose(again(expected["images"])["probabilities"], expected["probabilities"], atol=1e-5)
+    assert again.meta["versions"]["jax"] == jax.__version__
+    assert again.meta["class_names"] == list(tiny.CLASSES) and again.meta["dtype"] == "float32"
+    assert (copy / "load.py").read_text() == "# changed by its owner"
+
+
+def test_what_cannot_be_made_anew_is_one_line(tmp_path):
+    with pytest.raises(UserError, match=r"model\.json: No such file.*expected a folder that this command wrote"):
+        export.main([f"--again={tmp_path}"])
+    (tmp_path / "model.json").write_text("{}")
+    np.savez(tmp_path / "weights.npz", a=np.zeros(1))
+    with pytest.raises(UserError, match="not an export of this package, or damaged"):
+        export.main([f"--again={tmp_path}"])
+    with pytest.raises(UserError, match="--checkpoint and --output are needed, or --again"):
+        export.main([])
+    with pytest.raises(UserError, match="expected neither --checkpoint nor --output"):
+        export.main([f"--again={tmp_path}", "--output=x"])
 
 
 @pytest.mark.slow

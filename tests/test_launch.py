@@ -57,6 +57,25 @@ def test_local_multiprocess_starts_each_process_and_passes_its_failure_on(tmp_pa
     ]
 
 
+def test_one_process_for_each_gpu_of_a_node(tmp_path):
+    """The second of two nodes with three GPUs each; the second process fails."""
+    fake = tmp_path / "python"
+    fake.write_text(
+        "#!/bin/bash\n"
+        'echo "$CUDA_VISIBLE_DEVICES of $JAX_NUM_PROCESSES: $JAX_PROCESS_ID $JAX_COORDINATOR_ADDRESS $*"\n'
+        "((CUDA_VISIBLE_DEVICES != 1)) || exit 76"
+    )
+    fake.chmod(0o755)
+    node = {"NODES": "2", "NODE": "1", "GPUS": "3", "JAX_COORDINATOR_ADDRESS": "first:8476", "PYTHON": str(fake)}
+    done = run("launch/node_gpus.sh", "--config=c.py", **node)
+    assert done.returncode == 76
+    threads = max(1, len(os.sched_getaffinity(0)) // 3)
+    assert sorted(done.stdout.splitlines()) == [
+        f"{i} of 6: {3 + i} first:8476 -m shike_jax.main --config.data.threads={threads} --config=c.py"
+        for i in range(3)
+    ]
+
+
 FAKE_PYTHON = """#!/bin/bash
 # A Python whose pip finds everything there or not, and which tells what it is asked for.
 echo "$PWD: $*" >> "$CALLS"
@@ -242,7 +261,9 @@ def test_pod_file_is_consistent():
     assert pod["subdomain"] == service["metadata"]["name"]
     port = service["spec"]["ports"][0]["port"]
     assert environment["JAX_COORDINATOR_ADDRESS"] == f"{name}-0.{pod['subdomain']}:{port}"
-    assert spec["completions"] == spec["parallelism"] == int(environment["JAX_NUM_PROCESSES"])
+    assert spec["completions"] == spec["parallelism"] == int(environment["NODES"])
+    assert int(environment["GPUS"]) == main["resources"]["limits"]["nvidia.com/gpu"]
+    assert main["command"] == ["bash", "launch/node_gpus.sh"] and (ROOT / main["command"][1]).is_file()
     assert pod["restartPolicy"] == "Never"  # failure policies demand it
     rules = {
         tuple(r["onExitCodes"]["values"]): r["action"] for r in spec["podFailurePolicy"]["rules"] if "onExitCodes" in r

@@ -9,12 +9,13 @@ import pytest
 from tests.conftest import ROOT
 
 PACKAGE = ROOT / "shike_jax"
-# What each room may import of ours, besides `errors`, `paths`, `text`, the package's version and itself. A module at
-# the root is a room of its own; a command may import every room but no other command.
+# What each room may import of ours, besides `errors`, `extras`, `paths`, `text`, the package's version and itself. A
+# module at the root is a room of its own; a command may import every room but no other command.
 MAY_IMPORT = {
     "text": (),
     "paths": (),
     "errors": (),
+    "extras": (),
     "methods": (),
     "models": ("methods",),
     "augment": ("methods",),
@@ -83,7 +84,7 @@ def test_a_room_imports_what_it_may(path):
     room = room_of(module_name(path))
     names = own_imports(ast.parse(path.read_text()))
     imported = {room_of(name.removeprefix("shike_jax").removeprefix(".")) for name in names}
-    imported -= {"", "errors", "paths", "text", room}
+    imported -= {"", "errors", "extras", "paths", "text", room}
     allowed = set(MAY_IMPORT) if room in COMMANDS else set(MAY_IMPORT[room])
     assert imported <= allowed, f"{room} may import {sorted(allowed)}; {module_name(path)} imports {sorted(imported)}"
 

@@ -13,13 +13,10 @@ import numpy as np
 from PIL import Image
 
 from shike_jax import config as schema
-from shike_jax.benchmark import measure
+from shike_jax.benchmark import measure, scaling
 from shike_jax.benchmark.pillow_transforms import randaugment_transform
 from shike_jax.cli.parser import Parser
-from shike_jax.data.host_pipeline import HostPipeline, view_seeds
 from shike_jax.data.images import crop_box
-from shike_jax.data.splits import Part, Split
-from shike_jax.data.types import Source
 from shike_jax.errors import UserError
 
 SIZE, WIDTH, HEIGHT = 224, 500, 375
@@ -28,10 +25,11 @@ _EPILOG = """\
 All sides read the same JPEGs (500 x 375) from memory and give 224 x 224 random resized crops, half of them mirrored.
 torchvision's recipe ends in RandAugment and normalised floats; here those run on the device (`benchmark augment`).
 Rates are per second of processor time, so other programs on the machine do not count; run it on one core.
-tf.data takes part where TensorFlow is installed.
+tf.data takes part where TensorFlow is installed. With --scaling rates are by the clock: leave the machine alone.
 
 examples:
   taskset -c 0 python -m shike_jax.benchmark input --images=photographs --json=input.json
+  python -m shike_jax.benchmark input --scaling --json=scaling.json
   python -m shike_jax.benchmark input --count=4 --rounds=1      a quick try, with made-up images
 """
 
@@ -42,12 +40,21 @@ def main(argv: Sequence[str]) -> None:
     parser.add_argument("--images", type=Path, metavar="DIR", help="JPEGs to make the test images from; default: noise")
     parser.add_argument("--count", type=measure.positive, default=96, help="images per round")
     parser.add_argument("--rounds", type=measure.positive, default=9, help="rounds that count")
+    parser.add_argument("--scaling", action="store_true", help="instead: 1 and 2 threads, 1 and 2 worker processes")
     parser.add_argument("--json", type=Path, metavar="FILE")
     args = parser.parse_args(argv)
     measure.check_writable(args.json)
     encoded = encode(args.images, args.count)
+    about = f"{len(encoded)} JPEGs of {WIDTH}x{HEIGHT}, {np.mean([len(e) for e in encoded]) / 1e3:.1f} KB each"
+    if args.scaling:
+        found = scaling.measured(encoded, SIZE, (1, 2), args.rounds)
+        for name, rate in found["images_per_second"].items():
+            print(f"{rate:8.1f} img/s  {name}")
+        print(f"{found['share_under_pythons_lock']:8.1%} of the time under Python's lock, with 1 thread")
+        measure.write({"images": about, **found, **measure.origin("input", argv)}, args.json)
+        return
     sides = {
-        "this package: crop, flip (the rest runs on the device)": this_package(encoded),
+        "this package: crop, flip (the rest runs on the device)": scaling.pipeline(encoded, SIZE, threads=1),
         "torchvision's recipe on Pillow, with RandAugment": torchvision_recipe(encoded, True),
         "torchvision's recipe on Pillow, without RandAugment": torchvision_recipe(encoded, False),
     }
@@ -59,7 +66,7 @@ def main(argv: Sequence[str]) -> None:
     rates = {name: round(len(encoded) / statistics.median(samples), 1) for name, samples in seconds.items()}
     ours, with_randaugment, without, *_ = rates.values()
     result: dict[str, Any] = {
-        "images": f"{len(encoded)} JPEGs of {WIDTH}x{HEIGHT}, {np.mean([len(e) for e in encoded]) / 1e3:.1f} KB each",
+        "images": about,
         "images_per_second_per_core": rates,
         "this_package_over_torchvision_with_randaugment": round(ours / with_randaugment, 2),
         "this_package_over_torchvision_without_randaugment": round(ours / without, 2),
@@ -103,24 +110,6 @@ def _pictures(folder: Path | None, count: int, random: np.random.Generator) -> l
     return pictures
 
 
-def this_package(encoded: list[bytes]) -> Callable[[int], None]:
-    """The host pipeline on one thread."""
-    config = schema.base()
-    config.data.image_size = SIZE
-    config.augment.crop = "random_resized"
-    index = np.arange(len(encoded), dtype=np.int32)[None]
-    part = Part(index[0], np.zeros(len(encoded), np.int32))
-    source = Source(Split("bench", "", 0, ("only",), {"train": part}), read=lambda _, i: [encoded[k] for k in i])
-    pipeline = HostPipeline(source, "train", config, threads=1)
-
-    def run(seed: int) -> None:
-        plan = {"index": index, "mask": np.ones(index.shape, np.float32), "seed": view_seeds(seed, index)}
-        [batch] = pipeline.batches(plan)
-        assert batch["mask"].all()
-
-    return run
-
-
 def torchvision_recipe(encoded: list[bytes], randaugment: bool) -> Callable[[int], None]:
     """Decode, RandomResizedCrop, flip, maybe RandAugment, to float, normalise; one image after the other."""
 
@@ -146,7 +135,7 @@ def tf_data(encoded: list[bytes]) -> Callable[[int], None]:
     """tf.data: fused decode-and-crop, antialiased resize, flip, on one thread; boxes are drawn beforehand."""
     from shike_jax.data.tensorflow_data import import_tensorflow
 
-    tf = import_tensorflow()
+    tf = import_tensorflow("tf.data does not take part")
 
     def view(data, box, flip):
         image = tf.io.decode_and_crop_jpeg(data, box, channels=3)

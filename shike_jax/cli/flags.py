@@ -116,10 +116,9 @@ def _parsed(define: Callable[..., Any], arguments: list[str], path: str, stages:
         raise UserError(_unknown_field(error, arguments) or _explain(error, path)) from error
     except Exception as error:  # flags, ml_collections and the file itself raise many kinds
         raise UserError(_explain(error, path)) from error
-    for field in ("data.root", "data.data_dir", "data.train_list", "data.val_list", "data.test_list", "init_from"):
-        node = config.data if field.startswith("data.") else config
-        name = field.rpartition(".")[2]
-        node[name] = expanded(node[name])
+    config.init_from = expanded(config.init_from)
+    for name in ("root", "data_dir", "train_list", "val_list", "test_list", "table"):
+        config.data[name] = expanded(config.data[name])
     validate(config, stages)
     return config
 

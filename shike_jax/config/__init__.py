@@ -11,9 +11,9 @@ from shike_jax.config.fields import (
     to_plain,
     with_defaults,
 )
-from shike_jax.config.recipes import parse_arguments, photograph_recipe, shike_stages, stated
+from shike_jax.config.recipes import fine_tuning, parse_arguments, photograph_recipe, shike_stages, stated
 from shike_jax.errors import UserError
-from shike_jax.paths import count_images, subfolders
+from shike_jax.paths import count_images, count_lines, subfolders
 
 __all__ = [
     "CIFAR_MEAN",
@@ -23,6 +23,8 @@ __all__ = [
     "UserError",
     "base",
     "count_images",
+    "count_lines",
+    "fine_tuning",
     "parse_arguments",
     "photograph_recipe",
     "shike_stages",

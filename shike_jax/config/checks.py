@@ -14,7 +14,7 @@ from shike_jax.methods.optimizers import is_optimizer
 CHOICES = {
     "dtype": ("float32", "bfloat16", "float64"),
     "log": ("quiet", "info", "debug"),
-    "data.source": ("digits", "tfds", "arrays", "folder", "lists"),
+    "data.source": ("digits", "tfds", "arrays", "folder", "lists", "table"),
     "data.profile": ("exponential", "step", "natural"),
     "data.subset": ("first", "random", "h2t"),
     "data.divisions": ("shots", "h2t"),
@@ -54,6 +54,11 @@ def validate(config: ConfigDict, stages: bool = True) -> None:
     _require(data.image_size >= 8, "data.image_size", data.image_size, "at least 8 pixels")
     _require(len(model.depths) >= 1, "model.depths", tuple(model.depths), "at least one expert, such as (1, 2, 1)")
     _require(config.eval.batch_size >= 1, "eval.batch_size", config.eval.batch_size, "at least 1")
+    _require(data.threads >= 0, "data.threads", data.threads, "at least 0")
+    for name in ("validation", "test_share"):
+        amount = data[name]
+        whole = "0, a share below 1, or a whole number of images for each class"
+        _require(0 <= amount < 1 or (float(amount).is_integer() and amount >= 1), f"data.{name}", amount, whole)
     _require(0 <= data.bad_image_limit <= 1, "data.bad_image_limit", data.bad_image_limit, "a share between 0 and 1")
     _require(train.keep_checkpoints >= 1, "train.keep_checkpoints", train.keep_checkpoints, "at least 1")
     _require(train.pictures >= 0, "train.pictures", train.pictures, "at least 0")

@@ -25,27 +25,37 @@ def base() -> ConfigDict:
     config.name = "run"
     config.seed = 0  # of the weights, the order of examples and the augmentation
     config.dtype = "float32"  # of the computation; weights, BN statistics and losses stay float32 (float64: all of it)
-    config.init_from = ""  # warm start: a checkpoint or converted weights (path or URL); fresh heads if C differs
+    config.init_from = (
+        ""  # warm start: a checkpoint (path or URL) or a PyTorch file of the backbone; fresh heads if C differs
+    )
     config.log = "info"
 
     config.data = ConfigDict()
     config.data.source = "digits"
     config.data.name = ""  # tfds name (cifar100, ...), or the name reports use for lists and folders
     config.data.data_dir = ""  # tfds folder; empty: $TFDS_DATA_DIR, else ~/tensorflow_datasets
-    config.data.root = ""  # image folder ({train,test}/CLASS/* or the base of list files), or the exported file
+    config.data.root = (
+        ""  # image folder ({train,test}/CLASS/*, CLASS/*, or the base of list files), or the exported file
+    )
     config.data.train_list = ""  # list files `path label`
     config.data.val_list = ""
     config.data.test_list = ""
-    config.data.test_part = "test"  # the part that is evaluated during and after training
+    config.data.table = ""  # CSV or JSON Lines file with path, label and perhaps part; paths under root, else beside it
+    config.data.test_part = "test"  # the part that is evaluated during and after training, unless validation is set
+    # Training images held out, to be evaluated during and after training instead of test_part: a share of each class,
+    # from 1 on images of each class; 0: none. Chosen by subset_seed and the images' names.
+    config.data.validation = 0.0
+    config.data.test_share = 0.2  # where folders or a table name no parts: what is held out for testing, likewise
     config.data.profile = "exponential"
     config.data.imbalance_factor = 1.0  # largest class count over smallest; ignored by profile `natural`
     config.data.subset = "first"  # which images of a class are kept
-    config.data.subset_seed = 0
+    config.data.subset_seed = 0  # of random subsets and of images held out
     config.data.divisions = "shots"  # many > 100, medium 20..100, few < 20; or H2T's head/medium/tail ranges
     config.data.test_per_class = 30  # digits only: balanced test images per class
     config.data.image_size = 32  # side in pixels of what the network sees
     config.data.resize = 0  # file pipeline, evaluation: short side before the centre crop; 0: image_size * 8 / 7
     config.data.mean, config.data.std = CIFAR_MEAN, CIFAR_STD
+    config.data.threads = 0  # that decode images, in each process; 0: the cores it may use
     config.data.bad_image = "skip"  # unreadable images: skip (count, report) or stop
     config.data.bad_line = "stop"  # bad lines of list files, missing files included: skip (count, report) or stop
     config.data.bad_image_limit = 0.01  # share of unreadable images, or bad lines, beyond which even `skip` stops
@@ -84,6 +94,7 @@ def base() -> ConfigDict:
     config.train.keep_checkpoints = 2  # newest ones; the end of each stage is always kept
     config.train.log_every_steps = 50
     config.train.pictures = 16  # augmented training images that TensorBoard gets from each stage's first step; 0: off
+    config.train.profile = ""  # STEP:COUNT, counted over the run: those steps are traced into WORKDIR/profile
     config.train.backend = "pmap"  # how a step is compiled over devices: pmap, or jit over shard_map
     config.train.cpu_devices = 0  # XLA devices on a CPU; 0: one for each core, as far as batches divide
     config.train.peer_timeout = 60  # seconds without a sign of life after which a multi-process run stops

@@ -65,6 +65,21 @@ def photograph_recipe(config: ConfigDict, preset: str, backbone: str, epochs: tu
     config.eval.batch_size = 256
 
 
+def fine_tuning(config: ConfigDict, weights: str, frozen: bool) -> None:
+    """Starts a recipe of SHIKE's stages from a pre-trained backbone, in place.
+
+    Args:
+      weights: of `config.init_from`: a PyTorch file or a checkpoint.
+      frozen: stem and shared stages stay as they come, their BN in inference mode (sec. 4, Places-LT); only the experts
+        train. False: everything trains in the first stage.
+    """
+    config.init_from = weights
+    if frozen:
+        config.stages.representation.train = (r"expert\d+/.*", "heads/representation/.*")
+        for name in config.run:
+            config.stages[name].bn_trunk = "running"
+
+
 def parse_arguments(text: str | None, presets: Sequence[str] = (), **defaults: Any) -> dict[str, Any]:
     """Reads the argument behind a config file's colon: `official,imbalance_factor=100`.
 

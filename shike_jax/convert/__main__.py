@@ -36,7 +36,7 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
         "--source",
         required=True,
         type=Path,
-        help=".npz, .safetensors, .pth, .pth.tar or .pt file; with --reverse a checkpoint or a work directory",
+        help=".npz, .safetensors, .pth, .pth.tar, .pt or .bin file; with --reverse a checkpoint or a work directory",
     )
     parser.add_argument(
         "--target", required=True, type=Path, help="folder to write, absent or empty; with --reverse a new file"

@@ -69,10 +69,13 @@ _AUTHORS_CIFAR = Family(_AUTHORS, "classifiers.0.weight", 1, 32, 32, config.CIFA
 _IMAGENET = Family(_TORCHVISION, "fc.weight", 0, 224, 256, config.IMAGENET_MEAN, config.IMAGENET_STD)
 _PLAIN = {"depths": (1,), "fusion": False, "head": "linear"}
 
+# timm's ResNets of the same names have the same tensors, those with a `d` behind the number have not.
+TORCHVISION = ("resnet18", "resnet34", "resnet50", "resnext50_32x4d", "resnet152")
+
 # name: its family and what differs from the default `config.model`
 MODELS: dict[str, tuple[Family, dict[str, Any]]] = {
     "shike_resnet32_cifar": (_AUTHORS_CIFAR, {}),
-    **{name: (_IMAGENET, {"backbone": name, **_PLAIN}) for name in ("resnet50", "resnext50_32x4d", "resnet152")},
+    **{name: (_IMAGENET, {"backbone": name, **_PLAIN}) for name in TORCHVISION},
 }
 
 

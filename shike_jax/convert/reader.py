@@ -14,7 +14,8 @@ import numpy as np
 from shike_jax.convert import pickles, safetensors
 from shike_jax.errors import UserError
 
-_PICKLED = (".pth", ".pth.tar", ".pt")
+_PICKLED = (".pth", ".pth.tar", ".pt", ".bin")
+SUFFIXES = (".npz", ".safetensors", *_PICKLED)
 _STATE_KEYS = ("state_dict", "model", "model_state", "model_state_dict", "net")
 _SPLIT_PREFIX = "state_dict_"  # decoupled trainers store `state_dict_model` beside `state_dict_classifier`
 
@@ -79,9 +80,10 @@ def _clean(arrays: Iterator[tuple[str, np.ndarray]]) -> dict[str, np.ndarray]:
 def read_state_dict(path: str | os.PathLike) -> dict[str, np.ndarray]:
     """Name -> array of a PyTorch state dict, in the file's dtypes (bfloat16 by `ml_dtypes`) and PyTorch's layouts.
 
-    Reads `.npz`, `.safetensors`, and `.pth`, `.pth.tar`, `.pt` in PyTorch's zip and older format; nothing that a pickle
-    asks for is executed. The state dict may lie under `state_dict`, `model`, `model_state`, `model_state_dict`, `net`,
-    be split over keys `state_dict_...`, or be the whole file. `module.` prefixes and `num_batches_tracked` are removed.
+    Reads `.npz`, `.safetensors`, and `.pth`, `.pth.tar`, `.pt`, `.bin` in PyTorch's zip and older format; nothing that
+    a pickle asks for is executed. The state dict may lie under `state_dict`, `model`, `model_state`,
+    `model_state_dict`, `net`, be split over keys `state_dict_...`, or be the whole file. `module.` prefixes and
+    `num_batches_tracked` are removed.
 
     Raises:
         UserError: missing file, unknown suffix, damaged content, a pickle that asks for more than tensors, containers
@@ -97,7 +99,7 @@ def read_state_dict(path: str | os.PathLike) -> dict[str, np.ndarray]:
             return _clean(iter(safetensors.read(path).items()))
         if path.name.endswith(_PICKLED):
             return _clean(_read_pickled(path))
-        raise UserError(f"unknown suffix; expected .npz, .safetensors, {', '.join(_PICKLED)}")
+        raise UserError(f"unknown suffix; expected {', '.join(SUFFIXES)}")
     except (UserError, OSError) as error:
         raise UserError(f"{path}: {error}") from error
 

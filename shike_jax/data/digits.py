@@ -8,6 +8,7 @@ from ml_collections import ConfigDict
 from shike_jax.data.splits import Part, Split, longtailed
 from shike_jax.data.types import Source
 from shike_jax.errors import UserError
+from shike_jax.extras import optional
 
 SIDE, LEVELS = 8, 16  # pixels; grey values run from 0 to 16
 
@@ -16,10 +17,9 @@ def load(data: ConfigDict) -> Source:
     """Loads the digits: the last `test_per_class` of each class in file order test, the rest train, long-tailed.
 
     Raises:
-      UserError: image size not a multiple of 8, or a test set that leaves nothing to train on.
+      UserError: image size not a multiple of 8, a test set that leaves nothing to train on, or no scikit-learn.
     """
-    from sklearn.datasets import load_digits
-
+    load_digits = optional("sklearn.datasets", "config.data.source='digits'").load_digits
     if data.image_size % SIDE:
         raise UserError(f"config.data.image_size={data.image_size}: the digits need a multiple of {SIDE}, such as 16")
     grey, labels = load_digits(return_X_y=True)

@@ -35,7 +35,7 @@ class HostPipeline:
 
         Args:
           config: the whole configuration; `data` and `augment` are used.
-          threads: of decoding; 0: the cores this process may use.
+          threads: of decoding; 0: `config.data.threads`, else the cores this process may use.
           ahead: batches prepared before they are asked for.
 
         Raises:
@@ -52,7 +52,7 @@ class HostPipeline:
         self._augment = host_augment(config)
         self._stop, self._limit = config.data.bad_image == "stop", config.data.bad_image_limit
         self._bad: set[int] = set()
-        self._threads = threads or _usable_cores()
+        self._threads = threads or config.data.threads or _usable_cores()
         self._ahead = ahead
 
     def batches(self, plan: Mapping[str, np.ndarray]) -> Iterator[Batch]:

@@ -13,11 +13,13 @@ from ml_collections import ConfigDict
 from shike_jax.cli.flags import load_config
 from shike_jax.cli.parser import Parser
 from shike_jax.data import fonts, sources
+from shike_jax.data.held_out import evaluated_part
 from shike_jax.data.host_pipeline import HostPipeline
 from shike_jax.data.splits import Split
 from shike_jax.data.types import Source
 from shike_jax.data.views import device_augment
 from shike_jax.errors import UserError, run_main
+from shike_jax.extras import optional
 from shike_jax.text import printable, say
 
 _EPILOG = """\
@@ -26,7 +28,8 @@ examples:
   python -m shike_jax.data.inspect --config=configs/folder_lt.py:root=photos --figure=photos.png --check
 
 JSON keys: train_size, test_size, num_classes, class_counts (training images of each class), many, medium, few (numbers
-of classes), hash; name, rule, parts and class_names besides. The test part is config.data.test_part.
+of classes), hash; name, rule, parts and class_names besides. test_size is that of the part that is evaluated:
+val with config.data.validation, else config.data.test_part.
 """
 VIEWS = 7  # augmented views of one image on the sheet
 
@@ -145,15 +148,17 @@ def main(argv: Sequence[str]) -> None:
         parser.parse_args(argv)
     config, rest = load_config(argv)
     options = parser.parse_args(rest)
+    if options.figure:
+        optional("matplotlib", f"--figure={options.figure}")
     source = sources.load(config.data)
     if options.check and source.read is not None:
         check_images(source, config)
-    say(describe(source.split, config.data.test_part))
+    say(describe(source.split, evaluated_part(config.data)))
     for line in source.report.lines():
         say(line)
     try:
         if options.json:
-            options.json.write_text(json.dumps(summary(source.split, config.data.test_part), indent=1) + "\n")
+            options.json.write_text(json.dumps(summary(source.split, evaluated_part(config.data)), indent=1) + "\n")
         if options.figure:
             draw(source, config, options.figure)
     except OSError as error:

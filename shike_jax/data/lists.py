@@ -6,6 +6,7 @@ import collections
 import gzip
 import os
 import posixpath
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -67,7 +68,7 @@ def parse_list(path: str, policy: LinePolicy | None = None) -> ListFile:
         least 0, an absolute path or one that leaves the folder (`..`), a path listed twice.
     """
     policy = policy or LinePolicy("stop", 0.0, Report())
-    text = _read_text(path)
+    text = read_text(path)
     first_line: dict[str, int] = {}
     labels: list[int] = []
     bad = 0
@@ -92,7 +93,8 @@ def parse_list(path: str, policy: LinePolicy | None = None) -> ListFile:
     return ListFile(path, members, np.array(labels, np.int32), np.array(list(first_line.values()), np.int64))
 
 
-def _read_text(path: str) -> str:
+def read_text(path: str) -> str:
+    """The text of a list file, plain or gzip; a byte order mark is dropped. Raises UserError when there is none."""
     try:
         with open(path, "rb") as file:
             content = file.read()
@@ -104,13 +106,19 @@ def _read_text(path: str) -> str:
 
 
 def _line_fault(member: str, label: str, seen: dict[str, int]) -> str:
+    fault = path_fault(member, seen)
+    if not fault and not label:
+        return f"{member!r} has no label; expected `relative/path label`"
+    if not fault and not (label.isascii() and label.isdecimal() and len(label) < 10):
+        return f"label {label[:40]!r} of {member!r}; expected an integer of at least 0"
+    return fault
+
+
+def path_fault(member: str, seen: Mapping[str, int]) -> str:
+    """What is wrong with a listed path, given the lines of those seen before; empty when it will do."""
     if "\0" in member or len(member) > LONGEST:
         shown = member if len(member) <= LONGEST else f"{member[:40]}..."
         return f"{shown!r} is no path: {len(member)} characters, expected at most {LONGEST} and no NUL"
-    if not label:
-        return f"{member!r} has no label; expected `relative/path label`"
-    if not (label.isascii() and label.isdecimal() and len(label) < 10):
-        return f"label {label[:40]!r} of {member!r}; expected an integer of at least 0"
     if member[0] in "/\\" or member[1:2] == ":":
         return f"{member!r} is an absolute path; expected one relative to config.data.root"
     if ".." in member and ".." in member.replace("\\", "/").split("/"):
@@ -195,7 +203,7 @@ def load(data: ConfigDict) -> Source:
     parsed = load_lists(data, report)
     policy = LinePolicy(data.bad_line, data.bad_image_limit, report)
     if data.root:
-        parsed = {part: _drop_missing(one, data.root, policy) for part, one in parsed.items()}
+        parsed = {part: drop_missing(one, data.root, policy) for part, one in parsed.items()}
     else:
         report.notes.append("config.data.root is empty: counts only, no image can be read")
     name = data.name or os.path.basename(data.train_list).split(".")[0]
@@ -231,7 +239,8 @@ def split_of_lists(parsed: dict[str, ListFile], data: ConfigDict, name: str, rep
     return Split(name, rule, data.subset_seed, names, parts, data.divisions)
 
 
-def _drop_missing(one: ListFile, root: str, policy: LinePolicy) -> ListFile:
+def drop_missing(one: ListFile, root: str, policy: LinePolicy) -> ListFile:
+    """The list without the files that are not under `root`, each of them a bad line of the policy."""
     missing = missing_files(root, one.members)
     if not len(missing):
         return one

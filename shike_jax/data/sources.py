@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from ml_collections import ConfigDict
 
-from shike_jax.data import arrays, digits, folder, lists, tfds_source
+from shike_jax.data import arrays, digits, folder, lists, table, tfds_source
+from shike_jax.data.held_out import evaluated_part, with_validation
 from shike_jax.data.types import Report, Source
 from shike_jax.errors import UserError
 
@@ -15,6 +16,7 @@ _LOADERS = {
     "digits": digits.load,
     "folder": folder.load,
     "lists": lists.load,
+    "table": table.load,
     "tfds": tfds_source.load,
 }
 
@@ -28,9 +30,14 @@ def load(data: ConfigDict) -> Source:
     if data.source not in _LOADERS:
         raise UserError(f"config.data.source={data.source!r}: expected one of {', '.join(_LOADERS)}")
     source = _LOADERS[data.source](data)
-    if data.test_part not in source.split.parts:
+    if data.validation:
+        source = with_validation(source, data)
+    if evaluated_part(data) not in source.split.parts:
         parts = ", ".join(source.split.parts)
-        raise UserError(f"config.data.test_part={data.test_part!r}: {source.split.name} has {parts}")
+        raise UserError(
+            f"config.data.test_part={data.test_part!r} (or config.data.validation=0.1, which holds out training "
+            f"images): {source.split.name} has {parts}"
+        )
     if source.split.num_classes < 2:
         raise UserError(f"{source.split.name}: a single class, {source.split.class_names[0]}; expected at least two")
     return source

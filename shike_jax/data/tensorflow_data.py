@@ -8,22 +8,21 @@ from types import ModuleType
 from typing import Any
 
 from shike_jax.errors import UserError
+from shike_jax.extras import optional
 
-_ADVICE = "install requirements.txt, or read a split exported by `python -m shike_jax.data.export`"
 
-
-def import_tensorflow() -> ModuleType:
+def import_tensorflow(use: str = "config.data.source='tfds'") -> ModuleType:
     """Returns the module `tensorflow` with its accelerators hidden.
+
+    Args:
+      use: what needs it, for the error's sentence.
 
     Raises:
       UserError: TensorFlow is not installed.
     """
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")  # of no use here, and it greets with a warning
-    try:
-        import tensorflow as tf
-    except ImportError:
-        raise UserError(f"this data source needs TensorFlow, which is not installed: {_ADVICE}") from None
+    tf = optional("tensorflow", use)
     for kind in ("GPU", "TPU"):
         tf.config.set_visible_devices([], kind)
     return tf
@@ -36,10 +35,7 @@ def import_tfds() -> ModuleType:
       UserError: it is not installed.
     """
     import_tensorflow()
-    try:
-        import tensorflow_datasets as tfds
-    except ImportError:
-        raise UserError(f"data.source='tfds' needs tensorflow-datasets, which is not installed: {_ADVICE}") from None
+    tfds = optional("tensorflow_datasets", "config.data.source='tfds'")
     tfds.disable_progress_bar()
     return tfds
 

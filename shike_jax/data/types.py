@@ -78,9 +78,11 @@ class Source:
     Attributes:
       images: small images, uint8 [N, H, W, 3] per part; None when `read` is given.
       read: large images: `read(part, indices)` returns the encoded bytes (JPEG, PNG, ...) of each index into the part.
+      drawn: parts were drawn here (see `held_out`): a run lists them in its work directory.
     """
 
     split: Split
     images: dict[str, np.ndarray] | None = None
     read: Callable[[str, Sequence[int]], list[bytes]] | None = None
     report: Report = field(default_factory=Report)
+    drawn: bool = False

@@ -18,7 +18,7 @@ from shike_jax.errors import UserError
 
 def is_decoded_on_host(data: ConfigDict) -> bool:
     """True where images come from files through the host pipeline; False where the whole part lies on the device."""
-    return data.source in ("folder", "lists") or (data.source == "tfds" and data.name in tfds_large.NAMES)
+    return data.source in ("folder", "lists", "table") or (data.source == "tfds" and data.name in tfds_large.NAMES)
 
 
 def policy_on_host(config: ConfigDict, platform: str = "") -> bool:

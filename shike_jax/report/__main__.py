@@ -11,7 +11,8 @@ from typing import Any
 from shike_jax import __version__
 from shike_jax.cli.parser import Parser
 from shike_jax.errors import UserError, run_main
-from shike_jax.report import curves, figures, html, tables
+from shike_jax.extras import optional
+from shike_jax.report import curves, html, tables
 from shike_jax.report.evaluations import evaluation
 from shike_jax.report.runs import Group, by_dataset, collect, families, main_group, single_group
 from shike_jax.storage.logs import quiet_third_parties
@@ -55,6 +56,8 @@ class _Section:
 
     def family(self, groups: Sequence[Group], name: str) -> None:
         """The figures of one family of runs: those of its main setting, and of its single network beside it."""
+        from shike_jax.report import figures
+
         main, single = main_group(groups), single_group(groups)
         about = f"{main.label}, seed {main.first.seed}"
         model, summary = main.first.config["model"], self.evaluated.get(main.label)
@@ -97,6 +100,8 @@ class _Section:
 
     def training(self, references: Sequence[curves.Curve]) -> None:
         """Training curves of all settings, and of the references as long as the runs."""
+        from shike_jax.report import figures
+
         ours = curves.of_groups(self.groups)
         lengths = {len(curve.epochs) for curve in ours}
         shown = ours[:CURVES_AT_MOST] + [curve for curve in references if len(curve.epochs) in lengths]
@@ -192,6 +197,7 @@ def main(argv: Sequence[str]) -> None:
         help="a curve beside runs as long: seed, epoch, stage, train_loss, test_top1",
     )
     args = parser.parse_args(argv)
+    optional("matplotlib", "report")  # before the work: figures come last
     quiet_third_parties("info")
     folders = [*args.runs, *args.more]
     for folder in folders:

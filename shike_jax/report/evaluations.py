@@ -12,6 +12,7 @@ import numpy as np
 
 from shike_jax.cli.flags import checkpoint_config
 from shike_jax.data import sources
+from shike_jax.data.held_out import evaluated_part
 from shike_jax.errors import UserError
 from shike_jax.report.runs import Run
 from shike_jax.serving.classifier import load_classifier
@@ -41,7 +42,7 @@ def evaluation(run: Run, folder: Path, compute: bool) -> dict[str, Any]:
     classifier = load_classifier(str(run.path))
     config = checkpoint_config(classifier.meta)
     data = config.data.to_json_best_effort()
-    summary, arrays = evaluate(classifier, config, _source(data), config.data.test_part)
+    summary, arrays = evaluate(classifier, config, _source(data), evaluated_part(config.data))
     save(cached, summary, arrays)
     return summary
 

@@ -8,6 +8,7 @@ from typing import Any
 
 from shike_jax.cli.parser import Parser
 from shike_jax.errors import UserError, run_main
+from shike_jax.extras import optional
 from shike_jax.methods.scores import describe_scores
 from shike_jax.text import parse_json, printable, say
 
@@ -41,6 +42,7 @@ def main(argv: Sequence[str]) -> None:
     path = workdir / "results.json"
     if not path.is_file():
         raise UserError(f"{path}: no such file; expected the work directory of a finished run")
+    optional("matplotlib", "report.summary")
     results = parse_json(path.read_text())
     from shike_jax.report.figures import accuracy_by_count
 

@@ -1,4 +1,4 @@
-"""Loads an exported classifier: needs jax and numpy (and Pillow for picture files), nothing else.
+"""Loads an exported classifier: needs jax, numpy and flatbuffers (and Pillow for picture files).
 
     python load.py photo.jpg other.png       the best classes of pictures
     python load.py images.npy output.npz     uint8 [N,S,S,3] to probabilities [N,C] and logits [M,N,C]
@@ -30,7 +30,14 @@ class Exported:
         """Reads model.json (class names, preprocessing), weights.npz and the serialised function."""
         folder = pathlib.Path(folder)
         self.meta = json.loads((folder / "model.json").read_text())
-        function = export.deserialize(bytearray((folder / "function.jax").read_bytes()))
+        try:
+            function = export.deserialize(bytearray((folder / "function.jax").read_bytes()))
+        except Exception as error:
+            written = self.meta.get("versions", {}).get("jax", "an unknown version")
+            raise RuntimeError(
+                f"{folder / 'function.jax'} was written by jax {written} and cannot be read by jax {jax.__version__}: "
+                f"install an older jax, or make it anew: python -m shike_jax.export --again={folder}"
+            ) from error
         with np.load(folder / "weights.npz") as arrays:
             self._weights = jax.device_put(dict(arrays))
         self._call = jax.jit(function.call)

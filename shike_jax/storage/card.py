@@ -47,7 +47,7 @@ def _head(results: Results) -> str:
 
 def _scores(results: Results) -> str:
     split = results["split"]
-    part = results["config"]["data"]["test_part"]
+    part = results["part"]
     rows = [(f"{about['long']}, {about['unit']}", results[name]) for name, about in results["scores"].items()]
     rows += [(f"expert {m + 1} alone, top-1, %", value) for m, value in enumerate(results["experts"])]
     lines = [
@@ -56,6 +56,9 @@ def _scores(results: Results) -> str:
         "|---|---|",
         *(f"| {name} | {_number(value)} |" for name, value in rows),
     ]
+    if part == "val" and "test" in split["sizes"]:
+        place = "`python -m shike_jax.evaluate --part=test`"
+        lines.insert(1, f"These were held out of training; the test images were not looked at ({place} does).\n")
     if len(results["stages"]) > 1:
         names = ("top1", *split["divisions"])
         lines += ["", f"| after stage | {' | '.join(names)} |", "|---" * (len(names) + 1) + "|"]
@@ -128,7 +131,10 @@ def _use(results: Results, workdir: Path) -> str:
         "classes. In the folder that holds this run:\n\n"
         f"    python -m shike_jax.predict --checkpoint={place} --images=PICTURES --output=predictions.csv\n"
         f"    python -m shike_jax.evaluate --checkpoint={place}\n"
-        f"    python -m shike_jax.export --checkpoint={place} --output=exported"
+        f"    python -m shike_jax.export --checkpoint={place} --output=exported\n\n"
+        "JAX promises to read an exported function for six months after the release that wrote it; `python -m "
+        "shike_jax.export --again=exported` makes it anew with the JAX that is installed. Weights and checkpoints do "
+        "not age."
     )
 
 

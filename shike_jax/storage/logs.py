@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import os
 import sys
 import time
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, TextIO
 
 import numpy as np
 
+from shike_jax.errors import UserError
+from shike_jax.extras import optional
+from shike_jax.storage import progress
 from shike_jax.text import printable, say
 
 
@@ -59,11 +63,10 @@ class RunLog:
 
     def _open_writer(self, folder: Path) -> Any:
         try:
-            from clu import metric_writers
-
+            metric_writers = optional("clu.metric_writers", "no TensorBoard files")
             return metric_writers.AsyncWriter(metric_writers.SummaryWriter(str(folder)))
-        except ImportError as error:
-            self.line(f"no TensorBoard files: {error.name or error} is not installed")
+        except UserError as absent:
+            self.line(str(absent))
             return None
 
     @property
@@ -74,10 +77,54 @@ class RunLog:
     def line(self, text: str) -> None:
         """Prints a line (not when quiet) and keeps it in log.txt."""
         if self._text is not None:
-            text = printable(text, keep="\n\t")
-            self._text.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {text}\n")
+            self._keep(text)
             if self._level != "quiet":
                 say(text)
+
+    def _keep(self, text: str) -> None:
+        if self._text is not None:
+            text = printable(text, keep="\n\t")
+            self._text.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {text}\n")
+
+    @contextlib.contextmanager
+    def meter(self, title: str, total: int) -> Iterator[progress.Update]:
+        """Shows how far a piece of work is: a bar on a terminal; lines in log.txt, and elsewhere than on terminals."""
+        if self._text is None or self._level == "quiet":
+            yield progress.unseen
+            return
+        if not progress.is_terminal(sys.stdout):
+            with progress.lines(title, total, self.line) as update:
+                yield update
+            return
+        with progress.lines(title, total, self._keep) as write, progress.bar(title, total, sys.stdout) as draw:
+
+            def update(done: int, beside: progress.Beside | None = None) -> None:
+                write(done, beside)
+                draw(done, beside)
+
+            yield update
+
+    @contextlib.contextmanager
+    def compiling(self, what: str) -> Iterator[None]:
+        """Says that a program is being compiled before the silence, and how long it took after it."""
+        began = time.monotonic()
+        self.line(f"compiling {what} ...")
+        yield
+        self.line(f"compiled {what} in {time.monotonic() - began:.1f} s")
+
+    def announced(self, call: Callable[..., Any], what: str) -> Callable[..., Any]:
+        """A compiled function whose first call, which compiles, is announced."""
+        fresh = True
+
+        def announced(*arguments: Any) -> Any:
+            nonlocal fresh
+            if not fresh:
+                return call(*arguments)
+            fresh = False
+            with self.compiling(what):
+                return call(*arguments)
+
+        return announced
 
     def debug(self, text: str) -> None:
         """As `line`, with `config.log=debug` only."""
@@ -106,6 +153,12 @@ class RunLog:
         if self._writer is not None:
             self._writer.write_histograms(step, {name: values})
 
+    def hyperparameters(self, values: Mapping[str, Any], scores: Mapping[str, float | None]) -> None:
+        """Puts a finished run into TensorBoard's table: its settings, and the scores at its end."""
+        if self._writer is not None:
+            self._writer.write_hparams(dict(values))
+            self._writer.write_scalars(0, {name: value for name, value in scores.items() if value is not None})
+
     def close(self) -> None:
         """Flushes and closes everything."""
         if self._writer is not None:
@@ -130,8 +183,6 @@ class Progress:
         self._seconds += seconds
         return examples / max(seconds, 1e-9), max(self._left, 0) * self._seconds / max(self._done, 1)
 
-
-def clock(seconds: float) -> str:
-    """h:mm:ss."""
-    seconds = round(seconds)
-    return f"{seconds // 3600}:{seconds % 3600 // 60:02d}:{seconds % 60:02d}"
+    def left_after(self, examples: int, seconds: float) -> float:
+        """Seconds left for all after further work that is not added yet."""
+        return max(self._left - examples, 0) * (self._seconds + seconds) / max(self._done + examples, 1)

@@ -31,12 +31,15 @@ FREE = (
     "train.keep_checkpoints",
     "train.log_every_steps",
     "train.pictures",
+    "train.profile",
     "train.backend",
     "train.cpu_devices",
     "train.peer_timeout",
     "eval.batch_size",
     "data.data_dir",
     "data.root",
+    "data.table",
+    "data.threads",
     "init_from",
 )
 
@@ -136,7 +139,7 @@ def discard_untrained(path: Path) -> None:
     if any((path / name).exists() for name in ("checkpoints", "weights", "results.json")):
         return
     shutil.rmtree(path / "tensorboard", ignore_errors=True)
-    for name in ("config.json", "log.txt", "metrics.jsonl"):
+    for name in ("config.json", "log.txt", "metrics.jsonl", "split.csv"):
         (path / name).unlink(missing_ok=True)
     if not any(path.iterdir()):
         path.rmdir()

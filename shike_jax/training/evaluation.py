@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from shike_jax.errors import UserError
 from shike_jax.models import HEAD_SETS, ExpertNetwork
 from shike_jax.serving.classifier import Classifier
 from shike_jax.storage import atomic
+from shike_jax.storage.progress import Update, meter, unseen
 from shike_jax.training import metrics
 
 Arrays = dict[str, np.ndarray]
@@ -32,7 +34,14 @@ class Evaluator:
     """Runs a network over one part of a split, on all devices, with running averages in batch normalisation."""
 
     def __init__(
-        self, network: ExpertNetwork, feed: Feed, examples: int, batch_size: int, mean: Sequence[float], std: Any
+        self,
+        network: ExpertNetwork,
+        feed: Feed,
+        examples: int,
+        batch_size: int,
+        mean: Sequence[float],
+        std: Any,
+        announced: Callable[[Callable], Callable] = lambda call: call,
     ) -> None:
         """Nothing is compiled yet.
 
@@ -41,27 +50,32 @@ class Evaluator:
           examples: in the part.
           batch_size: global; rounded up to a multiple of the devices.
           mean, std: of the RGB values in 0..1.
+          announced: wraps a compiled function, whose first call takes long.
         """
         devices = jax.device_count()
         self._network, self._feed = network, feed
         self._transform = make_eval_transform(mean=mean, std=std, dtype=network.dtype)
         self._plan = sampling.in_order(examples, math.ceil(batch_size / devices) * devices)
+        self._announced = announced
         self._compiled: dict[tuple[tuple[str, ...], bool], Any] = {}
 
-    def __call__(self, variables: PyTree, heads: Sequence[str], keep_logits: bool = False) -> dict[str, Arrays]:
+    def __call__(
+        self, variables: PyTree, heads: Sequence[str], keep_logits: bool = False, update: Update = unseen
+    ) -> dict[str, Arrays]:
         """Predictions for every example that could be read, in order; features are computed once for all head sets.
 
         Args:
           variables: {`params`, `batch_stats`}, replicated.
           heads: sets of classifiers.
           keep_logits: add `logits` [M,N,C].
+          update: told of each batch that is done, see `batches`.
 
         Returns:
           {set: arrays of `metrics.per_example`}, and under "" `label` [N].
         """
         key = tuple(heads), keep_logits
         if key not in self._compiled:
-            self._compiled[key] = self._compile(*key)
+            self._compiled[key] = self._announced(self._compile(*key))
         batches = []
         for _, inputs in self._feed.calls(self._plan, 0, 1, None):
             found = parallel.to_host(self._compiled[key](variables, self._feed.data, inputs))
@@ -72,10 +86,16 @@ class Evaluator:
                     for name, arrays in found.items()
                 }
             )
+            update(len(batches))
         return {
             name: {k: np.concatenate([batch[name][k] for batch in batches], _example_axis(k)) for k in arrays}
             for name, arrays in batches[0].items()
         }
+
+    @property
+    def batches(self) -> int:
+        """Batches of the part."""
+        return len(self._plan["mask"])
 
     def _compile(self, heads: tuple[str, ...], keep_logits: bool) -> Any:
         network, feed = self._network, self._feed
@@ -149,7 +169,8 @@ def evaluate(
         raise UserError(f"--part={part}: expected one of {', '.join(k for k, v in split.parts.items() if len(v))}")
     feed, examples = make_feeds(source, config)[part], len(split.parts[part])
     evaluator = Evaluator(classifier.network, feed, examples, config.eval.batch_size, classifier.mean, classifier.std)
-    found = evaluator(parallel.replicate(classifier.variables), heads, keep_logits)
+    with meter(f"{split.name}, {part}", evaluator.batches, sys.stderr) as update:
+        found = evaluator(parallel.replicate(classifier.variables), heads, keep_logits, update)
     label, bad = found[""]["label"], source.report.bad_images()
     summary = {
         "checkpoint": {

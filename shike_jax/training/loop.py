@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,8 @@ from shike_jax.methods.scores import SCORES
 from shike_jax.storage.atomic import write_json
 from shike_jax.storage.card import write_card
 from shike_jax.storage.checkpoints import newest_checkpoint
-from shike_jax.storage.logs import RunLog, clock
+from shike_jax.storage.logs import RunLog
+from shike_jax.storage.progress import clock
 from shike_jax.storage.trouble import check_present, disk_trouble
 from shike_jax.storage.workdir import claimed, discard_untrained, open_workdir
 from shike_jax.training import metrics, outcome, randomness, steps
@@ -83,7 +84,8 @@ def _train(config: ConfigDict, workdir: Path, started: float) -> dict[str, Any]:
     try:
         run.history["seconds"]["start_up"] += time.time() - started - CompileTime.total
         run.history["seconds"]["compile"] += CompileTime.total
-        variables = _run_stages(run, stage, state)
+        with contextlib.closing(run.profile):
+            variables = _run_stages(run, stage, state)
         return _finish(run, variables)
     except Exception as error:
         if reason := disk_trouble(error):
@@ -121,6 +123,7 @@ def fit_stage(run: Run, stage: Stage, state: TrainState) -> PyTree:
       The network's variables {`params`, `batch_stats`} at the end, on the host.
     """
     call = steps.compile_train(stage.program, run.feeds["train"].fetch)
+    call = run.log.announced(call, f"the training step of {stage.name}")
     step, evaluation = int(state.step), None
     _show_first_batch(run, stage, step)
     state = parallel.replicate(state)
@@ -154,16 +157,32 @@ def _fit_epoch(
     epoch = step // stage.steps_per_epoch
     sums = EpochSums(f"stage {stage.name}, epoch {epoch}", run.checkpoints.latest)
     running, examples = None, 0
-    for done, count, inputs in _calls(run, stage, step):
-        state, new = call(state, run.feeds["train"].data, inputs)
-        sums.add(new)
-        preemption.stay()
-        step, examples = step + done, examples + count
-        _wait(new, running)
-        running = new
-        if _passed(step, done, config.train.log_every_steps):
-            run.log.scalars(stage.steps_before + step, sums.recent(step), stage=stage.name, epoch=epoch)
-        _save_if_due(run, stage, state, step, done, sums)
+    inputs_of_calls = Waiting(_calls(run, stage, step))
+
+    def beside() -> tuple[str, float]:
+        seconds = time.time() - began - (CompileTime.total - compiled)
+        wait = 100 * inputs_of_calls.seconds / max(seconds, 1e-9)
+        speed = examples / max(seconds, 1e-9)
+        loss = sums.finished_loss()
+        note = "" if np.isnan(loss) else f"loss {loss:.4f}  "
+        note += f"{speed:,.0f} img/s  wait {min(wait, 100):.0f} %"
+        return note, run.progress.left_after(examples, seconds)
+
+    with run.log.meter(f"{stage.name} {epoch + 1}/{stage.settings.epochs}", stage.steps_per_epoch) as update:
+        for done, count, inputs in inputs_of_calls:
+            run.profile.before(stage.steps_before + step)
+            state, new = call(state, run.feeds["train"].data, inputs)
+            sums.add(new)
+            preemption.stay()
+            step, examples = step + done, examples + count
+            _wait(new, running)
+            running = new
+            if run.profile.after(stage.steps_before + step, new):
+                run.log.line(f"profile: {run.workdir / 'profile'}")
+            update(step - epoch * stage.steps_per_epoch, beside)
+            if _passed(step, done, config.train.log_every_steps):
+                run.log.scalars(stage.steps_before + step, sums.recent(step), stage=stage.name, epoch=epoch)
+            _save_if_due(run, stage, state, step, done, sums)
     means = sums.means(step)
     if parallel.is_main():
         check_present(run.workdir)
@@ -173,6 +192,24 @@ def _fit_epoch(
     run.history["seconds"]["train"] += elapsed
     speed, left = run.progress.advance(examples, elapsed)
     return state, EpochReport(means, speed, left)
+
+
+class Waiting:
+    """Passes items on, and adds up the seconds for which the next one had to be waited for."""
+
+    def __init__(self, items: Iterable[Any]) -> None:
+        """Args: items: whatever comes late."""
+        self._items, self.seconds = iter(items), 0.0
+
+    def __iter__(self) -> Iterator[Any]:
+        """The items."""
+        while True:
+            began = time.monotonic()
+            item = next(self._items, None)
+            self.seconds += time.monotonic() - began
+            if item is None:
+                return
+            yield item
 
 
 def _calls(run: Run, stage: Stage, step: int) -> Iterator[tuple[int, int, PyTree]]:
@@ -234,7 +271,8 @@ def _save(run: Run, stage: Stage, state: TrainState, step: int) -> None:
 def evaluate(run: Run, state: TrainState, heads: str) -> dict[str, Any]:
     """Scores of `metrics.analyse` on the evaluation part with one set of classifiers."""
     began, compiled, split = time.time(), CompileTime.total, run.source.split
-    found = run.evaluator(variables_of(state), (heads,))
+    with run.log.meter("evaluating", run.evaluator.batches) as update:
+        found = run.evaluator(variables_of(state), (heads,), update=update)
     scores = metrics.analyse(found[heads], found[""]["label"], split.num_classes, split.divisions)
     compile_seconds = CompileTime.total - compiled
     run.history["seconds"]["compile"] += compile_seconds
@@ -251,6 +289,7 @@ def _finish(run: Run, variables: PyTree) -> dict[str, Any]:
     if parallel.is_main():
         write_card(run.workdir / "card.md", found)
         write_json(run.workdir / "results.json", found)
+    run.log.hyperparameters(outcome.hyperparameters(run.config), {f"final/{name}": found[name] for name in SCORES})
     if run.source.report.unreadable:
         run.log.line(f"{run.source.report.closing_line()} (all of them in results.json)")
     run.log.line(f"top-1 {found['top1']:.2f} %: results in {run.workdir / 'results.json'}")

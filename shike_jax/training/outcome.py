@@ -5,12 +5,14 @@ from __future__ import annotations
 from typing import Any
 
 import jax
+from ml_collections import ConfigDict
 
 from shike_jax import __version__, models
 from shike_jax.cluster import parallel
 from shike_jax.config import to_plain
+from shike_jax.data.held_out import evaluated_part
 from shike_jax.data.host_pipeline import short_side
-from shike_jax.methods import SCORES
+from shike_jax.methods import LOSSES, SCORES
 from shike_jax.methods.losses import describe_losses
 from shike_jax.methods.scores import describe_scores
 from shike_jax.storage.checkpoints import save_weights
@@ -75,6 +77,21 @@ def save_stage_weights(run: Run, stage: Stage, variables: PyTree) -> None:
     save_weights(run.workdir / "weights" / stage.name, variables, meta)
 
 
+def hyperparameters(config: ConfigDict) -> dict[str, float | int | str | bool]:
+    """The fields that tell runs apart, for a table: seed, network, data, augmentation, and those of each stage.
+
+    Losses of weight 0 and their parameters are left out.
+    """
+    found = {"name": config.name, "seed": config.seed, "dtype": config.dtype}
+    rooms = {"model": config.model, "data": config.data, "augment": config.augment}
+    rooms |= {name: config.stages[name] for name in config.run}
+    for room, fields in rooms.items():
+        found |= {f"{room}.{k}": v for k, v in fields.items() if isinstance(v, (int, float, str))}
+    for name in config.run:
+        found |= {f"{name}.loss.{k}": v for k, v in config.stages[name].loss.items() if k in LOSSES and v}
+    return found
+
+
 def results(run: Run, variables: PyTree) -> dict[str, Any]:
     """The machine-readable end of a run (`results.json`); accuracies in percent, after the last epoch."""
     stages, bad = run.history["stages"], run.source.report.bad_images()
@@ -91,6 +108,7 @@ def results(run: Run, variables: PyTree) -> dict[str, Any]:
         "seed": run.config.seed,
         "num_parameters": models.num_parameters(variables["params"]),
         "split": run.source.split.summary(),
+        "part": evaluated_part(run.config.data),
         "bad_images": {"count": len(bad), "limit": run.config.data.bad_image_limit, "list": bad},
         "seconds": {name: round(value, 2) for name, value in run.history["seconds"].items()},
         "starts": run.history["starts"],

@@ -18,16 +18,21 @@ from shike_jax import models
 from shike_jax.cluster import parallel
 from shike_jax.cluster.preemption import StopRequest
 from shike_jax.config import to_plain
+from shike_jax.convert.pretrained import read_pretrained
 from shike_jax.convert.warm import warm_start
 from shike_jax.data import sampling
 from shike_jax.data.feeds import Feed, make_feeds
+from shike_jax.data.held_out import evaluated_part, write_csv
 from shike_jax.data.sources import Source, load
 from shike_jax.data.views import device_augment
 from shike_jax.errors import UserError
-from shike_jax.storage.checkpoints import Checkpoints, load_weights, remove_unfinished, restore_into
+from shike_jax.extras import optional
+from shike_jax.storage.checkpoints import Checkpoints, remove_unfinished, restore_into
 from shike_jax.storage.logs import Progress, RunLog
 from shike_jax.training import randomness
 from shike_jax.training.evaluation import Evaluator
+from shike_jax.training.overview import parameter_table
+from shike_jax.training.profile import Profile
 from shike_jax.training.program import Program, make_program
 from shike_jax.training.provenance import code_version, versions
 from shike_jax.training.state import TrainState, start_stage, upgraded
@@ -53,6 +58,7 @@ class Run:
     checkpoints: Checkpoints
     stop: StopRequest
     progress: Progress
+    profile: Profile
     history: dict[str, Any]
 
     @property
@@ -116,6 +122,8 @@ def prepare(config: ConfigDict, workdir: Path, log: RunLog) -> tuple[Run, Stage,
         _recall_bad_images(source, restored[1]["history"])
     if parallel.is_main():
         remove_unfinished(workdir / "weights")
+        if source.drawn:
+            write_csv(workdir / "split.csv", source.split)
     history = restored[1]["history"] if restored is not None else new_history()
     index, step = (restored[1]["stage_index"], restored[1]["step"]) if restored is not None else (0, 0)
     history.setdefault("starts", []).append(_start(config, index, step))
@@ -126,22 +134,35 @@ def prepare(config: ConfigDict, workdir: Path, log: RunLog) -> tuple[Run, Stage,
         source=source,
         network=network,
         feeds=feeds,
-        evaluator=_make_evaluator(config, network, feeds, source),
+        evaluator=_make_evaluator(config, network, feeds, source, log),
         log=log,
         checkpoints=checkpoints,
         stop=StopRequest(),
         progress=Progress(_examples_left(config, len(source.split.parts["train"]), index, step)),
+        profile=Profile(config.train.profile, workdir / "profile", parallel.is_main()),
         history=history,
     )
     variables = models.init_variables(network, config.seed, config.data.image_size)
     if restored is None and config.init_from:
         variables = _warm_started(run, variables)
     stage = make_stage(run, index, variables["params"])
+    if restored is None:
+        _show_parameters(run, variables["params"])
     state = stage.start(variables)
     if restored is not None:
         state = restore_into(state, upgraded(restored[0], state), str(checkpoints.root))
         log.line(f"continuing in stage {stage.name} at step {step}")
     return run, stage, state
+
+
+def _show_parameters(run: Run, params: PyTree) -> None:
+    """The parts of the network in the log, and with `config.log=debug` every array."""
+    trained = {name: make_stage(run, i, params).program.trainable for i, name in enumerate(run.config.run)}
+    for line in parameter_table(params, trained):
+        run.log.line(line)
+    if run.config.log == "debug":
+        overview = optional("clu.parameter_overview", "no list of all parameters")
+        run.log.debug(overview.get_parameter_overview(params, include_stats=False))
 
 
 def make_stage(run: Run, index: int, params: PyTree) -> Stage:
@@ -185,11 +206,12 @@ def _load_source(config: ConfigDict, log: RunLog) -> Source:
 
 
 def _make_evaluator(
-    config: ConfigDict, network: models.ExpertNetwork, feeds: dict[str, Feed], source: Source
+    config: ConfigDict, network: models.ExpertNetwork, feeds: dict[str, Feed], source: Source, log: RunLog
 ) -> Evaluator:
-    data = config.data
-    examples = len(source.split.parts[data.test_part])
-    return Evaluator(network, feeds[data.test_part], examples, config.eval.batch_size, data.mean, data.std)
+    data, part = config.data, evaluated_part(config.data)
+    examples = len(source.split.parts[part])
+    announced = functools.partial(log.announced, what="the evaluation")
+    return Evaluator(network, feeds[part], examples, config.eval.batch_size, data.mean, data.std, announced)
 
 
 def _check_same_split(workdir: Path, trained_on: str, source: Source) -> None:
@@ -221,7 +243,7 @@ def _start(config: ConfigDict, index: int, step: int) -> dict[str, Any]:
 
 
 def _warm_started(run: Run, fresh: PyTree) -> PyTree:
-    weights, _ = load_weights(run.config.init_from)
+    weights = read_pretrained(run.config.init_from, run.config.model.backbone)
     merged, report = warm_start(weights, fresh)
     for line in report.summary().splitlines():
         run.log.line(f"{run.config.init_from}: {line}")

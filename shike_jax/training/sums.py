@@ -33,10 +33,7 @@ class EpochSums:
         Raises:
           UserError: the loss is not finite.
         """
-        for sums in self._pending:
-            for name, value in parallel.to_host(sums).items():
-                self._total[name] = self._total.get(name, 0.0) + float(value)
-        self._pending = []
+        self._collect(len(self._pending))
         if not np.isfinite(self._total.get("loss", 0.0)):
             terms = ", ".join(f"{k} {v / self._total['count']:.4g}" for k, v in self._total.items() if k != "count")
             raise UserError(
@@ -44,6 +41,17 @@ class EpochSums:
                 f"{self._last_good() or 'none'}; try a lower learning rate"
             )
         return self._total
+
+    def finished_loss(self) -> float:
+        """Mean loss of all steps but those of the newest call, which may still be running; NaN before there are any."""
+        self._collect(len(self._pending) - 1)
+        return self._total.get("loss", np.nan) / max(self._total.get("count", 0.0), 1.0)
+
+    def _collect(self, calls: int) -> None:
+        for sums in self._pending[:calls]:
+            for name, value in parallel.to_host(sums).items():
+                self._total[name] = self._total.get(name, 0.0) + float(value)
+        self._pending = self._pending[calls:]
 
     def recent(self, step: int) -> dict[str, float]:
         """Means since the last call."""

@@ -1,8 +1,11 @@
 """PyTorch's tensor names and shapes, spelled out from the published architectures, and the rule that fills them."""
 
+import zipfile
+
 import numpy as np
 
-TORCHVISION = {  # blocks per stage, groups, width of a group
+BASIC = {"resnet18": (2, 2, 2, 2), "resnet34": (3, 4, 6, 3)}  # blocks per stage of two 3x3 convolutions
+TORCHVISION = {  # of three convolutions: blocks per stage, groups, width of a group
     "resnet50": ((3, 4, 6, 3), 1, 64),
     "resnext50_32x4d": ((3, 4, 6, 3), 32, 4),
     "resnet152": ((3, 8, 36, 3), 1, 64),
@@ -13,7 +16,25 @@ def _bn(name, channels):
     return {f"{name}.{leaf}": (channels,) for leaf in ("weight", "bias", "running_mean", "running_var")}
 
 
+def basic_shapes(name, num_classes):
+    shapes, channels = {"conv1.weight": (64, 3, 7, 7), **_bn("bn1", 64)}, 64
+    for stage, count in enumerate(BASIC[name]):
+        out = 64 * 2**stage
+        for i in range(count):
+            block = f"layer{stage + 1}.{i}"
+            shapes[f"{block}.conv1.weight"] = (out, channels, 3, 3)
+            shapes[f"{block}.conv2.weight"] = (out, out, 3, 3)
+            shapes |= _bn(f"{block}.bn1", out) | _bn(f"{block}.bn2", out)
+            if channels != out:
+                shapes[f"{block}.downsample.0.weight"] = (out, channels, 1, 1)
+                shapes |= _bn(f"{block}.downsample.1", out)
+            channels = out
+    return shapes | {"fc.weight": (num_classes, 512), "fc.bias": (num_classes,)}
+
+
 def torchvision_shapes(name, num_classes):
+    if name in BASIC:
+        return basic_shapes(name, num_classes)
     blocks, groups, group_width = TORCHVISION[name]
     shapes, channels = {"conv1.weight": (64, 3, 7, 7), **_bn("bn1", 64)}, 64
     for stage, count in enumerate(blocks):
@@ -70,3 +91,21 @@ def fill(shapes, seed, dtype=np.float32):
             draw = 0.1 * draw + (module in normalised and leaf == "weight")
         state[name] = draw.astype(dtype)
     return state
+
+
+def write_torch_file(path, state):
+    """What `torch.save(state, path)` writes of float32 tensors, in its zip format, spelled out without PyTorch."""
+    tensors = b""
+    with zipfile.ZipFile(path, "w") as archive:
+        for i, (name, array) in enumerate(state.items()):
+            storage = b"((S'storage'\nctorch\nFloatStorage\nS'%d'\nS'cpu'\nI%d\ntQ" % (i, array.size)
+            strides = [step // array.itemsize for step in np.ascontiguousarray(array).strides]
+            shape, stride = (
+                b"(" + b"".join(b"I%d\n" % n for n in numbers) + b"t" for numbers in (array.shape, strides)
+            )
+            rebuilt = b"ctorch._utils\n_rebuild_tensor_v2\n" + storage + b"I0\n" + shape + stride + b"I00\n(dtR"
+            tensors += b"S'%s'\n" % name.encode() + rebuilt + b"s"
+            archive.writestr(f"resnet/data/{i}", array.astype(np.float32).tobytes())
+        archive.writestr("resnet/data.pkl", b"(d" + tensors + b".")
+        archive.writestr("resnet/byteorder", "little")
+    return path

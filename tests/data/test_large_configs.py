@@ -168,7 +168,9 @@ def test_places_lt_starts_stops_and_continues_on_a_frozen_trunk(tmp_path, monkey
     flags += [f"--config.model.{field}={value}" for field, value in {**slim, "depths": "(3,)"}.items()]
     flags += [f"--config.stages.representation.loss.{term}=0.0" for term in ("nt", "mu")]
     flags += ["--config.run=('representation',)"]
-    monkeypatch.setitem(sys.modules, "clu", None)  # no TensorBoard files: TensorFlow takes seconds to come
+    monkeypatch.setitem(
+        sys.modules, "clu.metric_writers", None
+    )  # no TensorBoard files: TensorFlow takes seconds to come
     monkeypatch.setattr(preemption, "listen", lambda: None)
     calls = iter(range(1000))
     monkeypatch.setattr(run.StopRequest, "requested", lambda self: next(calls) == 2)

@@ -1,0 +1,26 @@
+#!/usr/bin/env bash
+# Runs main as one process per GPU of this node: what the pods of launch/gpu_pod.yaml do. Each process decodes its own
+# images, so that Python's lock is shared by the threads of one GPU only.
+#
+#   bash launch/node_gpus.sh FLAGS OF main                                       (one node, all of its GPUs)
+#   NODES=2 NODE=0 JAX_COORDINATOR_ADDRESS=HOST:PORT bash launch/node_gpus.sh FLAGS OF main       (on each node)
+#
+# GPUS: how many there are here and on every other node (default: those of nvidia-smi). NODES, NODE: how many nodes, and
+# which this one is, from 0. `python` of the right environment in PATH ($PYTHON names another). SIGTERM and SIGINT go on
+# to every process. Exit status: 0 when all finished, else that of the first process (by number) that did not.
+set -euo pipefail
+
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+source launch/processes.sh
+gpus=${GPUS:-$(nvidia-smi --list-gpus | wc -l)}
+export JAX_NUM_PROCESSES=$((${NODES:-1} * gpus))
+export JAX_COORDINATOR_ADDRESS=${JAX_COORDINATOR_ADDRESS:-127.0.0.1:8476}
+threads=$(($(nproc) / gpus > 0 ? $(nproc) / gpus : 1)) # the cores of the node, shared out
+
+pids=()
+for ((i = 0; i < gpus; i++)); do
+  CUDA_VISIBLE_DEVICES=$i JAX_PROCESS_ID=$((${NODE:-0} * gpus + i)) \
+    "${PYTHON:-python}" -m shike_jax.main --config.data.threads="$threads" "$@" &
+  pids+=($!)
+done
+wait_for_all "${pids[@]}"

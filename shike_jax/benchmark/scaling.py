@@ -1,0 +1,133 @@
+"""`benchmark input --scaling`: threads beside worker processes, and how much of the time Python's lock is held.
+
+The worker processes are the best that the standard library offers here: started once, fed with the encoded bytes
+through pipes, writing their views into memory that the processes share.
+"""
+
+from __future__ import annotations
+
+import functools
+import multiprocessing
+import statistics
+import threading
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing.shared_memory import SharedMemory
+from typing import Any
+
+import numpy as np
+
+from shike_jax import config as schema
+from shike_jax.benchmark import measure
+from shike_jax.data.host_pipeline import CHUNK, HostPipeline, view_seeds
+from shike_jax.data.images import random_resized_crop
+from shike_jax.data.splits import Part, Split
+from shike_jax.data.types import Source
+
+SCALE = (0.08, 1.0)
+NAP = 0.001  # seconds that the probe sleeps between two looks
+LATE = 0.0002  # seconds beyond which it was kept from going on by Python's lock
+
+
+def pipeline(encoded: list[bytes], size: int, threads: int) -> Callable[[int], None]:
+    """This package's pipeline over one batch of all images."""
+    config = schema.base()
+    config.data.image_size = size
+    config.augment.crop, config.augment.scale = "random_resized", SCALE
+    index = np.arange(len(encoded), dtype=np.int32)[None]
+    part = Part(index[0], np.zeros(len(encoded), np.int32))
+    source = Source(Split("bench", "", 0, ("only",), {"train": part}), read=lambda _, i: [encoded[k] for k in i])
+    decoding = HostPipeline(source, "train", config, threads=threads)
+
+    def run(seed: int) -> None:
+        plan = {"index": index, "mask": np.ones(index.shape, np.float32), "seed": view_seeds(seed, index)}
+        [batch] = decoding.batches(plan)
+        assert batch["mask"].all()
+
+    return run
+
+
+class Workers:
+    """Worker processes that decode chunks of a batch into shared memory."""
+
+    def __init__(self, encoded: list[bytes], size: int, processes: int) -> None:
+        """Starts the processes; `spawn`, because a process with JAX's threads must not be forked."""
+        self._encoded, self._size = encoded, size
+        self._memory = SharedMemory(create=True, size=len(encoded) * size * size * 3)
+        self._pool = ProcessPoolExecutor(processes, multiprocessing.get_context("spawn"))
+
+    def __call__(self, seed: int) -> None:
+        """Decodes one batch of all images."""
+        [seeds] = view_seeds(seed, np.arange(len(self._encoded), dtype=np.int32)[None])
+        starts = range(0, len(self._encoded), CHUNK)
+        tasks = [
+            self._pool.submit(_fill, self._memory.name, self._size, start, self._encoded[start : start + CHUNK], seeds)
+            for start in starts
+        ]
+        for task in tasks:
+            task.result()
+
+    def close(self) -> None:
+        """Ends the processes and gives the memory back."""
+        self._pool.shutdown()
+        self._memory.close()
+        self._memory.unlink()
+
+
+_attached: dict[str, SharedMemory] = {}  # of a worker process
+
+
+def _fill(name: str, size: int, start: int, encoded: list[bytes], seeds: np.ndarray) -> None:
+    if name not in _attached:
+        _attached[name] = SharedMemory(name)
+    views = np.ndarray((start + len(encoded), size, size, 3), np.uint8, _attached[name].buf)
+    for i, one in enumerate(encoded, start):
+        views[i] = random_resized_crop(one, size, seeds[i], SCALE)
+
+
+def locked_share(work: Callable[[], Any]) -> float:
+    """Share of the time that Python's lock is held while `work` runs, by looking at random moments.
+
+    A second thread sleeps and sees whether it may go on at once. The share is what `work` adds to its late returns.
+    """
+
+    def late(during: Callable[[], Any]) -> float:
+        stop, delays = threading.Event(), []
+
+        def probe() -> None:
+            while not stop.is_set():
+                before = time.perf_counter()
+                time.sleep(NAP)
+                delays.append(time.perf_counter() - before - NAP)
+
+        watcher = threading.Thread(target=probe)
+        watcher.start()
+        during()
+        stop.set()
+        watcher.join()
+        return sum(delay > LATE for delay in delays) / max(len(delays), 1)
+
+    idle = late(lambda: time.sleep(1.0))
+    return max(0.0, (late(work) - idle) / max(1 - idle, 1e-9))
+
+
+def measured(encoded: list[bytes], size: int, counts: Sequence[int], rounds: int) -> dict[str, Any]:
+    """Images per second by the clock, of each number of threads and processes in turns; and the share of the lock."""
+    workers = {count: Workers(encoded, size, count) for count in counts}
+    sides: dict[str, Callable[[int], Any]] = {f"{count} threads": pipeline(encoded, size, count) for count in counts}
+    sides |= {f"{count} worker processes": one for count, one in workers.items()}
+    try:
+        seconds = measure.in_turns(sides, rounds)
+    finally:
+        for one in workers.values():
+            one.close()
+    alone = pipeline(encoded, size, 1)
+    share = statistics.median(locked_share(functools.partial(alone, number)) for number in range(rounds))
+    return {
+        "images_per_second": {
+            name: round(len(encoded) / statistics.median(samples), 1) for name, samples in seconds.items()
+        },
+        "share_under_pythons_lock": round(share, 3),
+        "samples_s": {name: [round(sample, 4) for sample in samples] for name, samples in seconds.items()},
+    }

@@ -1,0 +1,39 @@
+"""Packages that only some commands need, and the extras of this package that bring them (see pyproject.toml)."""
+
+from __future__ import annotations
+
+import importlib
+from types import ModuleType
+
+from shike_jax.errors import UserError
+
+# imported name: what pip calls it, and the extra that holds it
+EXTRAS = {
+    "clu": ("clu with TensorFlow and TensorBoard", "tensorboard"),
+    "matplotlib": ("matplotlib", "report"),
+    "sklearn": ("scikit-learn", "digits"),
+    "tensorflow": ("tensorflow-cpu", "tfds"),
+    "tensorflow_datasets": ("tensorflow-datasets", "tfds"),
+}
+
+
+def optional(module: str, use: str) -> ModuleType:
+    """Imports a module of a package of `EXTRAS`.
+
+    Args:
+      module: `sklearn.datasets`, for example.
+      use: what needs it, the subject of the error's sentence.
+
+    Raises:
+      UserError: the package, or one that it needs, is not installed; names the package and the extra.
+    """
+    try:
+        return importlib.import_module(module)
+    except ModuleNotFoundError as error:
+        top = module.partition(".")[0]
+        package, extra = EXTRAS[top]
+        cause = "" if error.name == top else f" ({error.name} is missing)"
+        raise UserError(
+            f"{use}: {package} is needed and not installed{cause}; install the extra {extra!r} of this package: "
+            f"pip install '.[{extra}]' in a clone of it"
+        ) from None

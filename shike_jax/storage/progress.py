@@ -1,0 +1,107 @@
+"""How far a long piece of work is: a bar on a terminal, one line in half a minute everywhere else."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import os
+import time
+from collections.abc import Callable, Iterator
+from typing import TextIO
+
+from shike_jax.text import say
+
+EVERY = 30.0  # seconds between the lines of a log
+REFRESH = 0.25  # seconds between the pictures of a bar
+
+Beside = Callable[[], tuple[str, float]]  # what to say beside the count, and the seconds left; called when it is shown
+Update = Callable[..., None]  # (units done, beside=None); without `beside` the time left follows from the pace so far
+
+
+def is_terminal(stream: TextIO) -> bool:
+    """Whether a bar can be drawn there: a terminal that knows how to move its cursor."""
+    return stream.isatty() and os.environ.get("TERM", "dumb") not in ("dumb", "unknown")
+
+
+def meter(title: str, total: int, stream: TextIO) -> contextlib.AbstractContextManager[Update]:
+    """Shows how far a piece of work is while the body does it: a bar on a terminal, else a line in half a minute.
+
+    Args:
+      title: of the work.
+      total: of its units.
+      stream: where it is shown.
+    """
+    return (
+        bar(title, total, stream) if is_terminal(stream) else lines(title, total, functools.partial(say, file=stream))
+    )
+
+
+@contextlib.contextmanager
+def lines(title: str, total: int, tell: Callable[[str], None]) -> Iterator[Update]:
+    """Says how far it is once in half a minute, and nothing of work that is done before."""
+    said = began = time.monotonic()
+
+    def update(done: int, beside: Beside | None = None) -> None:
+        nonlocal said
+        now = time.monotonic()
+        if now - said >= EVERY and done < total:
+            said = now
+            note, left = beside() if beside else ("", _left(now - began, done, total))
+            tell(f"{title}: {done:,} of {total:,}{note and ', '}{note}, {clock(left)} left")
+
+    yield update
+
+
+@contextlib.contextmanager
+def bar(title: str, total: int, stream: TextIO) -> Iterator[Update]:
+    """A bar that gives way to what is printed meanwhile, and vanishes at the end.
+
+    It appears with the first unit that is done: until then (compilation) the program may be ended at once, and a bar
+    would leave the terminal without its cursor.
+    """
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TextColumn
+    from rich.table import Column
+
+    # The bar takes the room that the texts leave.
+    columns = (
+        TextColumn("{task.description}", markup=False),
+        BarColumn(bar_width=None, table_column=Column(ratio=1)),
+        *(
+            TextColumn(f"{{task.fields[{field}]}}", markup=False, table_column=Column(no_wrap=True))
+            for field in ("count", "note", "left")
+        ),
+    )
+    progress = Progress(*columns, console=Console(file=stream), transient=True, expand=True, auto_refresh=False)
+    task = progress.add_task(title, total=total, count="", note="", left="")
+    began, drawn = time.monotonic(), 0.0
+
+    def update(done: int, beside: Beside | None = None) -> None:
+        nonlocal drawn
+        now = time.monotonic()
+        if now - drawn >= REFRESH:
+            drawn = now
+            note, left = beside() if beside else ("", _left(now - began, done, total))
+            progress.update(task, completed=done, count=f"{done:,}/{total:,}", note=note, left=clock(left))
+            progress.start()
+            progress.refresh()
+
+    try:
+        yield update
+    finally:
+        progress.stop()
+
+
+def _left(seconds: float, done: int, total: int) -> float:
+    """Seconds left at the pace so far."""
+    return seconds * (total - done) / max(done, 1)
+
+
+def unseen(done: int, beside: Beside | None = None) -> None:
+    """An `Update` that shows nothing."""
+
+
+def clock(seconds: float) -> str:
+    """h:mm:ss."""
+    seconds = round(seconds)
+    return f"{seconds // 3600}:{seconds % 3600 // 60:02d}:{seconds % 60:02d}"

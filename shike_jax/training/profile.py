@@ -1,0 +1,53 @@
+"""A trace of a few training steps: `config.train.profile=STEP:COUNT`, read with TensorBoard or Perfetto."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from shike_jax.errors import UserError
+
+
+def parse(text: str) -> tuple[int, int] | None:
+    """(first step, steps) of `STEP:COUNT`; None for an empty text.
+
+    Raises:
+      UserError: anything else, or a count of 0.
+    """
+    if not text:
+        return None
+    found = re.fullmatch(r"(\d{1,9}):(\d{1,9})", text)
+    if not found or not int(found[2]):
+        raise UserError(f"config.train.profile={text!r}: expected STEP:COUNT, such as 20:5, counted over the whole run")
+    return int(found[1]), int(found[2])
+
+
+class Profile:
+    """Starts the profiler before the step it should begin with and stops it after the last one, once."""
+
+    def __init__(self, text: str, folder: Path, active: bool) -> None:
+        """Args: text: `STEP:COUNT` or empty. folder: of the trace. active: False on all processes but one."""
+        self._range, self._folder, self._running = parse(text if active else ""), folder, False
+
+    def before(self, step: int) -> None:
+        """Call before the compiled call that begins at `step` of the run."""
+        if self._range and not self._running and step >= self._range[0]:
+            jax.profiler.start_trace(str(self._folder))
+            self._running = True
+
+    def after(self, step: int, result: Any) -> bool:
+        """Call with the result of the call that has reached `step`; True when the trace was written now."""
+        if not self._running or self._range is None or step < sum(self._range):
+            return False
+        jax.block_until_ready(result)
+        self.close()
+        return True
+
+    def close(self) -> None:
+        """Writes a trace that is still under way: the run ends or stops within it."""
+        if self._running:
+            jax.profiler.stop_trace()
+            self._range, self._running = None, False

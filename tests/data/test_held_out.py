@@ -1,0 +1,238 @@
+"""Images held out for testing and validation: how many of each class, which, and that they never train."""
+
+import csv
+import hashlib
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from shike_jax import config as schema
+from shike_jax import main
+from shike_jax.cluster import preemption
+from shike_jax.data import sources
+from shike_jax.data.held_out import draw, evaluated_part, write_csv
+from shike_jax.data.splits import Part
+from shike_jax.errors import UserError
+
+
+def part_of(**counts):
+    names = [f"{name}/{i}.jpg" for name, count in counts.items() for i in range(count)]
+    labels = [c for c, count in enumerate(counts.values()) for _ in range(count)]
+    return Part(np.array(names, dtype=object), np.array(labels, np.int32))
+
+
+@pytest.mark.parametrize(
+    ("amount", "expected"),
+    [
+        (0.1, [10, 1, 1, 1, 0]),  # of 100, 14, 3, 2 and 1 images: round(10), round(1.4), at least one, one, none
+        (0.5, [50, 7, 2, 1, 0]),  # round(1.5) = 2 leaves one
+        (0.9, [90, 13, 2, 1, 0]),
+        (5, [5, 5, 1, 1, 0]),  # half of the class stays at least
+        (20, [20, 7, 1, 1, 0]),
+    ],
+)
+def test_how_many_of_each_class(amount, expected):
+    part = part_of(a=100, b=14, c=3, d=2, e=1)
+    drawn = draw(part, amount, 0, "test")
+    assert np.bincount(part.labels[drawn], minlength=5).tolist() == expected
+    assert (np.diff(drawn) > 0).all()
+
+
+def test_which_depends_on_seed_and_names_alone():
+    part = part_of(a=30, b=10)
+    names = set(part.members[draw(part, 0.3, 0, "test")])
+    turned = Part(part.members[::-1].copy(), part.labels[::-1].copy())
+    assert set(turned.members[draw(turned, 0.3, 0, "test")]) == names
+    assert set(part.members[draw(part, 0.3, 1, "test")]) != names
+    assert set(part.members[draw(part, 0.3, 0, "validation")]) != names
+    # Independently of this package: the names of class a whose SHA-256 come first.
+    order = sorted(part.members[:30], key=lambda name: hashlib.sha256(f"test\0{0}\0{name}".encode()).hexdigest())
+    assert set(order[:9]) == {name for name in names if name.startswith("a/")}
+    more = part_of(a=31, b=10)  # a new image moves one of the others at most
+    kept = {name for name in more.members[draw(more, 0.3, 0, "test")] if name.startswith("a/")}
+    assert len(kept & set(order[:9])) >= 8
+
+
+def loaded(**changes):
+    data = schema.base().data
+    data.update(changes)
+    return sources.load(data), data
+
+
+def test_validation_from_digits_keeps_images_with_their_labels():
+    before, _ = loaded(image_size=8, imbalance_factor=20.0)
+    after, data = loaded(image_size=8, imbalance_factor=20.0, validation=0.25)
+    assert evaluated_part(data) == "val" and list(after.split.parts) == ["train", "val", "test"]
+    members = [after.split.parts[name].members.tolist() for name in ("train", "val")]
+    assert sorted(members[0] + members[1]) == sorted(before.split.parts["train"].members.tolist())
+    place = {member: i for i, member in enumerate(before.split.parts["train"].members.tolist())}
+    for name in ("train", "val"):
+        positions = [place[member] for member in after.split.parts[name].members.tolist()]
+        np.testing.assert_array_equal(after.images[name], before.images["train"][positions])
+        np.testing.assert_array_equal(after.split.parts[name].labels, before.split.parts["train"].labels[positions])
+    np.testing.assert_array_equal(after.images["test"], before.images["test"])
+    assert after.split.class_counts.sum() == len(members[0]) < before.split.class_counts.sum()
+    assert after.split.hash != before.split.hash and after.split.name != before.split.name
+    assert loaded(image_size=8, imbalance_factor=20.0, validation=0.25, subset_seed=1)[0].split.hash != after.split.hash
+
+
+def touch(root, **classes):
+    for name, count in classes.items():
+        folder = root.joinpath(*name.split("_"))
+        folder.mkdir(parents=True)
+        for i in range(count):
+            (folder / f"{i}.jpg").write_text(f"{name} {i}")
+
+
+def folder(root, **changes):
+    return loaded(source="folder", root=str(root), profile="natural", **changes)[0]
+
+
+def test_class_folders_alone_are_parted(tmp_path):
+    touch(tmp_path / "one", cat=10, dog=2, eel=1)
+    source = folder(tmp_path / "one")
+    assert source.split.class_names == ("cat", "dog", "eel") and source.drawn
+    assert source.split.class_counts.tolist() == [8, 1, 1]
+    assert np.bincount(source.split.parts["test"].labels, minlength=3).tolist() == [2, 1, 0]
+    notes = " ".join(source.report.lines())
+    assert "20 % of each class held out for testing" in notes and "1 classes have no image in part test" in notes
+    touch(tmp_path / "two", eel=1, dog=2, cat=10)
+    assert folder(tmp_path / "two").split.hash == source.split.hash  # wherever it lies
+    assert folder(tmp_path / "two", subset_seed=1).split.hash != source.split.hash
+    both = folder(tmp_path / "one", validation=3)
+    assert both.split.class_counts.tolist() == [5, 1, 1]
+    for part, one in both.split.parts.items():  # each index leads to its own file, whichever part it was drawn from
+        for i, member in enumerate(one.members):
+            assert both.read(part, [i]) == [(tmp_path / "one" / member).read_bytes()]
+
+
+def test_validation_of_a_folder_with_parts(tmp_path):
+    touch(tmp_path, train_a=10, train_b=4, test_a=1, test_b=1)
+    source = folder(tmp_path, validation=0.2)
+    assert source.split.class_counts.tolist() == [8, 3] and len(source.split.parts["val"]) == 3
+    assert not folder(tmp_path).drawn
+    touch(tmp_path, val_a=1)
+    with pytest.raises(UserError, match=r"validation=0\.2: .* has a part val already"):
+        folder(tmp_path, validation=0.2)
+
+
+def test_validation_instead_of_a_test_part(tmp_path):
+    touch(tmp_path, train_a=10, train_b=4)
+    assert "test" not in folder(tmp_path, validation=0.2).split.parts
+    with pytest.raises(UserError, match=r"config\.data\.validation=0\.1.*has train$"):
+        folder(tmp_path)
+
+
+def test_parts_under_other_names_are_no_classes(tmp_path):
+    touch(tmp_path, training_a=2, training_b=2, testing_a=1, testing_b=1)
+    with pytest.raises(UserError, match=r"/testing holds folders: expected the names train, val, test"):
+        folder(tmp_path)
+
+
+def test_a_class_may_be_called_train(tmp_path):
+    touch(tmp_path, train=5, ship=5)
+    assert folder(tmp_path).split.class_names == ("ship", "train")
+
+
+@pytest.mark.parametrize("amount", [-0.1, 1.5])
+def test_impossible_amounts(amount):
+    config = schema.base()
+    config.data.validation = amount
+    with pytest.raises(UserError, match=rf"config\.data\.validation={amount}: expected 0, a share below 1, or a whole"):
+        schema.validate(config)
+
+
+# --- a table --------------------------------------------------------------------------------------------------------
+
+
+def table(tmp_path, text, name="t.csv", **changes):
+    for file in ("a/1.jpg", "a/2.jpg", "a/3.jpg", "b/4.jpg", "b/5.jpg"):
+        (tmp_path / file).parent.mkdir(exist_ok=True)
+        (tmp_path / file).write_text(file)
+    (tmp_path / name).write_text(text)
+    return loaded(source="table", table=str(tmp_path / name), profile="natural", **changes)[0]
+
+
+CSV = "path,label,part\na/1.jpg,cat,train\na/2.jpg,cat,test\nb/4.jpg,dog,train\nb/5.jpg,dog,val\na/3.jpg,cat,train\n"
+
+
+def test_table_with_parts(tmp_path):
+    source = table(tmp_path, CSV)
+    assert source.split.class_names == ("cat", "dog") and not source.drawn
+    assert source.split.parts["train"].members.tolist() == ["a/1.jpg", "b/4.jpg", "a/3.jpg"]
+    assert source.split.parts["train"].labels.tolist() == [0, 1, 0]
+    assert source.read("val", [0]) == [b"b/5.jpg"]
+    rows = [json.dumps(row) for row in csv.DictReader(CSV.splitlines())]
+    assert table(tmp_path, "\n".join(rows), "t.jsonl").split.hash == source.split.hash
+
+
+def test_table_without_parts_is_parted(tmp_path):
+    bare = "label,path,extra\n10,a/1.jpg,x\n10,a/2.jpg,x\n10,a/3.jpg,x\n9,b/4.jpg,x\n9,b/5.jpg,x\n"
+    source = table(tmp_path, bare)
+    assert source.split.class_names == ("9", "10")  # by value
+    assert source.split.class_counts.tolist() == [1, 2] and source.drawn
+
+
+@pytest.mark.parametrize(
+    ("text", "line"),
+    [
+        ("file,class\na/1.jpg,cat\n", r"t\.csv: no column 'path'; expected path,label"),
+        (CSV + "b/9.jpg,dog,train\n", r"t\.csv:7: 'b/9\.jpg' is not under"),
+        (CSV + "a/1.jpg,dog,train\n", r"t\.csv:7: 'a/1\.jpg' is listed already in line 2"),
+        (CSV + "b/6.jpg,,train\n", r"t\.csv:7: 'b/6\.jpg' has no label"),
+        (CSV + "b/6.jpg,dog,holdout\n", r"t\.csv:7: part 'holdout' .* expected train, val, test"),
+        (CSV + "b/6.jpg,dog,\n", r"t\.csv:7: no part, but other lines have one"),
+        (CSV + "../x.jpg,dog,train\n", r"t\.csv:7: '\.\./x\.jpg' leaves"),
+        (CSV + "b/6.jpg,emu,test\n", r"t\.csv:7: 'b/6\.jpg' is not under"),
+        (CSV.replace("dog,train", "dog,test"), r"1 classes have no training image: 1 \(dog\)"),
+        ('{"path": "a/1.jpg", "label": "cat"}\n{"path": \n', r"t\.csv:2: not JSON"),
+        ("path,label\n", r"no usable line"),
+    ],
+)
+def test_impossible_tables(tmp_path, text, line):
+    with pytest.raises(UserError, match=line):
+        table(tmp_path, text)
+
+
+def test_bad_lines_of_a_table_may_be_skipped(tmp_path):
+    source = table(tmp_path, CSV + "b/9.jpg,dog,train\n", bad_line="skip", bad_image_limit=0.2)
+    assert len(source.split.parts["train"]) == 3 and "b/9.jpg" in source.report.lines()[1]
+
+
+# --- in a run -------------------------------------------------------------------------------------------------------
+
+
+def test_a_run_lists_its_split_and_never_looks_at_test(tmp_path, monkeypatch):
+    monkeypatch.setattr(preemption, "listen", lambda: None)
+    draws = np.random.default_rng(0)
+    for name, count in (("cat", 12), ("dog", 6), ("eel", 3)):
+        (tmp_path / "photos" / name).mkdir(parents=True)
+        for i in range(count):
+            Image.fromarray(draws.integers(0, 256, (24, 24, 3), np.uint8)).save(tmp_path / "photos" / name / f"{i}.png")
+    flags = [
+        f"--config=configs/folder_lt.py:root={tmp_path / 'photos'},validation=0.25,size=16,batch=8,backbone=resnet20",
+        "--config.model.width=4",
+        "--config.model.depths=(1,)",
+        "--config.run=('representation',)",
+        "--config.stages.representation.epochs=1",
+        "--config.log=quiet",
+    ]
+    assert main.main([*flags, f"--workdir={tmp_path / 'run'}"]) == 0
+    rows = list(csv.DictReader((tmp_path / "run" / "split.csv").open()))
+    counted = {part: sum(row["part"] == part for row in rows) for part in ("train", "val", "test")}
+    results = json.loads((tmp_path / "run" / "results.json").read_text())
+    assert results["split"]["sizes"] == counted == {"train": 13, "val": 4, "test": 4}
+    assert results["part"] == "val" and results["stages"][-1]["examples"] == 4
+    assert "4 images of part `val`" in (tmp_path / "run" / "card.md").read_text()
+    # The list is a source itself, of the same parts.
+    listed = str(tmp_path / "run" / "split.csv")
+    again, _ = loaded(source="table", table=listed, root=str(tmp_path / "photos"), profile="natural")
+    assert {name: set(part.members) for name, part in again.split.parts.items()} == {
+        part: {row["path"] for row in rows if row["part"] == part} for part in counted
+    }
+    write_csv(tmp_path / "again.csv", again.split)
+    assert sorted((tmp_path / "again.csv").read_text().splitlines()) == sorted(
+        (tmp_path / "run" / "split.csv").read_text().splitlines()
+    )

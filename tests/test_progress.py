@@ -1,0 +1,209 @@
+"""What is shown while it works: a bar on terminals, a line in half a minute elsewhere, nothing when quiet."""
+
+import io
+import json
+import os
+import pty
+import re
+import select
+import struct
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+
+from shike_jax.errors import UserError
+from shike_jax.storage import progress
+from shike_jax.storage.logs import Progress, RunLog
+from shike_jax.training.overview import parameter_table
+from shike_jax.training.profile import parse
+from tests.conftest import ROOT
+from tests.jobs import digits
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    """Seconds that the test moves on itself."""
+
+    class Clock:
+        now = 1000.0
+
+    monkeypatch.setattr(progress.time, "monotonic", lambda: Clock.now)
+    return Clock
+
+
+def test_lines_come_twice_a_minute(clock):
+    told, asked = [], []
+
+    def beside():
+        asked.append(clock.now)
+        return "loss 1.5", 75.0
+
+    with progress.lines("work", 100, told.append) as update:
+        for done in range(1, 101):
+            clock.now += 1.0
+            update(done, beside)
+    assert told == [
+        "work: 30 of 100, loss 1.5, 0:01:15 left",
+        "work: 60 of 100, loss 1.5, 0:01:15 left",
+        "work: 90 of 100, loss 1.5, 0:01:15 left",
+    ]
+    assert len(asked) == 3  # what costs a look at the device is asked for only when it is shown
+
+
+def test_time_left_follows_the_pace(clock):
+    told = []
+    with progress.lines("work", 4000, told.append) as update:
+        clock.now += 40.0
+        update(1000)
+    assert told == ["work: 1,000 of 4,000, 0:02:00 left"]
+
+
+def test_what_is_no_terminal_gets_no_bar():
+    stream = io.StringIO()
+    assert not progress.is_terminal(stream)
+    with progress.meter("work", 3, stream) as update:
+        for done in (1, 2, 3):
+            update(done)
+    assert stream.getvalue() == ""
+
+
+def test_time_left_of_a_run():
+    run = Progress(1000)
+    assert run.left_after(100, 10.0) == 90.0
+    run.advance(500, 25.0)
+    assert run.left_after(0, 0.0) == 25.0
+    assert run.left_after(100, 35.0) == 400 * 60 / 600
+
+
+def test_a_quiet_log_shows_nothing_but_keeps_its_file(tmp_path, capsys, clock):
+    log = RunLog(tmp_path, "quiet", True)
+    with log.meter("work", 10) as update:
+        clock.now += 60
+        update(5)
+    with log.compiling("the step"):
+        clock.now += 2
+    log.close()
+    assert capsys.readouterr().out == ""
+    assert "compiled the step in 2.0 s" in (tmp_path / "log.txt").read_text()
+
+
+@pytest.mark.parametrize("text", ["5", "5:0", "a:b", "-1:2", "1:2:3"])
+def test_profiles_that_make_no_sense(text):
+    with pytest.raises(UserError, match=r"config\.train\.profile=.*expected STEP:COUNT"):
+        parse(text)
+
+
+def test_parameters_are_counted_by_part():
+    params = {
+        "trunk": {"conv1": {"kernel": np.zeros((3, 3, 3, 8))}},
+        "heads": {"a": {"k": np.zeros(5), "b": np.zeros(2)}},
+    }
+    trained = {
+        "first": {"trunk": {"conv1": {"kernel": True}}, "heads": {"a": {"k": True, "b": False}}},
+        "second": {"trunk": {"conv1": {"kernel": False}}, "heads": {"a": {"k": False, "b": True}}},
+    }
+    assert parameter_table(params, trained) == [
+        "parameters of  arrays  parameters  trains in",
+        "trunk/conv1         1         216  first",
+        "heads/a             2           7  first, second",
+        "all                 3         223",
+    ]
+
+
+# --- a whole run ----------------------------------------------------------------------------------------------------
+
+
+def command(workdir, *more):
+    flags = [*digits(2, 1), "--config.model.depths=(1,)", f"--workdir={workdir}", *more]
+    return [sys.executable, "-m", "shike_jax.main", *flags]
+
+
+def environment(folder):
+    caching = {"JAX_COMPILATION_CACHE_DIR": str(folder / "cache"), "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
+    return {**os.environ, **caching, "JAX_PLATFORMS": "cpu", "TERM": "xterm-256color", "COLUMNS": "80"}
+
+
+@pytest.fixture(scope="module")
+def plain(tmp_path_factory):
+    """A run into a file, with a profile; its work directory and what it printed."""
+    folder = tmp_path_factory.mktemp("plain")
+    done = subprocess.run(
+        command(folder / "run", "--config.train.profile=2:3"), cwd=ROOT, env=environment(folder), capture_output=True
+    )
+    assert done.returncode == 0, done.stderr
+    return folder / "run", done.stdout.decode()
+
+
+def test_a_file_gets_no_control_characters(plain):
+    workdir, said = plain
+    for text in (said, (workdir / "log.txt").read_text()):
+        assert not re.search(r"[\x00-\x08\x0b-\x1f\x7f]", text)
+    lines = said.splitlines()
+    begun = lines.index("compiling the training step of representation ...")
+    assert re.fullmatch(r"compiled the training step of representation in \d+\.\d s", lines[begun + 1])
+    assert any(line.startswith("trunk/stage1 ") and line.endswith(" representation") for line in lines[:begun])
+
+
+def test_a_profile_is_written(plain):
+    workdir, said = plain
+    assert f"profile: {workdir / 'profile'}" in said
+    assert list((workdir / "profile").rglob("*.xplane.pb"))
+
+
+def test_tensorboard_has_a_table_of_the_run(plain):
+    workdir, _ = plain
+    event_accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    tensor_util = pytest.importorskip("tensorboard.util.tensor_util")
+    plugin_data = pytest.importorskip("tensorboard.plugins.hparams.plugin_data_pb2")
+    events = event_accumulator.EventAccumulator(str(workdir / "tensorboard"))
+    events.Reload()
+    content = events.SummaryMetadata("_hparams_/session_start_info").plugin_data.content
+    table = plugin_data.HParamsPluginData.FromString(content).session_start_info.hparams
+    assert table["seed"].number_value == 0 and table["representation.loss.nt"].number_value == 10
+    assert table["model.backbone"].string_value == "resnet20"
+    results = json.loads((workdir / "results.json").read_text())
+    [final] = events.Tensors("final/top1")
+    assert float(tensor_util.make_ndarray(final.tensor_proto)) == pytest.approx(results["top1"], rel=1e-6)
+
+
+@pytest.mark.parametrize("columns", [80, 140])
+def test_a_terminal_gets_a_bar_that_fits(columns, tmp_path):
+    """On a pseudo-terminal; `progress` alone, so that it takes seconds."""
+    script = (
+        "import sys, time\nfrom shike_jax.storage.logs import RunLog\nfrom pathlib import Path\n"
+        f"log = RunLog(Path({str(tmp_path)!r}), 'info', True)\n"
+        "with log.meter('representation 3/180', 1234) as update:\n"
+        "    for done in (100, 600, 1200):\n"
+        "        update(done, lambda: ('loss 12.3456  1,234 img/s  wait 12 %', 3700.0))\n"
+        "        log.line(f'said {done}')\n"
+        "        time.sleep(0.3)\n"
+    )
+    main, other = pty.openpty()
+    import fcntl
+    import termios
+
+    fcntl.ioctl(other, termios.TIOCSWINSZ, struct.pack("HHHH", 30, columns, 0, 0))
+    variables = {k: v for k, v in environment(tmp_path).items() if k != "COLUMNS"}
+    process = subprocess.Popen([sys.executable, "-c", script], cwd=ROOT, env=variables, stdout=other, stderr=other)
+    os.close(other)
+    seen, until = b"", time.monotonic() + 60
+    while time.monotonic() < until:
+        ready, _, _ = select.select([main], [], [], 1.0)
+        try:
+            more = os.read(main, 65536) if ready else b""
+        except OSError:  # the other end is closed
+            break
+        seen += more
+    assert process.wait(10) == 0, seen
+    text = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", seen.decode())
+    bars = [line for line in re.split(r"[\r\n]+", text) if "img/s" in line]
+    assert bars and all(len(line) <= columns for line in bars)
+    assert any(
+        re.search(r"representation 3/180 .*━.* 1,200/1,234 loss 12\.3456  1,234 img/s  wait 12 % 1:01:40", b)
+        for b in bars
+    )
+    assert [f"said {n}" in text for n in (100, 600, 1200)] == [True] * 3
+    assert seen.rfind(b"\x1b[?25h") > seen.rfind(b"\x1b[?25l")  # the cursor is back
