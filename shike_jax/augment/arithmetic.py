@@ -8,7 +8,7 @@ import jax.numpy as jnp
 Array = jax.Array
 
 
-def product(a: Array, b: Array) -> Array:
+def product(a: Array | float, b: Array | float) -> Array:
     """a * b (at most 1e6 in size), rounded before anything is added to it.
 
     Compilers may contract a product and a sum into one fused multiply-add, whose single rounding differs in the last

@@ -28,7 +28,7 @@ def use_cores(devices: int = 0, batch_sizes: Iterable[int] = ()) -> None:
       batch_sizes: of the steps to come.
     """
     chosen = "xla_force_host_platform_device_count" in os.environ.get("XLA_FLAGS", "")
-    if chosen or jax.config.jax_num_cpu_devices > 0 or jax.distributed.is_initialized():
+    if chosen or jax.config.read("jax_num_cpu_devices") > 0 or jax.distributed.is_initialized():
         return
     devices = devices or devices_for(_usable_cores(), batch_sizes)
     with contextlib.suppress(RuntimeError):  # JAX is awake
