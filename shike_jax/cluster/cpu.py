@@ -28,7 +28,7 @@ def use_cores(devices: int = 0, batch_sizes: Iterable[int] = ()) -> None:
       batch_sizes: of the steps to come.
     """
     chosen = "xla_force_host_platform_device_count" in os.environ.get("XLA_FLAGS", "")
-    if chosen or jax.config.read("jax_num_cpu_devices") > 0 or jax.distributed.is_initialized():
+    if chosen or _asked_for() > 0 or jax.distributed.is_initialized():
         return
     devices = devices or devices_for(_usable_cores(), batch_sizes)
     with contextlib.suppress(RuntimeError):  # JAX is awake
@@ -47,3 +47,8 @@ def devices_for(cores: int, batch_sizes: Iterable[int]) -> int:
 
 def _usable_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _asked_for() -> int:
+    """JAX's own setting (JAX_NUM_CPU_DEVICES), -1 where nobody has set it."""
+    return getattr(jax.config, "jax_num_cpu_devices", -1)
