@@ -89,6 +89,24 @@ def test_step_writes_what_it_measured(tmp_path, capsys):
     assert "img/s" in capsys.readouterr().out
 
 
+def test_worker_processes_give_the_views_of_the_pipeline():
+    from shike_jax.benchmark.host_input import encode
+    from shike_jax.benchmark.scaling import Workers
+    from shike_jax.data.host_pipeline import view_seeds
+    from shike_jax.data.images import random_resized_crop
+
+    encoded = encode(None, 9)  # more than one chunk
+    workers = Workers(encoded, 16, 1)
+    try:
+        workers(5)
+        views = np.ndarray((9, 16, 16, 3), np.uint8, workers.memory.buf).copy()
+    finally:
+        workers.close()
+    [seeds] = view_seeds(5, np.arange(9, dtype=np.int32)[None])
+    for view, one, seed in zip(views, encoded, seeds, strict=True):
+        np.testing.assert_array_equal(view, random_resized_crop(one, 16, seed))
+
+
 def test_augment_and_input_write_what_they_measured(tmp_path):
     command.main(["augment", "--batch=2", "--large_batch=1", "--repeats=1", f"--json={tmp_path / 'a.json'}"])
     small, large = json.loads((tmp_path / "a.json").read_text())["measurements"]

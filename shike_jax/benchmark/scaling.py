@@ -54,7 +54,7 @@ class Workers:
     def __init__(self, encoded: list[bytes], size: int, processes: int) -> None:
         """Starts the processes; `spawn`, because a process with JAX's threads must not be forked."""
         self._encoded, self._size = encoded, size
-        self._memory = SharedMemory(create=True, size=len(encoded) * size * size * 3)
+        self.memory = SharedMemory(create=True, size=len(encoded) * size * size * 3)
         self._pool = ProcessPoolExecutor(processes, multiprocessing.get_context("spawn"))
 
     def __call__(self, seed: int) -> None:
@@ -62,7 +62,7 @@ class Workers:
         [seeds] = view_seeds(seed, np.arange(len(self._encoded), dtype=np.int32)[None])
         starts = range(0, len(self._encoded), CHUNK)
         tasks = [
-            self._pool.submit(_fill, self._memory.name, self._size, start, self._encoded[start : start + CHUNK], seeds)
+            self._pool.submit(_fill, self.memory.name, self._size, start, self._encoded[start : start + CHUNK], seeds)
             for start in starts
         ]
         for task in tasks:
@@ -71,8 +71,8 @@ class Workers:
     def close(self) -> None:
         """Ends the processes and gives the memory back."""
         self._pool.shutdown()
-        self._memory.close()
-        self._memory.unlink()
+        self.memory.close()
+        self.memory.unlink()
 
 
 _attached: dict[str, SharedMemory] = {}  # of a worker process
