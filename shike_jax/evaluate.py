@@ -3,22 +3,27 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+import dataclasses
+import math
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from ml_collections import ConfigDict
 
 from shike_jax.cli.flags import checkpoint_config, split_arguments
 from shike_jax.cli.parser import Parser
 from shike_jax.cluster import cpu
 from shike_jax.data import sources
 from shike_jax.errors import UserError, run_main
+from shike_jax.methods import ADJUSTMENTS
 from shike_jax.methods.scores import describe_scores
 from shike_jax.models import HEAD_SETS
-from shike_jax.serving.classifier import load_classifier
+from shike_jax.serving.classifier import Classifier, load_classifier
 from shike_jax.storage.logs import quiet_third_parties
 from shike_jax.text import aligned, printable, say
+from shike_jax.training import post_hoc
 from shike_jax.training.evaluation import evaluate, save
 
 _EPILOG = """\
@@ -29,6 +34,9 @@ examples:
   python -m shike_jax.evaluate --checkpoint=weights/converted --config=configs/folder_lt.py:root=photos --logits \\
       --output=logits.npz
 
+  python -m shike_jax.evaluate --checkpoint=runs/ce --adjust=tau_norm --tau=0.7
+  python -m shike_jax.evaluate --checkpoint=runs/if100 --prior=train --tune
+
 The data are those of the checkpoint's configuration; --config.field=value changes it (where the data lie, the batch
 size), --config=FILE takes other data with the same number of classes, seen as the network was trained: its image size,
 mean and std. Many, medium and few go by the training images of the data.
@@ -36,6 +44,12 @@ mean and std. Many, medium and few go by the training images of the data.
 .json: for each set of classifiers all scores. .npz: the same as JSON text in `summary`; `label` [N]; per set
 `SET/predicted`, `rank`, `confidence`, `hardest_negative`, `loss` [N], `expert_predicted` [M,N], and with --logits
 `SET/logits` [M,N,C].
+
+--prior, --adjust, --tau or --tune adjust the logits to images whose classes have known shares: uniform (the default),
+those of the training images, or those of a JSON file (C numbers, or {class name: number}). Accuracies are then given
+under that prior, and under long-tailed test sets with imbalance factors 2 to 50: forward ones (classes frequent in
+training are frequent) and backward ones. Every image counts by the share of its class. --tune chooses tau on the part
+val; --tune=test chooses it on the very images that are reported, and flatters. docs/methods.md has the formulas.
 """
 
 
@@ -61,6 +75,8 @@ def describe(summary: dict[str, Any]) -> str:
     lines += aligned(rows)
     if len(data["class_names"]) <= 100:
         lines += ["", *aligned(_class_rows(data, heads))]
+    if "post_hoc" in summary:
+        lines += ["", *_post_hoc_lines(summary)]
     return "\n".join(lines)
 
 
@@ -76,6 +92,22 @@ def _earlier_heads(summary: dict[str, Any]) -> list[str]:
         "not train them, but it moved the running averages of batch normalisation: results.json has their scores at",
         "the end of their own stage, and the weights of that stage lie in WORKDIR/weights.",
     ]
+
+
+def _post_hoc_lines(summary: dict[str, Any]) -> list[str]:
+    """Accuracy before and after the adjustment: under the prior, and under the long-tailed test distributions."""
+    about, found = summary["post_hoc"], {name: one["post_hoc"] for name, one in summary["heads"].items()}
+    chosen = f", tau chosen on {about['tuned_on']}" if about["tuned_on"] else ""
+    lines = [f"images weighted by the share of their class; prior {printable(about['prior'])}{chosen}"]
+    header = [column for name, one in found.items() for column in (name, f"{one['adjust']} {one['tau']:g}")]
+    rows = [["percent", *header], [f"prior {printable(about['prior'])}", *_pairs(found.values())]]
+    for name in next(iter(found.values()))["distributions"]:
+        rows.append([name, *_pairs(one["distributions"][name] for one in found.values())])
+    return [*lines, *aligned(rows)]
+
+
+def _pairs(scores: Iterable[dict[str, Any]]) -> list[str]:
+    return [_cell(one[key]) for one in scores for key in ("plain", "adjusted")]
 
 
 def _class_rows(data: dict[str, Any], heads: dict[str, Any]) -> list[list[str]]:
@@ -105,8 +137,86 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--heads", default="both", choices=(*HEAD_SETS, "both"), help="sets of classifiers")
     parser.add_argument("--config", metavar="FILE[:ARGS]", help="other data; --config.field=value changes fields")
     parser.add_argument("--output", type=Path, metavar="FILE", help=".json or .npz to write")
+    adjusting = parser.add_argument_group("adjustment to the shares of the classes in the images to classify")
+    adjusting.add_argument("--prior", metavar="P", help="uniform (default), train or a JSON file")
+    names = ", ".join(ADJUSTMENTS)
+    adjusting.add_argument("--adjust", metavar="NAME", help=f"{names}, or auto (default): by the losses that trained")
+    adjusting.add_argument("--tau", type=float, help="strength of the adjustment; default 1")
+    adjusting.add_argument("--tune", nargs="?", const="val", metavar="PART", help="choose tau on a part; default val")
     parser.add_argument("--logits", action="store_true", help="keep the logits too (.npz only)")
     return parser
+
+
+@dataclasses.dataclass(frozen=True)
+class _Adjusting:
+    """What the flags ask of an adjustment, checked before anything is computed.
+
+    Attributes:
+      text, prior: `--prior` and its shares [C].
+      adjust: name of the adjustment for each set of classifiers.
+      tau: its strength.
+      tune: the part that chooses tau; empty: none.
+    """
+
+    text: str
+    prior: np.ndarray
+    adjust: dict[str, str]
+    tau: float
+    tune: str
+
+    @classmethod
+    def of(
+        cls, args: argparse.Namespace, classifier: Classifier, source: sources.Source, heads: Sequence[str]
+    ) -> _Adjusting | None:
+        """None without any of the flags.
+
+        Raises:
+          UserError: an unknown name or part, a tau that is not finite, or flags that contradict each other.
+        """
+        if args.prior is None and args.adjust is None and args.tau is None and args.tune is None:
+            return None
+        if args.tau is not None and args.tune is not None:
+            raise UserError(f"--tau={args.tau:g} with --tune: expected one of them")
+        tau = 1.0 if args.tau is None else args.tau
+        if not math.isfinite(tau):
+            raise UserError(f"--tau={tau}: expected a finite number")
+        split = source.split
+        sizes = {name: len(part) for name, part in split.parts.items()}
+        if args.tune and not sizes.get(args.tune):
+            known = ", ".join(name for name, size in sizes.items() if size)
+            more = " (runs with config.data.validation have a part val)" if args.tune == "val" else ""
+            raise UserError(f"--tune={args.tune}: {split.name} has no such part; expected one of {known}{more}")
+        text = args.prior or "uniform"
+        prior = post_hoc.read_prior(text, split.class_names, split.class_counts)
+        run = classifier.meta.get("config")
+        adjust = {name: post_hoc.choose_adjustment(args.adjust or "auto", name, run) for name in heads}
+        return cls(text, prior, adjust, tau, args.tune or "")
+
+    def add(
+        self,
+        summary: dict[str, Any],
+        found: dict[str, dict[str, np.ndarray]],
+        classifier: Classifier,
+        config: ConfigDict,
+        source: sources.Source,
+    ) -> None:
+        """Adds `post_hoc` to the summary and to each of its sets of classifiers; `found` must hold logits."""
+        tuning = evaluate(classifier, config, source, self.tune, tuple(self.adjust), True)[1] if self.tune else None
+
+        def labelled(arrays: dict[str, dict[str, np.ndarray]], name: str) -> post_hoc.Labelled:
+            return post_hoc.Labelled(arrays[name]["logits"], arrays[""]["label"])
+
+        for name, adjust in self.adjust.items():
+            summary["heads"][name]["post_hoc"] = post_hoc.scores(
+                labelled(found, name),
+                adjust,
+                self.tau,
+                self.prior,
+                source.split.class_counts,
+                classifier.variables["params"]["heads"].get(name),
+                labelled(tuning, name) if tuning is not None else None,
+            )
+        summary["post_hoc"] = {"prior": self.text, "shares": self.prior.tolist(), "tuned_on": self.tune}
 
 
 def main(argv: Sequence[str]) -> None:
@@ -124,7 +234,12 @@ def main(argv: Sequence[str]) -> None:
     source = sources.load(config.data)
     heads = HEAD_SETS if args.heads == "both" else (args.heads,)
     part = args.part or config.data.test_part
-    summary, found = evaluate(classifier, config, source, part, heads, args.logits)
+    adjusting = _Adjusting.of(args, classifier, source, heads)
+    summary, found = evaluate(classifier, config, source, part, heads, args.logits or adjusting is not None)
+    if adjusting is not None:
+        adjusting.add(summary, found, classifier, config, source)
+        if not args.logits:
+            found = {name: {k: v for k, v in arrays.items() if k != "logits"} for name, arrays in found.items()}
     for line in source.report.lines():
         say(line)
     say(describe(summary))

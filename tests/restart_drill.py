@@ -34,12 +34,18 @@ START_SECONDS = 300  # more than any start takes
 class Drill:
     """Runs of one configuration under a folder."""
 
-    def __init__(self, folder: pathlib.Path, epochs: int, seed: int) -> None:
+    def __init__(self, folder: pathlib.Path, epochs: int, seed: int, *changes: str) -> None:
+        """`changes` are further `--config.` flags without that prefix."""
         self.folder, self.random = folder, random.Random(seed)
         self.records: list[dict] = []
         # Saves every third step and records every step.
         self._flags = digits(
-            epochs, 1, "train.checkpoint_every_steps=3", "train.log_every_steps=1", "train.eval_every_epochs=0"
+            epochs,
+            1,
+            "train.checkpoint_every_steps=3",
+            "train.log_every_steps=1",
+            "train.eval_every_epochs=0",
+            *changes,
         )
 
     def run(self, kills: int, terms: int) -> None:

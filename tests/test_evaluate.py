@@ -114,9 +114,32 @@ def test_the_number_of_devices_changes_nothing(checkpoint, written, tmp_path):
             np.testing.assert_allclose(several[f"{heads}/confidence"], written[f"{heads}/confidence"], rtol=1e-3)
 
 
+def test_adjusted_to_a_prior_from_the_saved_logits(checkpoint, written, tmp_path, capsys):
+    """The command against the written logits: digits are balanced in the test, 144 down to 7 in training."""
+    path = tmp_path / "adjusted.json"
+    evaluate.main([f"--checkpoint={checkpoint[0]}", "--adjust=train_prior", "--tau=0.5", f"--output={path}"])
+    said, summary = capsys.readouterr().out, json.loads(path.read_text())
+    counts, labels = np.array(summary["data"]["class_counts"]), written["label"]
+    for heads in ("representation", "classifier"):
+        mean = written[f"{heads}/logits"].astype(np.float64).mean(0) - 0.5 * np.log(counts / counts.sum())
+        found = summary["heads"][heads]["post_hoc"]
+        assert found["adjusted"] == pytest.approx(100 * np.mean(mean.argmax(1) == labels), abs=1e-3)
+        assert found["plain"] == pytest.approx(summary["heads"][heads]["top1"], abs=1e-3)
+        assert f"{found['distributions']['backward 50']['adjusted']:.2f}" in said
+    assert "images weighted by the share of their class; prior uniform" in said
+    evaluate.main([f"--checkpoint={checkpoint[0]}", "--heads=classifier", "--prior=train", "--tune=test"])
+    assert "prior train, tau chosen on test" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [
+        (["--adjust=nope"], "unknown adjustment 'nope'"),
+        (["--tune"], "--tune=val: digits.* has no such part; expected one of train, test"),
+        (["--tune=test", "--tau=1"], "--tau=1 with --tune: expected one of them"),
+        (["--tau=nan"], "--tau=nan: expected a finite number"),
+        (["--prior=absent.json"], "--prior=absent.json: No such file"),
+        (["--adjust=tau_norm"], "adjustment tau_norm: expected linear classifiers"),
         (["--part=nope"], "--part=nope: expected one of train, test"),
         (["--output=scores.txt"], "--output=scores.txt: expected a name ending in .json or .npz"),
         (["--logits"], "--logits: expected --output=FILE.npz"),

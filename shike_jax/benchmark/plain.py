@@ -293,14 +293,20 @@ def forward_flops(workload: Workload) -> float:
     traced = jax.make_jaxpr(
         lambda variables, images: network.apply(variables, images, workload.heads, mutable=["batch_stats"])
     )(workload.variables, images)
-    return _count(traced.jaxpr)
+    return matrix_flops(traced.jaxpr)
 
 
-def _count(jaxpr: Any) -> float:
+def matrix_flops(jaxpr: Any) -> float:
+    """Operations of the convolutions and matrix products of a traced program.
+
+    Where platforms choose between forms of one operation, that of the fewest counts: others multiply zeros too.
+    """
     total = 0.0
     for equation in jaxpr.eqns:
         inner = [p for p in equation.params.values() if hasattr(p, "jaxpr")]
-        total += sum(_count(p.jaxpr) for p in inner)
+        total += sum(matrix_flops(p.jaxpr) for p in inner)
+        if branches := equation.params.get("branches"):
+            total += min(matrix_flops(branch.jaxpr) for branch in branches)
         if equation.primitive.name == "conv_general_dilated":
             kernel, out = equation.invars[1].aval.shape, equation.outvars[0].aval.size
             total += 2.0 * out * kernel[0] * kernel[1] * kernel[2]

@@ -8,7 +8,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from shike_jax.errors import UserError
-from shike_jax.methods import LOSSES, OPTIMIZERS, SAMPLERS, SCHEDULES, Choice
+from shike_jax.methods import AVERAGES, LOSSES, OPTIMIZERS, SAMPLERS, SCHEDULES, Choice
 from shike_jax.methods.optimizers import is_optimizer
 
 CHOICES = {
@@ -78,13 +78,25 @@ def _require(ok: bool, path: str, value: Any, expected: str) -> None:
 
 def _validate_stage(prefix: str, one: ConfigDict) -> None:
     choices = {**STAGE_CHOICES, "sampler": tuple(SAMPLERS), "schedule": tuple(SCHEDULES)}
+    choices["average"] = ("none", *AVERAGES)
     for field, allowed in choices.items():
         _require(one[field] in allowed, f"{prefix}.{field}", one[field], f"one of {', '.join(allowed)}")
     optimizers = f"one of {', '.join(OPTIMIZERS)}, or an optimiser of optax such as adamw"
     _require(is_optimizer(one.optimizer), f"{prefix}.optimizer", one.optimizer, optimizers)
-    for field in ("epochs", "batch_size"):
+    _require(0 < one.average_decay < 1, f"{prefix}.average_decay", one.average_decay, "a number between 0 and 1")
+    for field in ("epochs", "batch_size", "average_epochs"):
         _require(one[field] >= 1, f"{prefix}.{field}", one[field], "at least 1")
-    for field in ("lr", "weight_decay", "mixup", "cutmix", "momentum", "warmup_lr", "max_steps", "warmup_epochs"):
+    for field in (
+        "lr",
+        "weight_decay",
+        "mixup",
+        "cutmix",
+        "momentum",
+        "warmup_lr",
+        "max_steps",
+        "warmup_epochs",
+        "sam_rho",
+    ):
         _require(one[field] >= 0, f"{prefix}.{field}", one[field], "a number of at least 0")
     _require(0 <= one.exchange <= 1, f"{prefix}.exchange", one.exchange, "a share between 0 and 1")
     pairs = [name for name in SAMPLERS if SAMPLERS[name].options["partner"]]

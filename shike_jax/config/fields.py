@@ -132,6 +132,10 @@ def stage(**changes: Any) -> ConfigDict:
     one.optimizer_options = ConfigDict()  # its further arguments; to be set in a configuration file
     one.momentum = 0.9
     one.weight_decay = 5e-4
+    one.sam_rho = 0.0  # sharpness-aware minimisation: radius of the uphill step, 0.05 to 0.1; 0: off; twice the work
+    one.average = "none"  # of the weights, evaluated and handed over instead of the last ones: none, ema or uniform
+    one.average_decay = 0.999  # of `ema`, for each step
+    one.average_epochs = 10  # `uniform` averages the last ones
     one.decay_frozen = False  # let frozen weights decay too, as the authors' pinned PyTorch does in its second stage
     one.update(changes)
     return one

@@ -7,6 +7,7 @@ Everything here is a pure function of arrays. A configuration file may add its o
 
 from shike_jax.methods import long_tailed_losses as long_tailed_losses  # registers them
 from shike_jax.methods.adjustment import ADJUSTMENTS
+from shike_jax.methods.averaging import AVERAGES
 from shike_jax.methods.losses import LOSSES, LossInputs
 from shike_jax.methods.optimizers import OPTIMIZERS
 from shike_jax.methods.registry import Choice, Registry
@@ -16,6 +17,7 @@ from shike_jax.methods.scores import SCORES, Predictions
 
 __all__ = [
     "ADJUSTMENTS",
+    "AVERAGES",
     "LOSSES",
     "OPTIMIZERS",
     "SAMPLERS",

@@ -6,12 +6,17 @@ An adjustment is a pure function of `AdjustmentInputs` and a strength tau to log
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
 from shike_jax.errors import UserError
+from shike_jax.methods.losses import LOSSES
 from shike_jax.methods.registry import Registry
+from shike_jax.methods.samplers import SAMPLERS
+from shike_jax.methods.shifts import accuracy_under
+
+TAUS = tuple(round(0.05 * i, 2) for i in range(41))  # 0 to 2, what `choose_tau` tries
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -60,7 +65,7 @@ def test_prior(inputs: AdjustmentInputs, tau: float) -> np.ndarray:
 
 @ADJUSTMENTS.register("tau_norm")
 def tau_norm(inputs: AdjustmentInputs, tau: float) -> np.ndarray:
-    """tau-normalisation (Kang et al. 2020, eq. 5): class weights divided by their norm to the power tau, no bias.
+    """tau-normalisation (Kang et al. 2020, sec. 4): class weights divided by their norm to the power tau, no bias.
 
     Raises:
       UserError: the classifiers are not linear.
@@ -69,6 +74,46 @@ def tau_norm(inputs: AdjustmentInputs, tau: float) -> np.ndarray:
         raise UserError("adjustment tau_norm: expected linear classifiers (config.model.head=linear)")
     norms = np.linalg.norm(inputs.kernels, axis=1)  # [M,C]
     return (inputs.logits - inputs.biases[:, None]) / norms[:, None] ** tau
+
+
+def predict(inputs: AdjustmentInputs, name: str, tau: float, chunk: int = 4096) -> np.ndarray:
+    """The ensemble's classes int [N] after an adjustment: the largest of the experts' averaged logits.
+
+    Args:
+      name: of the adjustment.
+      chunk: examples that are adjusted at once; bounds the memory, changes nothing else.
+    """
+    found = []
+    for start in range(0, inputs.logits.shape[1], chunk):
+        part = dataclasses.replace(inputs, logits=inputs.logits[:, start : start + chunk])
+        found.append(np.argmax(np.mean(ADJUSTMENTS[name].function(part, tau), 0), -1))
+    return np.concatenate(found)
+
+
+def choose_tau(inputs: AdjustmentInputs, labels: np.ndarray, name: str, taus: Sequence[float] = TAUS) -> float:
+    """The strength with the highest accuracy under `inputs.test_prior`, the smallest one of several.
+
+    Args:
+      labels: int [N], of examples that the result is not to be reported on.
+    """
+    accuracies = [accuracy_under(inputs.test_prior, predict(inputs, name, tau), labels) for tau in taus]
+    return float(taus[int(np.argmax(accuracies))])
+
+
+def suited(losses: Mapping[str, float], sampler: str) -> str:
+    """The adjustment for classifiers that these losses have trained: by what their outputs already account for.
+
+    Args:
+      losses: {registered name: weight}.
+      sampler: of the stage.
+
+    Returns:
+      `test_prior` where a loss or the sampler has balanced the classes, else `train_prior`.
+    """
+    used = [name for name, weight in losses.items() if weight and name in LOSSES]
+    balanced = any(LOSSES[name].options["balances"] for name in used)
+    balanced = balanced or (sampler in SAMPLERS and SAMPLERS[sampler].options["balances"])
+    return "test_prior" if balanced else "train_prior"
 
 
 def prior_of(counts: np.ndarray) -> np.ndarray:

@@ -21,14 +21,16 @@ def focal(inputs: LossInputs, focal_gamma: float) -> Array:
     return -jnp.sum((1 - jnp.exp(log_p)) ** focal_gamma * log_p, 0)
 
 
-@LOSSES.register("class_balanced", parameters={"class_balanced_beta": 0.9999})
+@LOSSES.register("class_balanced", parameters={"class_balanced_beta": 0.9999}, balances=True)
 def class_balanced(inputs: LossInputs, class_balanced_beta: float) -> Array:
     """Cross-entropy weighted by the inverse effective number of images (Cui et al. 2019, eqs. 2 and 12)."""
     weights = effective_number_weights(inputs.class_counts, class_balanced_beta)
     return weights[inputs.labels] * cross_entropy(inputs.logits, inputs.labels)
 
 
-@LOSSES.register("ldam", parameters={"ldam_margin": 0.5, "ldam_scale": 30.0, "ldam_beta": 0.9999, "ldam_drw": 1.0})
+@LOSSES.register(
+    "ldam", parameters={"ldam_margin": 0.5, "ldam_scale": 30.0, "ldam_beta": 0.9999, "ldam_drw": 1.0}, balances=True
+)
 def ldam(inputs: LossInputs, ldam_margin: float, ldam_scale: float, ldam_beta: float, ldam_drw: float) -> Array:
     """Label-distribution-aware margins with deferred re-weighting (Cao et al. 2019, eq. 13 and algorithm 1).
 
@@ -44,15 +46,17 @@ def ldam(inputs: LossInputs, ldam_margin: float, ldam_scale: float, ldam_beta: f
     return jnp.where(inputs.progress >= ldam_drw, weights, 1.0) * cross_entropy(logits, inputs.labels)
 
 
-@LOSSES.register("logit_adjusted", parameters={"logit_adjusted_tau": 1.0})
+@LOSSES.register("logit_adjusted", parameters={"logit_adjusted_tau": 1.0}, balances=True)
 def logit_adjusted(inputs: LossInputs, logit_adjusted_tau: float) -> Array:
     """Logit-adjusted cross-entropy (Menon et al. 2021, eq. 10): of z + tau log pi, pi being the priors."""
     return cross_entropy(inputs.logits + logit_adjusted_tau * _log_prior(inputs), inputs.labels)
 
 
-@LOSSES.register("balanced_experts", parameters={"balanced_experts_low": 0.0, "balanced_experts_high": 2.0})
+@LOSSES.register(
+    "balanced_experts", parameters={"balanced_experts_low": 0.0, "balanced_experts_high": 2.0}, balances=True
+)
 def balanced_experts(inputs: LossInputs, balanced_experts_low: float, balanced_experts_high: float) -> Array:
-    """Experts with different priors (BalPoE, Aimar et al. 2023, eq. 5): cross-entropy of z^m + tau_m log pi.
+    """Experts with different priors (BalPoE, Aimar et al. 2023, sec. 3): cross-entropy of z^m + tau_m log pi.
 
     tau_m runs in equal steps from `balanced_experts_low` (the first expert) to `balanced_experts_high` (the last one).
     With a mean of 1, as 0, 1, 2 have, the average of the experts is unbiased.

@@ -49,7 +49,8 @@ class LossInputs:
 
 # A loss is a pure function of `LossInputs` (and of the parameters that it declares) to float [B], per example.
 # `uses_labels=False` says that the labels do not matter, so that mixed images need it once instead of for both labels.
-LOSSES: Registry[Callable[..., Array]] = Registry("loss", uses_labels=True)
+# `balances=True` says that it makes up for the class counts: what it trains assumes all classes to be equally frequent.
+LOSSES: Registry[Callable[..., Array]] = Registry("loss", uses_labels=True, balances=False)
 FORM = {"form": Choice(FORMS)}
 
 
@@ -187,9 +188,9 @@ def _cross_entropy(inputs: LossInputs) -> Array:
     return cross_entropy(inputs.logits, inputs.labels)
 
 
-@LOSSES.register("balanced")
+@LOSSES.register("balanced", balances=True)
 def _balanced_softmax(inputs: LossInputs) -> Array:
-    """Balanced softmax (eq. 11)."""
+    """Balanced softmax (eq. 11; Ren et al. 2020): cross-entropy of z + log n."""
     return balanced_softmax(inputs.logits, inputs.labels, inputs.class_counts)
 
 

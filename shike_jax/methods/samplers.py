@@ -18,8 +18,9 @@ from shike_jax.methods.registry import Registry
 
 Array = jax.Array
 
-# `partner` names the sampler of the second image of each pair; empty for samplers of single images.
-SAMPLERS: Registry[Callable[[Array, np.ndarray], Array]] = Registry("sampler", partner="")
+# `partner` names the sampler of the second image of each pair; empty for samplers of single images. `balances=True`
+# says that every class is drawn equally often.
+SAMPLERS: Registry[Callable[[Array, np.ndarray], Array]] = Registry("sampler", partner="", balances=False)
 
 
 @SAMPLERS.register("shuffle")
@@ -28,7 +29,7 @@ def shuffle(key: Array, labels: np.ndarray) -> Array:
     return _shuffled(key, len(labels))
 
 
-@SAMPLERS.register("balanced")
+@SAMPLERS.register("balanced", balances=True)
 def balanced(key: Array, labels: np.ndarray) -> Array:
     """Draws a class uniformly, then one of its examples uniformly, with replacement."""
     return _draw_by_class(key, labels, lambda counts: np.ones(len(counts)))
@@ -40,7 +41,7 @@ def square_root(key: Array, labels: np.ndarray) -> Array:
     return _draw_by_class(key, labels, np.sqrt)
 
 
-@SAMPLERS.register("paired", partner="shuffle")
+@SAMPLERS.register("paired", partner="shuffle", balances=True)
 def paired(key: Array, labels: np.ndarray) -> Array:
     """As `balanced`; each example comes with a second one from the shuffled training set (H2T)."""
     return balanced(key, labels)

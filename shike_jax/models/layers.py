@@ -41,6 +41,9 @@ class Conv(nn.Module):
         return convolve(x.astype(self.dtype), kernel.astype(self.dtype), self.stride, self.groups)
 
 
+MOMENTS = "moments"  # sums behind the batch statistics, for whoever estimates them over several batches
+
+
 class BatchNorm(nn.Module):
     """Batch normalisation with PyTorch's arithmetic, over the real examples of the global batch.
 
@@ -64,6 +67,13 @@ class BatchNorm(nn.Module):
         running_var = self.variable("batch_stats", "var", jnp.ones, (channels,), kind)
         if train:
             mean, var, count = self._moments(x.astype(kind), mask)
+            if not self.is_initializing():  # a collection that is collected only when it is asked for
+                for name, value in (
+                    ("total", mean * count),
+                    ("squares", (var + mean * mean) * count),
+                    ("count", count),
+                ):
+                    self.sow(MOMENTS, name, value, reduce_fn=lambda _, new: new, init_fn=lambda: None)
             if not self.is_initializing() and self.is_mutable_collection("batch_stats"):
                 unbiased = var * (count / jnp.maximum(count - 1, 1))
                 running_mean.value += self.momentum * (mean - running_mean.value)
@@ -134,7 +144,7 @@ class LinearClassifier(nn.Module):
 
 
 class ClassScales(nn.Module):
-    """Learnable weight scaling (Kang et al. 2020, sec. 4.2): one factor for each class over logits of frozen weights.
+    """Learnable weight scaling (Kang et al. 2020, sec. 4): one factor for each class over logits of frozen weights.
 
     Input: logits [B,classes]; output: the same, each class multiplied by its factor, which begins at 1.
     """

@@ -118,9 +118,11 @@ class Steps:
             steps_per_epoch=each,
             steps=each * fields.epochs,
         )
-        opt_state = jax.eval_shape(program.optimizer.init, select(variables["params"], program.updated))
+        moved = select(variables["params"], program.updated)
+        opt_state = jax.eval_shape(program.optimizer.init, moved)
+        average = moved if program.newest_share is not None else None
         step = jax.ShapeDtypeStruct((), jnp.int32)
-        state = TrainState(step, variables["params"], variables["batch_stats"], opt_state)
+        state = TrainState(step, variables["params"], variables["batch_stats"], opt_state, average)
 
         def call(state: TrainState, data: PyTree, inputs: PyTree) -> tuple[TrainState, PyTree]:
             return steps.train_step(program, state, self._fetch(data, inputs))

@@ -27,9 +27,9 @@ from shike_jax.storage.logs import RunLog
 from shike_jax.storage.progress import clock
 from shike_jax.storage.trouble import check_present, disk_trouble
 from shike_jax.storage.workdir import claimed, discard_untrained, open_workdir
-from shike_jax.training import metrics, outcome, randomness, steps
+from shike_jax.training import averaging, metrics, outcome, randomness, steps
 from shike_jax.training.setup import Run, Stage, check_devices, make_stage, prepare
-from shike_jax.training.state import TrainState, variables_of
+from shike_jax.training.state import TrainState
 from shike_jax.training.sums import EpochSums
 
 PyTree = Any
@@ -124,6 +124,7 @@ def fit_stage(run: Run, stage: Stage, state: TrainState) -> PyTree:
     """
     call = steps.compile_train(stage.program, run.feeds["train"].fetch)
     call = run.log.announced(call, f"the training step of {stage.name}")
+    variables_of, variables = averaging.make_outcome(run, stage), None
     step, evaluation = int(state.step), None
     _show_first_batch(run, stage, step)
     state = parallel.replicate(state)
@@ -132,12 +133,15 @@ def fit_stage(run: Run, stage: Stage, state: TrainState) -> PyTree:
         state, trained = _fit_epoch(run, stage, call, state, step)
         step = min((epoch + 1) * stage.steps_per_epoch, stage.steps)
         looked_at = _due(step, stage.steps_per_epoch, run.config.train.eval_every_epochs) or step == stage.steps
-        evaluation = evaluate(run, state, stage.settings.heads) if looked_at else None
+        if looked_at:
+            variables = variables_of(state)
+        evaluation = evaluate(run, variables, stage.settings.heads) if looked_at else None
         _report_epoch(run, stage, epoch, step, trained, evaluation)
-    # A run that was stopped exactly at the end of a stage is evaluated when it comes back.
-    evaluation = evaluation or evaluate(run, state, stage.settings.heads)
+    if evaluation is None:  # a run that was stopped exactly at the end of a stage is evaluated when it comes back
+        variables = variables_of(state)
+        evaluation = evaluate(run, variables, stage.settings.heads)
     run.history["stages"].append(outcome.stage_record(stage, evaluation))
-    return parallel.to_host(variables_of(state))
+    return parallel.to_host(variables)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -268,11 +272,11 @@ def _save(run: Run, stage: Stage, state: TrainState, step: int) -> None:
     run.checkpoints.save(stage.steps_before + step, state, outcome.position(run, stage, step))
 
 
-def evaluate(run: Run, state: TrainState, heads: str) -> dict[str, Any]:
-    """Scores of `metrics.analyse` on the evaluation part with one set of classifiers."""
+def evaluate(run: Run, variables: PyTree, heads: str) -> dict[str, Any]:
+    """Scores of `metrics.analyse` on the evaluation part with one set of classifiers; variables are replicated."""
     began, compiled, split = time.time(), CompileTime.total, run.source.split
     with run.log.meter("evaluating", run.evaluator.batches) as update:
-        found = run.evaluator(variables_of(state), (heads,), update=update)
+        found = run.evaluator(variables, (heads,), update=update)
     scores = metrics.analyse(found[heads], found[""]["label"], split.num_classes, split.divisions)
     compile_seconds = CompileTime.total - compiled
     run.history["seconds"]["compile"] += compile_seconds

@@ -15,7 +15,8 @@ from ml_collections import ConfigDict
 
 from shike_jax import models
 from shike_jax.config import to_plain
-from shike_jax.methods import SCHEDULES, StageLength
+from shike_jax.methods import AVERAGES, SCHEDULES, StageLength
+from shike_jax.methods.averaging import AverageSettings
 from shike_jax.methods.optimizers import make_optimizer
 from shike_jax.training.trainable import trainable_mask
 
@@ -35,6 +36,7 @@ class Program:
       updated: booleans like params: what the optimiser moves; equal to `trainable` unless frozen weights decay too.
       optimizer: its update is added to the parameters.
       schedule: step to learning rate, for reports; the optimiser has its own copy.
+      newest_share: steps done to the share of the newest weights in their average; None where nothing is averaged.
       steps: length of the stage.
       augment: (images uint8 [b,H,W,3], keys [b], mask=[b]) to normalised float images.
       key: PRNG key of the stage.
@@ -47,6 +49,7 @@ class Program:
     updated: PyTree
     optimizer: optax.GradientTransformation
     schedule: Callable[[Any], Any]
+    newest_share: Callable[[Array], Array] | None
     steps: int
     augment: Callable[..., Array]
     key: Array
@@ -89,7 +92,16 @@ def make_program(
             settings.optimizer, schedule, settings.momentum, settings.weight_decay, settings.optimizer_options
         ),
         schedule=schedule,
+        newest_share=_newest_share(settings, steps_per_epoch, steps),
         steps=steps,
         augment=augment,
         key=key,
     )
+
+
+def _newest_share(settings: ConfigDict, steps_per_epoch: int, steps: int) -> Callable[[Array], Array] | None:
+    if settings.average == "none":
+        return None
+    first = max(steps - settings.average_epochs * steps_per_epoch, 0) + 1
+    rule, chosen = AVERAGES[settings.average].function, AverageSettings(settings.average_decay, first)
+    return lambda done: rule(done, chosen)

@@ -90,7 +90,8 @@ class Stage:
 
     def start(self, variables: PyTree) -> TrainState:
         """The stage's state at step 0, from host variables {`params`, `batch_stats`}."""
-        return start_stage(variables, self.program.optimizer, self.program.updated)
+        averages = self.program.newest_share is not None
+        return start_stage(variables, self.program.optimizer, self.program.updated, averages)
 
 
 def check_devices(config: ConfigDict) -> None:

@@ -24,29 +24,36 @@ class TrainState:
       params: all parameters, trained or not.
       batch_stats: running averages of batch normalisation.
       opt_state: of the optimiser; it holds arrays for the updated parameters only.
+      average: of the updated parameters (None for the others) over the steps; None where the stage averages nothing.
     """
 
     step: Any
     params: PyTree
     batch_stats: PyTree
     opt_state: PyTree
+    average: PyTree = None
 
 
-def start_stage(variables: PyTree, optimizer: optax.GradientTransformation, updated: PyTree) -> TrainState:
+def start_stage(
+    variables: PyTree, optimizer: optax.GradientTransformation, updated: PyTree, averages: bool = False
+) -> TrainState:
     """The state at step 0 of a stage: given variables, a fresh optimiser.
 
     Args:
       variables: {`params`, `batch_stats`} host arrays: initial ones or those at the end of the stage before.
       optimizer: of the stage.
       updated: booleans like params: what the optimiser moves.
+      averages: whether the stage averages its weights.
     """
     params = variables["params"]
-    opt_state = jax.tree.map(np.asarray, jax.jit(optimizer.init)(trainable.select(params, updated)))
-    return TrainState(np.zeros((), np.int32), params, variables["batch_stats"], opt_state)
+    moved = trainable.select(params, updated)
+    opt_state = jax.tree.map(np.asarray, jax.jit(optimizer.init)(moved))
+    average = moved if averages else None
+    return TrainState(np.zeros((), np.int32), params, variables["batch_stats"], opt_state, average)
 
 
 def variables_of(state: TrainState) -> PyTree:
-    """The network's variables {`params`, `batch_stats`} of a state."""
+    """The network's variables {`params`, `batch_stats`} of a state, as the last step left them."""
     return {"params": state.params, "batch_stats": state.batch_stats}
 
 

@@ -17,6 +17,7 @@ from jax import lax
 
 from shike_jax.cluster import parallel
 from shike_jax.methods import LossInputs
+from shike_jax.methods.averaging import moved_average, uphill
 from shike_jax.methods.exchange import exchange_channels
 from shike_jax.methods.losses import active_losses
 from shike_jax.methods.mixing import cutmix, mixup, partners
@@ -59,6 +60,11 @@ def train_step(program: Program, state: TrainState, batch: Batch) -> tuple[Train
     grads, (batch_stats, sums) = jax.grad(objective, has_aux=True)(trained)
     # Each device differentiated its own share of the global mean, so the shares add up.
     grads, sums = parallel.psum((grads, sums))
+    if rho := program.stage["sam_rho"]:
+        # SAM's second gradient. BN statistics and sums stay those of the weights themselves. optax.contrib.sam takes
+        # the same step, but wraps the optimiser's state and divides by a gradient's norm even where it is 0.
+        grads, _ = jax.grad(objective, has_aux=True)(uphill(trained, grads, rho))
+        grads = parallel.psum(grads)
     if program.network.axis_name is None:
         # Per-device statistics: the running averages agree again by averaging over the devices.
         batch_stats = jax.tree.map(lambda x: parallel.psum(x) / parallel.psum(1), batch_stats)
@@ -73,7 +79,10 @@ def update(program: Program, state: TrainState, grads: PyTree, batch_stats: PyTr
     updates, opt_state = program.optimizer.update(grads, state.opt_state, moved)
     moved = optax.apply_updates(moved, updates)
     params = trainable.merge(moved, trainable.select(state.params, program.updated, False))
-    return TrainState(state.step + 1, params, batch_stats, opt_state)
+    average = state.average
+    if program.newest_share is not None:
+        average = moved_average(average, moved, program.newest_share(state.step + 1))
+    return TrainState(state.step + 1, params, batch_stats, opt_state, average)
 
 
 def loss_terms(program: Program, inputs: LossInputs, mixing: Mixing | None) -> dict[str, Array]:

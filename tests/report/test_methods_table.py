@@ -1,0 +1,51 @@
+"""launch/methods_table.py: size and work by hand, seeds in one row."""
+
+import json
+import runpy
+
+import pytest
+
+from shike_jax.cli.flags import load_config
+from shike_jax.config import to_plain
+from tests.conftest import ROOT
+
+table = runpy.run_path(str(ROOT / "launch" / "methods_table.py"))
+
+
+def plain(*arguments):
+    return to_plain(load_config(arguments)[0])
+
+
+def test_parameters_of_a_prediction():
+    """The authors' network has 1,277,008 with both sets of cosine classifiers, 3 * 64 * 100 each."""
+    found, _ = table["size_and_work"](plain(f"--config={ROOT}/configs/cifar_lt.py"), 100)
+    assert found == 1_277_008 - 19_200
+    scaled = plain(f"--config={ROOT}/configs/baselines_cifar.py:lws,dataset=digits")
+    fresh = plain(f"--config={ROOT}/configs/baselines_cifar.py:crt,dataset=digits")
+    counts = [table["size_and_work"](config, 10)[0] for config in (scaled, fresh)]
+    assert counts[0] == counts[1] + 10  # a factor for each class beside the first set
+
+
+def test_work_of_a_prediction_by_hand():
+    """Width 8, one block a stage, 16 px: multiplications and additions of each convolution, and of the classifier."""
+    _, found = table["size_and_work"](plain(f"--config={ROOT}/configs/baselines_cifar.py:ce,dataset=digits"), 10)
+    stem = 16 * 16 * 8 * (9 * 3)
+    first = 2 * 16 * 16 * 8 * (9 * 8)
+    second = 8 * 8 * 16 * (9 * 8 + 9 * 16 + 8)  # the shortcut is a 1x1 convolution
+    third = 4 * 4 * 32 * (9 * 16 + 9 * 32 + 16)
+    assert found == 2 * (stem + first + second + third + 32 * 10)
+
+
+def test_seeds_share_a_row(tmp_path):
+    config = plain(f"--config={ROOT}/configs/baselines_cifar.py:ce,dataset=digits,epochs=3,classifier_epochs=1")
+    for seed, top1 in ((0, 80.0), (1, 82.0)):
+        (tmp_path / "ce" / f"seed{seed}").mkdir(parents=True)
+        found = {"top1": top1, "many": 90.0, "medium": 80.0, "few": None, "config": config}
+        found |= {"split": {"class_counts": [9] * 10}, "stages": [{"epochs": 4}], "seconds": {"train": 2.0 + seed}}
+        (tmp_path / "ce" / f"seed{seed}" / "results.json").write_text(json.dumps(found))
+    (row,) = table["rows"](tmp_path)
+    cells = [cell.strip() for cell in row.strip("|").split("|")]
+    assert cells[:6] == ["`ce`", "2", "81.00 ± 1.41", "90.00 ± 0.00", "80.00 ± 0.00", "-"]
+    assert cells[-1] == "0.62"  # the median of 0.5 and 0.75
+    with pytest.raises(Exception, match=r"no results\.json below it"):
+        table["rows"](tmp_path / "ce" / "seed0" / "nothing")

@@ -1,0 +1,51 @@
+"""docs/methods.md: the file that adds a method trains and adjusts, and the page names what there is."""
+
+import re
+
+import numpy as np
+import pytest
+
+from shike_jax import evaluate
+from shike_jax.cli.flags import load_config
+from shike_jax.methods import ADJUSTMENTS, LOSSES, SAMPLERS
+from shike_jax.training import loop
+from tests.conftest import ROOT
+
+PAGE = (ROOT / "docs" / "methods.md").read_text()
+
+
+def test_the_file_of_the_page_adds_a_loss_and_an_adjustment(tmp_path, capsys, monkeypatch):
+    for registry in (LOSSES, ADJUSTMENTS):  # what the file registers does not stay
+        monkeypatch.setattr(registry, "_entries", dict(registry._entries))
+    (text,) = re.findall(r"^```python\n(.*?)^```$", PAGE, re.MULTILINE | re.DOTALL)
+    (tmp_path / "vs.py").write_text(text)
+    changes = ["--config.log=quiet", "--config.stages.only.max_steps=2", "--config.train.pictures=0"]
+    config, _ = load_config([f"--config={tmp_path / 'vs.py'}", "--config.stages.only.loss.vs_gamma=0.0", *changes])
+    results = loop.train(config, tmp_path / "run")
+    assert results["config"]["stages"]["only"]["loss"]["vs_gamma"] == 0.0
+    command = [f"--checkpoint={tmp_path / 'run'}", "--heads=representation", f"--output={tmp_path / 'all.npz'}"]
+    evaluate.main([*command, "--logits", f"--config={tmp_path / 'vs.py'}", "--adjust=standardised", "--tau=1"])
+    with np.load(tmp_path / "all.npz") as found:
+        logits, labels = found["representation/logits"][0], found["label"]
+    right = 100 * np.mean((logits - logits.mean(0)).argmax(1) == labels)
+    row = next(line for line in capsys.readouterr().out.splitlines() if line.startswith("prior uniform"))
+    assert float(row.split()[-1]) == pytest.approx(right, abs=0.01)
+
+
+def test_the_page_names_what_there_is():
+    methods = {
+        "ce",
+        "focal",
+        "class_balanced",
+        "ldam_drw",
+        "logit_adjusted",
+        "balanced_softmax",
+        "crt",
+        "lws",
+        "balpoe",
+    }
+    for name in methods:
+        assert f"| `{name}` |" in PAGE
+        load_config([f"--config={ROOT}/configs/baselines_cifar.py:{name}"])
+    assert set(ADJUSTMENTS) - {"none"} <= set(re.findall(r"^\| `(\w+)` \|", PAGE, re.MULTILINE))
+    assert [name for name in SAMPLERS if SAMPLERS[name].options["balances"]] == ["balanced", "paired"]
