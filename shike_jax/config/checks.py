@@ -49,6 +49,9 @@ def validate(config: ConfigDict, stages: bool = True) -> None:
         for part in path.split("."):
             node = node[part]
         _require(node in allowed, path, node, f"one of {', '.join(allowed)}")
+    seeds = tuple(config.seeds)
+    distinct = all(isinstance(seed, int) and seed >= 0 for seed in seeds) and len(set(seeds)) == len(seeds)
+    _require(distinct, "seeds", seeds, "different whole numbers of at least 0")
     data, model, train = config.data, config.model, config.train
     _require(data.imbalance_factor >= 1, "data.imbalance_factor", data.imbalance_factor, "a number of at least 1")
     _require(data.image_size >= 8, "data.image_size", data.image_size, "at least 8 pixels")

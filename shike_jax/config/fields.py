@@ -24,6 +24,7 @@ def base() -> ConfigDict:
     config = ConfigDict()
     config.name = "run"
     config.seed = 0  # of the weights, the order of examples and the augmentation
+    config.seeds = ()  # several in one program, each a run in WORKDIR/seedN, for accelerators; empty: `seed` alone
     config.dtype = "float32"  # of the computation; weights, BN statistics and losses stay float32 (float64: all of it)
     config.init_from = (
         ""  # warm start: a checkpoint (path or URL) or a PyTorch file of the backbone; fresh heads if C differs

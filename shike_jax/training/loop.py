@@ -86,7 +86,7 @@ def _train(config: ConfigDict, workdir: Path, started: float) -> dict[str, Any]:
         run.history["seconds"]["compile"] += CompileTime.total
         with contextlib.closing(run.profile):
             variables = _run_stages(run, stage, state)
-        return _finish(run, variables)
+        return finish(run, variables)
     except Exception as error:
         if reason := disk_trouble(error):
             good = newest_checkpoint(workdir) or "none"
@@ -109,7 +109,7 @@ def _run_stages(run: Run, stage: Stage, state: TrainState) -> PyTree:
             return variables
         stage = make_stage(run, stage.index + 1, variables["params"])
         state = stage.start(variables)
-        _save(run, stage, state, 0)
+        save(run, stage, state, 0)
         run.checkpoints.wait()
 
 
@@ -126,17 +126,17 @@ def fit_stage(run: Run, stage: Stage, state: TrainState) -> PyTree:
     call = run.log.announced(call, f"the training step of {stage.name}")
     variables_of, variables = averaging.make_outcome(run, stage), None
     step, evaluation = int(state.step), None
-    _show_first_batch(run, stage, step)
+    show_first_batch(run, stage, step)
     state = parallel.replicate(state)
     while step < stage.steps:
         epoch = step // stage.steps_per_epoch
         state, trained = _fit_epoch(run, stage, call, state, step)
         step = min((epoch + 1) * stage.steps_per_epoch, stage.steps)
-        looked_at = _due(step, stage.steps_per_epoch, run.config.train.eval_every_epochs) or step == stage.steps
+        looked_at = due(step, stage.steps_per_epoch, run.config.train.eval_every_epochs) or step == stage.steps
         if looked_at:
             variables = variables_of(state)
         evaluation = evaluate(run, variables, stage.settings.heads) if looked_at else None
-        _report_epoch(run, stage, epoch, step, trained, evaluation)
+        report_epoch(run, stage, epoch, step, trained, evaluation)
     if evaluation is None:  # a run that was stopped exactly at the end of a stage is evaluated when it comes back
         variables = variables_of(state)
         evaluation = evaluate(run, variables, stage.settings.heads)
@@ -161,7 +161,7 @@ def _fit_epoch(
     epoch = step // stage.steps_per_epoch
     sums = EpochSums(f"stage {stage.name}, epoch {epoch}", run.checkpoints.latest)
     running, examples = None, 0
-    inputs_of_calls = Waiting(_calls(run, stage, step))
+    inputs_of_calls = Waiting(calls(run, stage, step))
 
     def beside() -> tuple[str, float]:
         seconds = time.time() - began - (CompileTime.total - compiled)
@@ -184,7 +184,7 @@ def _fit_epoch(
             if run.profile.after(stage.steps_before + step, new):
                 run.log.line(f"profile: {run.workdir / 'profile'}")
             update(step - epoch * stage.steps_per_epoch, beside)
-            if _passed(step, done, config.train.log_every_steps):
+            if passed(step, done, config.train.log_every_steps):
                 run.log.scalars(stage.steps_before + step, sums.recent(step), stage=stage.name, epoch=epoch)
             _save_if_due(run, stage, state, step, done, sums)
     means = sums.means(step)
@@ -216,7 +216,7 @@ class Waiting:
             yield item
 
 
-def _calls(run: Run, stage: Stage, step: int) -> Iterator[tuple[int, int, PyTree]]:
+def calls(run: Run, stage: Stage, step: int) -> Iterator[tuple[int, int, PyTree]]:
     """Yields (steps, examples, inputs) of each compiled call from `step` to the end of its epoch."""
     settings, feed = stage.settings, run.feeds["train"]
     epoch, first = divmod(step, stage.steps_per_epoch)
@@ -256,16 +256,17 @@ def _save_if_due(run: Run, stage: Stage, state: TrainState, step: int, done: int
     train, stop = run.config.train, run.stop.requested()
     if step == stage.steps:
         return
-    due = _due(step, stage.steps_per_epoch, train.checkpoint_every_epochs)
-    if due or _passed(step, done, train.checkpoint_every_steps) or stop:
+    now = due(step, stage.steps_per_epoch, train.checkpoint_every_epochs)
+    if now or passed(step, done, train.checkpoint_every_steps) or stop:
         sums.fetch(step)  # refuses to save what is not finite
-        _save(run, stage, state, step)
+        save(run, stage, state, step)
     if stop:
         run.checkpoints.close()
         raise Preempted(f"stopped in stage {stage.name} at step {step}; start again to continue")
 
 
-def _save(run: Run, stage: Stage, state: TrainState, step: int) -> None:
+def save(run: Run, stage: Stage, state: TrainState, step: int) -> None:
+    """Begins to write a checkpoint of a stage's step, with where the run stands."""
     if parallel.is_main():
         check_present(run.workdir)
     outcome.share_bad_images(run)
@@ -284,7 +285,7 @@ def evaluate(run: Run, variables: PyTree, heads: str) -> dict[str, Any]:
     return scores
 
 
-def _finish(run: Run, variables: PyTree) -> dict[str, Any]:
+def finish(run: Run, variables: PyTree) -> dict[str, Any]:
     """Writes the results and the card of a run whose last stage is done."""
     outcome.share_bad_images(run)
     if parallel.is_main():
@@ -300,30 +301,30 @@ def _finish(run: Run, variables: PyTree) -> dict[str, Any]:
     return found
 
 
-def _due(step: int, steps_per_epoch: int, every_epochs: int) -> bool:
+def due(step: int, steps_per_epoch: int, every_epochs: int) -> bool:
     """True at the end of every `every_epochs`-th epoch of a stage."""
     return bool(every_epochs) and step % (steps_per_epoch * every_epochs) == 0
 
 
-def _passed(step: int, done: int, every: int) -> bool:
+def passed(step: int, done: int, every: int) -> bool:
     """Whether the last `done` steps reached or passed a multiple of `every` (0: never)."""
     return bool(every) and step // every != (step - done) // every
 
 
-def _show_first_batch(run: Run, stage: Stage, step: int) -> None:
+def show_first_batch(run: Run, stage: Stage, step: int) -> None:
     """Sends augmented images of a stage's first step to TensorBoard, as the network sees them but for mixing."""
     count = run.config.train.pictures
     if step or not count or not run.log.has_tensorboard:
         return
     feed, data = run.feeds["train"], run.config.data
-    _, _, inputs = next(_calls(run, stage, 0))
+    _, _, inputs = next(calls(run, stage, 0))
     first = jax.tree.map(lambda x: np.asarray(x)[0, 0], inputs)
     images = steps.preview(stage.program, feed.fetch, parallel.to_host(feed.data), first, count)
     pictures = np.clip(np.asarray(images, np.float32) * np.array(data.std) + np.array(data.mean), 0, 1)
     run.log.images(stage.steps_before, "augmented", pictures)
 
 
-def _report_epoch(
+def report_epoch(
     run: Run, stage: Stage, epoch: int, step: int, trained: EpochReport, evaluation: dict[str, Any] | None
 ) -> None:
     """One aligned line for a person, one JSON line for programs, and TensorBoard."""

@@ -1,0 +1,238 @@
+"""Several seeds of one configuration in one program: their states stand side by side and one `vmap` trains them.
+
+A network as small as CIFAR's fills a small part of an accelerator, whose kernels are shorter than their launches:
+several of them in one program take little longer than one. Each seed is a run of its own, with its work directory,
+checkpoints, logs and results, equal to what it would be alone; only the training step is shared. Runs that stand at
+different steps (some were stopped later than others) train in turn, those furthest behind first.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from ml_collections import ConfigDict
+
+from shike_jax.cluster import parallel
+from shike_jax.cluster.coordination import CompileTime
+from shike_jax.cluster.preemption import Preempted
+from shike_jax.config import to_plain, with_defaults
+from shike_jax.errors import UserError
+from shike_jax.storage.logs import RunLog
+from shike_jax.storage.workdir import claimed, discard_untrained, open_workdir
+from shike_jax.training import averaging, loop, outcome, steps
+from shike_jax.training.setup import Run, Stage, check_devices, make_stage, prepare
+from shike_jax.training.state import TrainState
+from shike_jax.training.sums import EpochSums
+
+PyTree = Any
+
+
+@dataclasses.dataclass
+class Member:
+    """One seed's run, and where it stands.
+
+    Attributes:
+      run, stage: as of a run alone.
+      state: on the host.
+      variables_of: the network that the stage gives out, from a replicated state (`averaging.make_outcome`).
+    """
+
+    run: Run
+    stage: Stage
+    state: TrainState
+
+    def __post_init__(self) -> None:
+        """Nothing is compiled yet."""
+        self.variables_of = averaging.make_outcome(self.run, self.stage)
+
+    @property
+    def position(self) -> tuple[int, int]:
+        """Stage and step of it."""
+        return self.stage.index, int(self.state.step)
+
+
+def train_seeds(config: ConfigDict, workdir: Path, started: float | None = None) -> list[dict[str, Any]]:
+    """Trains `config.seeds` together, each in WORKDIR/seedN; finished ones are left as they are.
+
+    Args:
+      config: validated, with `seeds`.
+      workdir: of all of them.
+      started: `time.time()` when the program began, for the start-up time.
+
+    Returns:
+      The results of the seeds that were not finished before.
+
+    Raises:
+      UserError: anything a user can mend.
+      Preempted: a signal asked to stop; all states are saved.
+    """
+    started = started or time.time()
+    parallel.use_backend(config.train.backend)
+    check_devices(config)
+    if jax.process_count() > 1:
+        raise UserError(f"config.seeds={tuple(config.seeds)!r}: expected one process, not {jax.process_count()}")
+    with contextlib.ExitStack() as held:
+        members = []
+        for seed in config.seeds:
+            member = _opened(_alone(config, seed), workdir / f"seed{seed}", held)
+            members += [member] if member else []
+        compiling = CompileTime.total
+        starting = time.time() - started - compiling
+        for member in members:  # each gets its part of what was done for all
+            member.run.history["seconds"]["start_up"] += starting / len(members)
+            member.run.history["seconds"]["compile"] += compiling / len(members)
+        results: list[dict[str, Any]] = []
+        compiled: dict[Any, Callable] = {}
+        while members:
+            first = min(member.position for member in members)
+            group = [member for member in members if member.position == first]
+            which = group[0].stage.index, *(member.run.config.seed for member in group)
+            if which not in compiled:
+                fetch = group[0].run.feeds["train"].fetch
+                call = compile_together([member.stage for member in group], fetch)
+                what = f"the training step of {group[0].stage.name}, {len(group)} seeds together"
+                compiled = {which: group[0].run.log.announced(call, what)}
+            _fit_epoch(group, compiled[which])
+            for member in group:
+                if member.position[1] == member.stage.steps and (ended := _hand_over(member)):
+                    members.remove(member)
+                    results.append(ended)
+        return results
+
+
+def _alone(config: ConfigDict, seed: int) -> ConfigDict:
+    """The configuration of one seed's own run."""
+    own = config.copy_and_resolve_references()
+    with own.unlocked():
+        own.seed, own.seeds = seed, ()
+    return own
+
+
+def _opened(config: ConfigDict, workdir: Path, held: contextlib.ExitStack) -> Member | None:
+    """The run of one seed where it stands; None when it is finished."""
+    plain = to_plain(config)
+    finished = open_workdir(workdir, plain, with_defaults)
+    if finished is None and held.enter_context(claimed(workdir)):
+        finished = open_workdir(workdir, plain, with_defaults)
+    if finished is not None:
+        print(f"{workdir} is finished (top-1 {finished['top1']:.2f} %)")
+        return None
+    log = RunLog(workdir, config.log, True)
+    held.callback(log.close)
+    try:
+        member = Member(*prepare(config, workdir, log))
+    except UserError:
+        discard_untrained(workdir)
+        raise
+    if member.run.source.images is None:
+        discard_untrained(workdir)
+        raise UserError(
+            f"config.seeds: expected a data source whose images lie on the device, not {config.data.source!r}"
+        )
+    return member
+
+
+def compile_together(stages: Sequence[Stage], fetch: Callable[[PyTree, PyTree], PyTree]) -> Callable:
+    """Compiles (states, data, inputs) -> (states, sums) over all devices: as `steps.compile_train`, for S runs.
+
+    States and sums have a leading axis [S], inputs are [devices, S, k, ...]; the runs differ in their key alone.
+    """
+    program, keys = stages[0].program, jnp.stack([stage.program.key for stage in stages])
+
+    def call(states: TrainState, data: PyTree, inputs: PyTree) -> tuple[TrainState, PyTree]:
+        def one(states: TrainState, items: PyTree) -> tuple[TrainState, PyTree]:
+            def step(state: TrainState, key: jax.Array, item: PyTree) -> tuple[TrainState, PyTree]:
+                return steps.train_step(dataclasses.replace(program, key=key), state, fetch(data, item))
+
+            return jax.vmap(step)(states, keys, items)
+
+        if jax.tree.leaves(inputs)[0].shape[1] == 1:  # as in steps.compile_train: no scan of convolutions on the CPU
+            return one(states, jax.tree.map(lambda x: x[:, 0], inputs))
+        states, sums = jax.lax.scan(one, states, jax.tree.map(lambda x: jnp.swapaxes(x, 0, 1), inputs))
+        return states, jax.tree.map(lambda x: jnp.sum(x, 0), sums)
+
+    return parallel.compile_step(call, replicated_in=(True, True, False), donate=True)
+
+
+def _fit_epoch(group: Sequence[Member], call: Callable) -> None:
+    """Trains members that stand at one step to the end of its epoch: logs, saves, evaluates each as a run alone."""
+    lead, began, compiled = group[0], time.time(), CompileTime.total
+    stage, train, step = lead.stage, lead.run.config.train, lead.position[1]
+    epoch, feed = step // stage.steps_per_epoch, lead.run.feeds["train"]
+    for member in group:
+        loop.show_first_batch(member.run, member.stage, step)
+    sums = [
+        EpochSums(f"seed {m.run.config.seed}, stage {stage.name}, epoch {epoch}", m.run.checkpoints.latest)
+        for m in group
+    ]
+    states = parallel.replicate(jax.tree.map(lambda *leaves: np.stack(leaves), *(member.state for member in group)))
+    examples = 0
+    for items in zip(*(loop.calls(member.run, member.stage, step) for member in group), strict=True):
+        done, count, _ = items[0]
+        inputs = jax.tree.map(lambda *leaves: np.stack(leaves, 1), *(inputs for _, _, inputs in items))
+        states, new = call(states, feed.data, inputs)
+        step, examples = step + done, examples + count
+        for place, own in enumerate(sums):
+            own.add({name: value[place] for name, value in new.items()})
+        jax.block_until_ready(new)
+        if loop.passed(step, done, train.log_every_steps):
+            for member, own in zip(group, sums, strict=True):
+                total = member.stage.steps_before + step
+                member.run.log.scalars(total, own.recent(step), stage=stage.name, epoch=epoch)
+        stop = lead.run.stop.requested()
+        due = loop.due(step, stage.steps_per_epoch, train.checkpoint_every_epochs)
+        if step < stage.steps and (due or stop or loop.passed(step, done, train.checkpoint_every_steps)):
+            _unstack(group, states)
+            for member, own in zip(group, sums, strict=True):
+                own.fetch(step)  # refuses to save what is not finite
+                loop.save(member.run, member.stage, member.state, step)
+        if stop and step < stage.steps:
+            for member in group:
+                member.run.checkpoints.close()
+            raise Preempted(f"stopped in stage {stage.name} at step {step}; start again to continue")
+    _unstack(group, states)
+    spent = CompileTime.total - compiled
+    elapsed = max(time.time() - began - spent, 1e-9)
+    for member, own in zip(group, sums, strict=True):
+        member.run.history["seconds"]["compile"] += spent / len(group)
+        member.run.history["seconds"]["train"] += elapsed / len(group)
+        report = loop.EpochReport(own.means(step), *member.run.progress.advance(examples, elapsed))
+        shown = loop.due(step, stage.steps_per_epoch, train.eval_every_epochs) or step == stage.steps
+        evaluation = loop.evaluate(member.run, _variables(member), stage.settings.heads) if shown else None
+        loop.report_epoch(member.run, member.stage, epoch, step, report, evaluation)
+        if step == stage.steps and evaluation:
+            member.run.history["stages"].append(outcome.stage_record(member.stage, evaluation))
+
+
+def _unstack(group: Sequence[Member], states: TrainState) -> None:
+    """Gives each member its own state."""
+    host = parallel.to_host(states)
+    for place, member in enumerate(group):
+        member.state = jax.tree.map(lambda leaf, place=place: np.asarray(leaf[place]), host)
+
+
+def _variables(member: Member) -> PyTree:
+    return member.variables_of(parallel.replicate(member.state))
+
+
+def _hand_over(member: Member) -> dict[str, Any] | None:
+    """Takes a member from the end of a stage into the next one; after the last, returns its results."""
+    run, stage, variables = member.run, member.stage, parallel.to_host(_variables(member))
+    outcome.save_stage_weights(run, stage, variables)
+    if stage.index + 1 == len(run.config.run):
+        run.checkpoints.close()
+        return loop.finish(run, variables)
+    member.stage = make_stage(run, stage.index + 1, variables["params"])
+    member.variables_of = averaging.make_outcome(run, member.stage)
+    member.state = member.stage.start(variables)
+    loop.save(run, member.stage, member.state, 0)
+    run.checkpoints.wait()
+    return None
