@@ -69,7 +69,7 @@ def test_stopped_and_continued_seeds_equal_their_runs_alone(tmp_path, monkeypatc
         stop_after(patch, 4)
         with pytest.raises(Preempted):
             loop.train(config("seed=1", epochs=(2, 1)), folder / "seed1")
-        for calls in (12, 5):  # of one seed 7, of the other 3, two of both; then 5 of the rest
+        for calls in (12, 6):  # seed 2 makes 7 steps, seed 1 three, both two; then five, and one of the second stage
             stop_after(patch, calls)
             with pytest.raises(Preempted):
                 together.train_seeds(both, folder)
