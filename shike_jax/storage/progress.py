@@ -101,6 +101,11 @@ def unseen(done: int, beside: Beside | None = None) -> None:
     """An `Update` that shows nothing."""
 
 
+def hidden(title: str, total: int) -> contextlib.AbstractContextManager[Update]:
+    """A meter of which nothing is seen."""
+    return contextlib.nullcontext(unseen)
+
+
 def clock(seconds: float) -> str:
     """h:mm:ss."""
     seconds = round(seconds)

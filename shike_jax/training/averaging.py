@@ -11,6 +11,7 @@ normalised with its own statistics. The estimate is the mean and the unbiased va
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from typing import Any
 
 import jax
@@ -23,6 +24,7 @@ from shike_jax.data import sampling
 from shike_jax.data.feeds import Feed
 from shike_jax.models import ExpertNetwork
 from shike_jax.models.layers import MOMENTS
+from shike_jax.storage.progress import Update, hidden
 from shike_jax.training import randomness, trainable
 from shike_jax.training.setup import Run, Stage
 from shike_jax.training.state import TrainState, variables_of
@@ -39,7 +41,7 @@ def make_outcome(run: Run, stage: Stage) -> Callable[[TrainState], PyTree]:
     plan = sampling.epoch_plan("shuffle", key, 0, run.labels, settings.batch_size, True)
     transform = make_eval_transform(mean=data.mean, std=data.std, dtype=run.network.dtype)
     modes = {"train_trunk": settings.bn_trunk == "batch", "train_experts": settings.bn_experts == "batch"}
-    estimate = make_estimate(run.network, run.feeds["train"], plan, transform, modes)
+    estimate = make_estimate(run.network, run.feeds["train"], plan, transform, modes, run.log.meter)
 
     def outcome(state: TrainState) -> PyTree:
         params = trainable.merge(state.average, state.params)
@@ -54,6 +56,7 @@ def make_estimate(
     plan: sampling.Plan,
     transform: Callable[[jax.Array], jax.Array],
     modes: dict[str, bool],
+    meter: Callable[[str, int], AbstractContextManager[Update]] = hidden,
 ) -> Callable[[PyTree], PyTree]:
     """Returns a function of replicated variables to BN statistics estimated anew, replicated.
 
@@ -61,6 +64,7 @@ def make_estimate(
       feed, plan: of the images, each of which should come once.
       transform: uint8 images [b,H,W,3] to what the network sees.
       modes: `train_trunk` and `train_experts`: which parts are estimated; the others keep their statistics.
+      meter: shows how far it is.
     """
 
     def step(variables: PyTree, data: PyTree, inputs: PyTree) -> PyTree:
@@ -78,10 +82,12 @@ def make_estimate(
         stats, totals = parallel.to_host(variables["batch_stats"]), None
         if not any(modes.values()):
             return variables["batch_stats"]
-        for _, inputs in feed.calls(plan, 0, 1, None):
-            sums = parallel.to_host(call(variables, feed.data, inputs))  # waits: calls in flight can starve a CPU
-            sums = jax.tree.map(lambda x: np.asarray(x, np.float64), sums)
-            totals = sums if totals is None else jax.tree.map(np.add, totals, sums)
+        with meter("estimating BN statistics", len(plan["mask"])) as update:
+            for done, (_, inputs) in enumerate(feed.calls(plan, 0, 1, None), 1):
+                sums = parallel.to_host(call(variables, feed.data, inputs))  # waits: calls in flight can starve a CPU
+                sums = jax.tree.map(lambda x: np.asarray(x, np.float64), sums)
+                totals = sums if totals is None else jax.tree.map(np.add, totals, sums)
+                update(done)
         return parallel.replicate(with_moments(stats, totals))
 
     return estimate
