@@ -19,7 +19,7 @@ import numpy as np  # noqa: E402
 
 from shike_jax import models  # noqa: E402
 from shike_jax.benchmark.plain import matrix_flops  # noqa: E402
-from shike_jax.errors import UserError, run_main  # noqa: E402
+from shike_jax.cli.command import UserError, run_main  # noqa: E402
 
 SCORES = ("top1", "many", "medium", "few")
 

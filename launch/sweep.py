@@ -23,10 +23,13 @@ sys.path.insert(0, str(ROOT))
 
 from ml_collections import ConfigDict  # noqa: E402
 
+from shike_jax.cli.command import (  # noqa: E402
+    Parser,
+    UserError,
+    run_main,
+)
 from shike_jax.cli.flags import load_config  # noqa: E402
-from shike_jax.cli.parser import Parser  # noqa: E402
 from shike_jax.config import to_plain  # noqa: E402
-from shike_jax.errors import UserError, run_main  # noqa: E402
 from shike_jax.report import paper  # noqa: E402
 from shike_jax.storage.workdir import open_workdir  # noqa: E402
 

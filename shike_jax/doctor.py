@@ -10,8 +10,7 @@ from importlib import metadata
 from pathlib import Path
 
 from shike_jax import __version__
-from shike_jax.cli.parser import Parser
-from shike_jax.errors import run_main
+from shike_jax.cli.command import Parser, run_main
 
 _EPILOG = """\
 example:

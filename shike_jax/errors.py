@@ -1,41 +1,5 @@
-"""Errors that a user can mend, and how every command reports them."""
+"""What programs that use this package catch."""
 
-from __future__ import annotations
+from shike_jax.common.errors import UserError
 
-import platform
-import sys
-from collections.abc import Callable, Sequence
-from importlib import metadata
-
-from shike_jax import __version__
-from shike_jax.text import say
-
-
-class UserError(Exception):
-    """Bad input: one line that names the thing, its value and what is expected."""
-
-
-def _jax() -> str:
-    try:
-        return f"jax {metadata.version('jax')}"
-    except metadata.PackageNotFoundError:
-        return "no jax"
-
-
-def run_main(main: Callable[[Sequence[str]], int | None], argv: Sequence[str] | None = None) -> None:
-    """Runs `main(argv without the program name)` and exits with its value, or 2 after a `UserError` in one line."""
-    argv = list(sys.argv[1:] if argv is None else argv)
-    try:
-        if "--version" in argv:  # of every command, whatever else it asks for
-            say(f"shike_jax {__version__}, {platform.python_implementation()} {platform.python_version()}, {_jax()}")
-            sys.exit(0)
-        code = main(argv)
-    except UserError as error:
-        say("error: " + " ".join(str(error).split()), file=sys.stderr)
-        code = 2
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        code = 130
-    except BrokenPipeError:  # `... | head`
-        code = 0
-    sys.exit(code)
+__all__ = ["UserError"]

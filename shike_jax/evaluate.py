@@ -12,17 +12,14 @@ from typing import Any
 import numpy as np
 from ml_collections import ConfigDict
 
+from shike_jax.cli.command import Parser, UserError, aligned, printable, quiet_third_parties, run_main, say
 from shike_jax.cli.flags import checkpoint_config, split_arguments
-from shike_jax.cli.parser import Parser
 from shike_jax.cluster import cpu
 from shike_jax.data import sources
-from shike_jax.errors import UserError, run_main
 from shike_jax.methods import ADJUSTMENTS
 from shike_jax.methods.scores import describe_scores
 from shike_jax.models import HEAD_SETS
 from shike_jax.serving.classifier import Classifier, load_classifier
-from shike_jax.storage.logs import quiet_third_parties
-from shike_jax.text import aligned, printable, say
 from shike_jax.training import post_hoc
 from shike_jax.training.evaluation import evaluate, save
 

@@ -16,14 +16,12 @@ import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 from jax import export as jax_export
 
-from shike_jax.cli.parser import Parser
+from shike_jax.cli.command import Parser, UserError, parse_json, run_main
 from shike_jax.data.tensorflow_data import import_tensorflow
-from shike_jax.errors import UserError, run_main
 from shike_jax.models import build_model
 from shike_jax.serving import load_exported as exported
 from shike_jax.serving.classifier import Classifier, load_classifier
 from shike_jax.storage import atomic
-from shike_jax.text import parse_json
 from shike_jax.training.provenance import versions
 
 PLATFORMS = ("cpu", "cuda", "tpu")

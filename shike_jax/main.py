@@ -8,11 +8,9 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+from shike_jax.cli.command import Parser, UserError, quiet_third_parties, run_main
 from shike_jax.cli.flags import load_config
-from shike_jax.cli.parser import Parser
 from shike_jax.cluster import preemption
-from shike_jax.errors import UserError, run_main
-from shike_jax.storage.logs import quiet_third_parties
 
 _EPILOG = """\
 examples:

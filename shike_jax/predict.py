@@ -14,12 +14,10 @@ from typing import Protocol, TextIO
 
 import numpy as np
 
-from shike_jax.cli.parser import Parser
+from shike_jax.cli.command import Parser, UserError, printable, run_main, say, spreadsheet
 from shike_jax.data import pictures
-from shike_jax.errors import UserError, run_main
 from shike_jax.serving.classifier import BatchedLogits, Classifier, load_classifier
 from shike_jax.storage.progress import meter, unseen
-from shike_jax.text import printable, say, spreadsheet
 
 _EPILOG = """\
 examples:

@@ -16,7 +16,8 @@ from shike_jax import doctor
 from shike_jax.benchmark import __main__ as benchmark
 from shike_jax.cli import __main__ as cli
 from shike_jax.cli import flags
-from shike_jax.errors import UserError, run_main
+from shike_jax.cli.command import run_main
+from shike_jax.errors import UserError
 from shike_jax.report import summary
 from tests.conftest import ROOT
 

@@ -9,13 +9,11 @@ import pytest
 from tests.conftest import ROOT
 
 PACKAGE = ROOT / "shike_jax"
-# What each room may import of ours, besides `errors`, `extras`, `paths`, `text`, the package's version and itself. A
-# module at the root is a room of its own; a command may import every room but no other command.
+# What each room may import of ours, besides `common`, the package's version and itself. A module at the root is a room
+# of its own; a command may import every room but no other command. `errors` only hands `UserError` to users.
 MAY_IMPORT = {
-    "text": (),
-    "paths": (),
+    "common": (),
     "errors": (),
-    "extras": (),
     "methods": (),
     "models": ("methods",),
     "augment": ("methods",),
@@ -84,7 +82,7 @@ def test_a_room_imports_what_it_may(path):
     room = room_of(module_name(path))
     names = own_imports(ast.parse(path.read_text()))
     imported = {room_of(name.removeprefix("shike_jax").removeprefix(".")) for name in names}
-    imported -= {"", "errors", "extras", "paths", "text", room}
+    imported -= {"", "common", room}
     allowed = set(MAY_IMPORT) if room in COMMANDS else set(MAY_IMPORT[room])
     assert imported <= allowed, f"{room} may import {sorted(allowed)}; {module_name(path)} imports {sorted(imported)}"
 
@@ -123,7 +121,7 @@ class Block:
 sys.meta_path.insert(0, Block())
 find_spec = importlib.util.find_spec  # answers None for what is absent, as libraries expect
 importlib.util.find_spec = lambda name, *rest: None if name.split(".")[0] in NAMES else find_spec(name, *rest)
-from shike_jax.errors import run_main
+from shike_jax.cli.command import run_main
 from shike_jax.main import main
 run_main(main)
 """

@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from shike_jax.cli import __main__ as cli
-from shike_jax.errors import run_main
+from shike_jax.cli.command import run_main
 from tests import tiny
 from tests.conftest import ROOT
 

@@ -12,7 +12,7 @@ import zipfile
 import pytest
 from packaging.requirements import Requirement
 
-from shike_jax.extras import EXTRAS
+from shike_jax.common.extras import EXTRAS
 from tests.conftest import ROOT
 
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]

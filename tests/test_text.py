@@ -2,7 +2,7 @@
 
 import pytest
 
-from shike_jax.text import code, markdown, printable, spreadsheet
+from shike_jax.common.text import code, markdown, printable, spreadsheet
 
 
 @pytest.mark.parametrize(

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from shike_jax.cli.command import run_main
 from shike_jax.cli.parser import run_command
-from shike_jax.errors import run_main
 
 # subcommand: the module whose `main(argv)` it is, and what it measures
 COMMANDS = {

@@ -16,8 +16,8 @@ from shike_jax import config as schema
 from shike_jax.benchmark import measure, scaling
 from shike_jax.benchmark.pillow_transforms import randaugment_transform
 from shike_jax.cli.parser import Parser
+from shike_jax.common.errors import UserError
 from shike_jax.data.images import crop_box
-from shike_jax.errors import UserError
 
 SIZE, WIDTH, HEIGHT = 224, 500, 375
 MEAN, STD = np.array(schema.IMAGENET_MEAN, np.float32), np.array(schema.IMAGENET_STD, np.float32)

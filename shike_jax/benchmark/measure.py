@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from shike_jax.errors import UserError
+from shike_jax.common.errors import UserError
 from shike_jax.training.provenance import code_version, versions
 
 OPTIONAL = {"torch": "torch", "PIL": "pillow", "tensorflow": "tensorflow"}  # named when a side has imported them

@@ -14,7 +14,7 @@ from flax.traverse_util import flatten_dict
 
 from shike_jax import config as schema
 from shike_jax.benchmark.workload import LEARNING_RATE, Workload
-from shike_jax.errors import UserError
+from shike_jax.common.errors import UserError
 from shike_jax.models import Backbone
 
 LEAVES = {"kernel": "weight", "scale": "weight", "bias": "bias", "mean": "running_mean", "var": "running_var"}

@@ -13,7 +13,7 @@ from typing import Any
 
 from shike_jax.benchmark import measure
 from shike_jax.cli.parser import Parser
-from shike_jax.errors import UserError
+from shike_jax.common.errors import UserError
 
 OTHERS = ("plain", "torch", "torch_compiled")
 _EPILOG = """\

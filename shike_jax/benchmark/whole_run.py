@@ -15,7 +15,7 @@ from shike_jax.benchmark import measure
 from shike_jax.cli.flags import load_config, split_arguments
 from shike_jax.cli.parser import Parser
 from shike_jax.cluster.preemption import EXIT_STATUS
-from shike_jax.errors import UserError
+from shike_jax.common.errors import UserError
 
 RESULTS = "results.json"
 _EPILOG = """\

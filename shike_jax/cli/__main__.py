@@ -5,8 +5,8 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
+from shike_jax.cli.command import run_main
 from shike_jax.cli.parser import run_command
-from shike_jax.errors import run_main
 
 # subcommand: the module whose `main(argv)` it is, and what it does
 COMMANDS = {

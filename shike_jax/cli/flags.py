@@ -10,9 +10,9 @@ from typing import Any
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
+from shike_jax.common.errors import UserError
+from shike_jax.common.paths import expanded
 from shike_jax.config import base, stated, validate
-from shike_jax.errors import UserError
-from shike_jax.paths import expanded
 
 _HERE = Path(__file__).resolve().parents[1]
 # An installed package carries `configs/` inside, a clone has it at the top.

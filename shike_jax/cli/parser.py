@@ -8,8 +8,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NoReturn
 
 from shike_jax import __version__
-from shike_jax.errors import UserError
-from shike_jax.paths import expanded
+from shike_jax.common.errors import UserError
+from shike_jax.common.paths import expanded
 
 
 class Parser(argparse.ArgumentParser):

@@ -1,5 +1,7 @@
 """The configuration of a run: its fields (`fields.py`), shared recipes (`recipes.py`), its checks (`checks.py`)."""
 
+from shike_jax.common.errors import UserError
+from shike_jax.common.paths import count_images, count_lines, subfolders
 from shike_jax.config.checks import validate
 from shike_jax.config.fields import (
     CIFAR_MEAN,
@@ -12,8 +14,6 @@ from shike_jax.config.fields import (
     with_defaults,
 )
 from shike_jax.config.recipes import fine_tuning, parse_arguments, photograph_recipe, shike_stages, stated
-from shike_jax.errors import UserError
-from shike_jax.paths import count_images, count_lines, subfolders
 
 __all__ = [
     "CIFAR_MEAN",

@@ -7,7 +7,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from shike_jax.errors import UserError
+from shike_jax.common.errors import UserError
 from shike_jax.methods import AVERAGES, LOSSES, OPTIMIZERS, SAMPLERS, SCHEDULES, Choice
 from shike_jax.methods.optimizers import is_optimizer
 

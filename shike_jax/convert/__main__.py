@@ -7,10 +7,11 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
+from shike_jax.cli.command import run_main
 from shike_jax.cli.parser import Parser
+from shike_jax.common.errors import UserError
 from shike_jax.convert.names import MODELS, family_of, model_settings, to_state_dict, to_variables
 from shike_jax.convert.reader import read_state_dict, write_state_dict
-from shike_jax.errors import UserError, run_main
 from shike_jax.models import HEAD_SETS
 from shike_jax.storage.checkpoints import load_weights, save_weights
 

@@ -14,7 +14,7 @@ import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from shike_jax import config
-from shike_jax.errors import UserError
+from shike_jax.common.errors import UserError
 from shike_jax.models import build_model
 
 Rules = tuple[tuple[str, str], ...]

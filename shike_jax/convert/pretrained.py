@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
+from shike_jax.common.errors import UserError
 from shike_jax.convert.names import MODELS, to_variables
 from shike_jax.convert.reader import SUFFIXES, read_state_dict
-from shike_jax.errors import UserError
 from shike_jax.storage.checkpoints import load_weights
 
 PyTree = Any

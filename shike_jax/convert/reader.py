@@ -11,8 +11,8 @@ from typing import Any, BinaryIO, cast
 
 import numpy as np
 
+from shike_jax.common.errors import UserError
 from shike_jax.convert import pickles, safetensors
-from shike_jax.errors import UserError
 
 _PICKLED = (".pth", ".pth.tar", ".pt", ".bin")
 SUFFIXES = (".npz", ".safetensors", *_PICKLED)

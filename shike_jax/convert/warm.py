@@ -9,7 +9,7 @@ from typing import Any
 
 from flax.traverse_util import flatten_dict, unflatten_dict
 
-from shike_jax.errors import UserError
+from shike_jax.common.errors import UserError
 
 
 @dataclasses.dataclass(frozen=True)

@@ -13,10 +13,10 @@ from typing import Any
 import numpy as np
 from ml_collections import ConfigDict
 
+from shike_jax.common.errors import UserError
+from shike_jax.common.text import parse_json
 from shike_jax.data.splits import Part, Split
 from shike_jax.data.types import Source
-from shike_jax.errors import UserError
-from shike_jax.text import parse_json
 
 FORMAT = 1  # changes when files written before can no longer be read
 

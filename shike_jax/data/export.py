@@ -5,10 +5,10 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 
+from shike_jax.cli.command import run_main
 from shike_jax.cli.flags import load_config
 from shike_jax.cli.parser import Parser
 from shike_jax.data import arrays, sources
-from shike_jax.errors import run_main
 
 _EPILOG = """\
 example:

@@ -8,12 +8,12 @@ import posixpath
 import numpy as np
 from ml_collections import ConfigDict
 
+from shike_jax.common.errors import UserError
+from shike_jax.common.paths import EXTENSIONS, files_below, is_image, subfolders
 from shike_jax.data.files import reader
 from shike_jax.data.held_out import each_class, parted
 from shike_jax.data.splits import Part, Split, longtailed
 from shike_jax.data.types import Report, Source
-from shike_jax.errors import UserError
-from shike_jax.paths import EXTENSIONS, files_below, is_image, subfolders
 
 # Names that people give to parts; only `train`, `val` and `test` are taken for them.
 _PARTS = ("train", "training", "val", "valid", "validation", "dev", "eval", "test", "testing")

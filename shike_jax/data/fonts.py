@@ -6,7 +6,7 @@ import functools
 from collections.abc import Sequence
 from typing import Any
 
-from shike_jax.text import printable
+from shike_jax.common.text import printable
 
 
 def names_or_numbers(names: Sequence[str]) -> list[str]:

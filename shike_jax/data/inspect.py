@@ -10,17 +10,18 @@ from typing import Any
 import numpy as np
 from ml_collections import ConfigDict
 
+from shike_jax.cli.command import run_main
 from shike_jax.cli.flags import load_config
 from shike_jax.cli.parser import Parser
+from shike_jax.common.errors import UserError
+from shike_jax.common.extras import optional
+from shike_jax.common.text import printable, say
 from shike_jax.data import fonts, sources
 from shike_jax.data.held_out import evaluated_part
 from shike_jax.data.host_pipeline import HostPipeline
 from shike_jax.data.splits import Split
 from shike_jax.data.types import Source
 from shike_jax.data.views import device_augment
-from shike_jax.errors import UserError, run_main
-from shike_jax.extras import optional
-from shike_jax.text import printable, say
 
 _EPILOG = """\
 examples:

@@ -12,10 +12,10 @@ from dataclasses import dataclass
 import numpy as np
 from ml_collections import ConfigDict
 
+from shike_jax.common.errors import UserError
 from shike_jax.data.files import missing_files, reader
 from shike_jax.data.splits import Part, Split, longtailed
 from shike_jax.data.types import Report, Source, allowed_faults
-from shike_jax.errors import UserError
 
 LONGEST = 1000  # characters of a listed path; file systems end at 255 bytes a name and 4,096 a path
 

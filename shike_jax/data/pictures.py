@@ -10,9 +10,9 @@ from pathlib import Path
 
 import numpy as np
 
+from shike_jax.common.errors import UserError
+from shike_jax.common.paths import EXTENSIONS, files_below, is_image
 from shike_jax.data.images import ImageError, center_crop, center_crop_pixels
-from shike_jax.errors import UserError
-from shike_jax.paths import EXTENSIONS, files_below, is_image
 
 
 def find(paths: Sequence[str]) -> list[str]:

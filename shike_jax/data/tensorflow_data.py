@@ -7,8 +7,8 @@ import re
 from types import ModuleType
 from typing import Any
 
-from shike_jax.errors import UserError
-from shike_jax.extras import optional
+from shike_jax.common.errors import UserError
+from shike_jax.common.extras import optional
 
 
 def import_tensorflow(use: str = "config.data.source='tfds'") -> ModuleType:

@@ -9,7 +9,7 @@ from typing import Any
 import jax
 import optax
 
-from shike_jax.errors import UserError
+from shike_jax.common.errors import UserError
 from shike_jax.methods.registry import Registry
 
 LearningRate = Callable[[jax.Array], jax.Array]

@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Generic, TypeVar
 
-from shike_jax.errors import UserError
+from shike_jax.common.errors import UserError
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 

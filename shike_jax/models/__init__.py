@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from shike_jax.errors import UserError
+from shike_jax.common.errors import UserError
 from shike_jax.models.experts import HEAD_SETS, ExpertNetwork
 from shike_jax.models.resnet import BACKBONES, Backbone
 

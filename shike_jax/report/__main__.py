@@ -9,14 +9,15 @@ from pathlib import Path
 from typing import Any
 
 from shike_jax import __version__
+from shike_jax.cli.command import run_main
 from shike_jax.cli.parser import Parser
-from shike_jax.errors import UserError, run_main
-from shike_jax.extras import optional
+from shike_jax.common.errors import UserError
+from shike_jax.common.extras import optional
+from shike_jax.common.quiet import quiet_third_parties
+from shike_jax.common.text import markdown, say
 from shike_jax.report import curves, html, tables
 from shike_jax.report.evaluations import evaluation
 from shike_jax.report.runs import Group, by_dataset, collect, families, main_group, single_group
-from shike_jax.storage.logs import quiet_third_parties
-from shike_jax.text import markdown, say
 
 _EPILOG = """\
 examples:

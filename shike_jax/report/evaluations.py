@@ -11,12 +11,12 @@ from typing import Any
 import numpy as np
 
 from shike_jax.cli.flags import checkpoint_config
+from shike_jax.common.errors import UserError
+from shike_jax.common.text import parse_json
 from shike_jax.data import sources
 from shike_jax.data.held_out import evaluated_part
-from shike_jax.errors import UserError
 from shike_jax.report.runs import Run
 from shike_jax.serving.classifier import load_classifier
-from shike_jax.text import parse_json
 from shike_jax.training.evaluation import evaluate, save
 
 

@@ -8,8 +8,8 @@ import html
 from collections.abc import Sequence
 from pathlib import Path
 
+from shike_jax.common.text import printable
 from shike_jax.report.tables import Table
-from shike_jax.text import printable
 
 _STYLE = """
 :root { color-scheme: light; }

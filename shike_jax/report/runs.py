@@ -10,9 +10,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from shike_jax.common.text import parse_json
 from shike_jax.report import paper
 from shike_jax.storage.workdir import FREE
-from shike_jax.text import parse_json
 
 ABLATED = ("model.depths", "model.fusion", ".loss.mu", ".loss.nt")  # what tables 4 and 5 vary (ends of field names)
 

@@ -6,11 +6,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from shike_jax.cli.command import run_main
 from shike_jax.cli.parser import Parser
-from shike_jax.errors import UserError, run_main
-from shike_jax.extras import optional
+from shike_jax.common.errors import UserError
+from shike_jax.common.extras import optional
+from shike_jax.common.text import parse_json, printable, say
 from shike_jax.methods.scores import describe_scores
-from shike_jax.text import parse_json, printable, say
 
 _EPILOG = """\
 example:

@@ -6,10 +6,10 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from shike_jax.common.text import markdown
 from shike_jax.methods.scores import describe_scores
 from shike_jax.report import paper
 from shike_jax.report.runs import Group, families, spread
-from shike_jax.text import markdown
 
 
 @dataclasses.dataclass(frozen=True)

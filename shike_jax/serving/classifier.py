@@ -11,7 +11,7 @@ import numpy as np
 
 from shike_jax.augment import make_eval_transform
 from shike_jax.cluster.parallel import find_devices
-from shike_jax.errors import UserError
+from shike_jax.common.errors import UserError
 from shike_jax.models import HEAD_SETS, ExpertNetwork, build_model
 from shike_jax.storage.checkpoints import load_weights
 

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from shike_jax.text import code, markdown, printable
+from shike_jax.common.text import code, markdown, printable
 
 Results = Mapping[str, Any]
 

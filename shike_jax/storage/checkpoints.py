@@ -30,10 +30,10 @@ from etils import epath
 from flax import serialization, traverse_util
 
 from shike_jax.cluster import parallel
-from shike_jax.errors import UserError
+from shike_jax.common.errors import UserError
+from shike_jax.common.text import parse_json
 from shike_jax.storage import manifest
 from shike_jax.storage.atomic import write_json
-from shike_jax.text import parse_json
 
 PyTree = Any
 Meta = dict[str, Any]

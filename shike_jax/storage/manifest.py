@@ -12,7 +12,7 @@ from collections.abc import Iterator
 
 from etils import epath
 
-from shike_jax.text import parse_json
+from shike_jax.common.text import parse_json
 
 NAME = "manifest.json"
 

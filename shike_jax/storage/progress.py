@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Iterator
 from typing import TextIO
 
-from shike_jax.text import say
+from shike_jax.common.text import say
 
 EVERY = 30.0  # seconds between the lines of a log
 REFRESH = 0.25  # seconds between the pictures of a bar

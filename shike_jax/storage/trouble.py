@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 from pathlib import Path
 
-from shike_jax.errors import UserError
+from shike_jax.common.errors import UserError
 
 _ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.EFBIG, errno.ESTALE)
 _WORDS = ("no space left on device", "disk quota exceeded", "read-only file system", "file too large")

@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from shike_jax.cluster import preemption
-from shike_jax.errors import UserError
+from shike_jax.common.errors import UserError
+from shike_jax.common.text import parse_json
 from shike_jax.storage.atomic import write_json
-from shike_jax.text import parse_json
 
 CLAIM_SECONDS = 600  # how long a process that uses the same work directory is waited for
 

@@ -20,10 +20,10 @@ from ml_collections import ConfigDict
 from shike_jax import models
 from shike_jax.augment import make_eval_transform
 from shike_jax.cluster import parallel
+from shike_jax.common.errors import UserError
 from shike_jax.data import sampling, views
 from shike_jax.data.feeds import fetch_rows
 from shike_jax.data.splits import longtail_counts
-from shike_jax.errors import UserError
 from shike_jax.methods import SAMPLERS
 from shike_jax.training import steps
 from shike_jax.training.evaluation import predict_step

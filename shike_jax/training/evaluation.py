@@ -16,9 +16,9 @@ from ml_collections import ConfigDict
 
 from shike_jax.augment import make_eval_transform
 from shike_jax.cluster import parallel
+from shike_jax.common.errors import UserError
 from shike_jax.data import sampling, sources
 from shike_jax.data.feeds import Feed, make_feeds
-from shike_jax.errors import UserError
 from shike_jax.models import HEAD_SETS, ExpertNetwork
 from shike_jax.serving.classifier import Classifier
 from shike_jax.storage import atomic

@@ -16,9 +16,9 @@ from ml_collections import ConfigDict
 from shike_jax.cluster import parallel, preemption
 from shike_jax.cluster.coordination import CompileTime
 from shike_jax.cluster.preemption import Preempted
+from shike_jax.common.errors import UserError
 from shike_jax.config import to_plain, with_defaults
 from shike_jax.data import sampling
-from shike_jax.errors import UserError
 from shike_jax.methods.scores import SCORES
 from shike_jax.storage.atomic import write_json
 from shike_jax.storage.card import write_card

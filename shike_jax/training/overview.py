@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from flax.traverse_util import flatten_dict
 
-from shike_jax.text import aligned
+from shike_jax.common.text import aligned
 
 PyTree = Any
 

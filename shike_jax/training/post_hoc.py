@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from flax.traverse_util import flatten_dict
 
-from shike_jax.errors import UserError
+from shike_jax.common.errors import UserError
 from shike_jax.methods import ADJUSTMENTS
 from shike_jax.methods.adjustment import AdjustmentInputs, choose_tau, predict, prior_of, suited
 from shike_jax.methods.shifts import accuracy_under, distributions

@@ -8,7 +8,7 @@ from typing import Any
 
 import jax
 
-from shike_jax.errors import UserError
+from shike_jax.common.errors import UserError
 
 
 def parse(text: str) -> tuple[int, int] | None:

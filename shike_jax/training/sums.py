@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from shike_jax.cluster import parallel
-from shike_jax.errors import UserError
+from shike_jax.common.errors import UserError
 
 PyTree = Any
 

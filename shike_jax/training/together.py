@@ -23,8 +23,8 @@ from ml_collections import ConfigDict
 from shike_jax.cluster import parallel
 from shike_jax.cluster.coordination import CompileTime
 from shike_jax.cluster.preemption import Preempted
+from shike_jax.common.errors import UserError
 from shike_jax.config import to_plain, with_defaults
-from shike_jax.errors import UserError
 from shike_jax.storage.logs import RunLog
 from shike_jax.storage.workdir import claimed, discard_untrained, open_workdir
 from shike_jax.training import averaging, loop, outcome, steps

@@ -6,10 +6,10 @@ import shutil
 import numpy as np
 import pytest
 
+from shike_jax.cli.command import run_main
 from shike_jax.convert.__main__ import main
 from shike_jax.convert.names import MODELS
 from shike_jax.convert.reader import read_state_dict, write_state_dict
-from shike_jax.errors import run_main
 from shike_jax.models import build_model
 from shike_jax.storage.checkpoints import load_weights
 from tests.convert.weights import fill, shapes_of
