@@ -8,9 +8,9 @@ import pytest
 from PIL import Image
 
 from shike_jax import config as schema
-from shike_jax import paths
 from shike_jax.cli.flags import load_config
 from shike_jax.cli.parser import Parser
+from shike_jax.common import paths
 from shike_jax.config import parse_arguments
 from shike_jax.data import lists, pictures, sources
 from shike_jax.errors import UserError
