@@ -9,7 +9,7 @@
 #   4 switches  preset paper and one switch at a time;          PIECE: paper (default) frozen_bn decay_frozen float32
 #   5 tables  table 4 and H2T;                                  PIECE: table4 (default) h2t_if100 h2t_if50 h2t_if200
 #   6 large   ResNet-50 and ResNeXt-50 at 224 px, synthetic;    PIECE: resnet50 (default) resnext50_32x4d
-#   7 ideas   beyond the paper;                                 PIECE: experts5 (default) experts6 mixup
+#   7 ideas   beyond the paper;                                 PIECE: experts5 (default) experts6 mixup ema plus
 #
 # Variables: OUT (results, logs and runs; default runs/gpu), DATA (folder of cifar100_if100.npz, cifar100_if50.npz,
 # h2t_if100.npz ...; default data), PYTHON (default python3), LIMIT (seconds per training piece, default 540),
@@ -131,6 +131,9 @@ case $item in
   experts5) full experts5 "$(cifar official 100)" $half --config.model.depths='(1,2,1,2,1)' ;;
   experts6) full experts6 "$(cifar official 100)" $half --config.model.depths='(1,2,1,2,1,2)' ;;
   mixup) full mixup "$(cifar official 100)" $half --config.stages.representation.mixup=1.0 ;;
+  ema) full ema "$(cifar official 100)" $half --config.stages.representation.average=ema \
+    --config.stages.classifier.average=ema --config.train.eval_every_epochs=10 ;;
+  plus) full plus "$(cifar plus 100)" $half ;;
   *) echo "item 7 has no piece $piece" >&2 && exit 2 ;;
   esac
   ;;

@@ -108,7 +108,7 @@ def forbidden_pickle(path):
         ("npz", lambda path: None, {"num_classes": 6}, "(64, 5) instead of (64, 6)"),
         ("npz", lambda path: None, {"num_classes": -1}, "--num_classes=-1: expected a positive number"),
         ("npz", lambda path: None, {"model": "resnet50"}, "missing: the matrix fc.weight"),
-        ("npz", lambda path: None, {"model": "resnet18"}, "--model=resnet18: expected one of"),
+        ("npz", lambda path: None, {"model": "vgg16"}, "--model=vgg16: expected one of"),
         ("npz", lambda path: path.unlink(), {}, "w.npz: no such file"),
     ],
 )

@@ -162,7 +162,7 @@ def test_random_resized_crop_is_crop_then_resize_then_flip():
     seen = set()
     for number in range(20):
         seed = np.array([3, number], np.uint32)
-        left, top, width, height = images.crop_box(60, 40, (0.08, 1.0), images._uniforms(seed, 41)[:40])
+        left, top, width, height = images.crop_box(60, 40, (0.08, 1.0), images.uniforms_of(seed, 41)[:40])
         plain = photo().crop((left, top, left + width, top + height)).resize((24, 24), Image.Resampling.BILINEAR)
         view = images.random_resized_crop(encoded(photo(), "PNG"), 24, seed)
         flipped = not np.array_equal(view, np.asarray(plain))
@@ -178,7 +178,7 @@ def test_crop_boxes_are_distributed_as_in_torchvision():
     """Area uniform in the range, log-ratio uniform, position uniform; on a large square nothing is rejected."""
     side, boxes = 10_000, []
     for number in range(2000):
-        boxes.append(images.crop_box(side, side, (0.1, 0.5), images._uniforms(np.array([9, number]), 41)[:40]))
+        boxes.append(images.crop_box(side, side, (0.1, 0.5), images.uniforms_of(np.array([9, number]), 41)[:40]))
     left, top, width, height = np.array(boxes, float).T
     samples = [
         (width * height / side**2 - 0.1) / 0.4,
