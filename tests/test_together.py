@@ -53,10 +53,11 @@ def assert_same_run(one, other, stages):
             np.testing.assert_allclose(left[path], right[path], rtol=0, atol=1e-9 * largest, err_msg=path)
 
 
-def test_each_seed_equals_its_run_alone(tmp_path):
+@pytest.mark.parametrize("seeds", [(1, 2), pytest.param((1, 2, 3), marks=pytest.mark.slow)])
+def test_each_seed_equals_its_run_alone(tmp_path, seeds):
     only = "run=('representation',)"
-    together.train_seeds(config(only, "seeds=(1,2,3)"), tmp_path / "all")
-    for seed in (1, 2, 3):
+    together.train_seeds(config(only, f"seeds={seeds}"), tmp_path / "all")
+    for seed in seeds:
         loop.train(config(only, f"seed={seed}"), tmp_path / f"alone{seed}")
         assert_same_run(tmp_path / f"alone{seed}", tmp_path / "all" / f"seed{seed}", ["representation"])
 
