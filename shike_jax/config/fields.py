@@ -26,18 +26,16 @@ def base() -> ConfigDict:
     config.seed = 0  # of the weights, the order of examples and the augmentation
     config.seeds = ()  # several in one program, each a run in WORKDIR/seedN, for accelerators; empty: `seed` alone
     config.dtype = "float32"  # of the computation; weights, BN statistics and losses stay float32 (float64: all of it)
-    config.init_from = (
-        ""  # warm start: a checkpoint (path or URL) or a PyTorch file of the backbone; fresh heads if C differs
-    )
+    # Warm start: a checkpoint (path or URL) or a PyTorch file of the backbone; fresh classifiers for other classes.
+    config.init_from = ""
     config.log = "info"
 
     config.data = ConfigDict()
     config.data.source = "digits"
     config.data.name = ""  # tfds name (cifar100, ...), or the name reports use for lists and folders
     config.data.data_dir = ""  # tfds folder; empty: $TFDS_DATA_DIR, else ~/tensorflow_datasets
-    config.data.root = (
-        ""  # image folder ({train,test}/CLASS/*, CLASS/*, or the base of list files), or the exported file
-    )
+    # Image folder ({train,test}/CLASS/*, CLASS/*, or the base of list files and tables), or the exported file.
+    config.data.root = ""
     config.data.train_list = ""  # list files `path label`
     config.data.val_list = ""
     config.data.test_list = ""
