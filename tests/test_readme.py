@@ -177,8 +177,8 @@ TABLE = {
 }
 RECORDER = """#!/bin/bash
 if [[ $1 == -c ]]; then echo 4321; exit; fi  # local_multiprocess.sh asks for a free port
-printf '%q ' "$(basename "$0")" "$@" >>"$CALLS"
-echo >>"$CALLS"
+line=$(printf '%q ' "$(basename "$0")" "$@")
+echo "$line" >>"$CALLS" # one write: processes that run side by side do not mix their lines
 """
 
 
