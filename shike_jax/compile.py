@@ -18,7 +18,7 @@ from shike_jax.benchmark import program
 from shike_jax.cli.command import Parser, UserError, run_main
 from shike_jax.cli.flags import load_config
 from shike_jax.cluster import topology
-from shike_jax.storage.workdir import write_json
+from shike_jax.storage.atomic import write_json
 from shike_jax.training.ahead_of_time import Steps, published_sizes
 
 _EPILOG = """\
