@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import math
-import platform
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -13,13 +12,13 @@ from typing import Any
 import jax
 from ml_collections import ConfigDict
 
-from shike_jax import __version__
-from shike_jax.benchmark import program
+from shike_jax.benchmark import measure, program
 from shike_jax.cli.command import Parser, UserError, run_main
 from shike_jax.cli.flags import load_config
 from shike_jax.cluster import topology
 from shike_jax.storage.atomic import write_json
 from shike_jax.training.ahead_of_time import Steps, published_sizes
+from shike_jax.training.provenance import code_version, versions
 
 _EPILOG = """\
 examples:
@@ -56,8 +55,9 @@ def compile_steps(
       tell: gets a line as each program is done.
 
     Returns:
-      `name`, `topology`, `devices`, `device_kind`, `device_memory`, `versions`, and `programs`: for each, what
-      `program.analyse` counts, with `what`, `batch_per_device`, `fits`, and `seconds` of lowering and compiling.
+      `name`, `topology`, `devices`, `device_kind`, `device_memory`, `commit`, `code`, `versions`, and `programs`: for
+      each, what `program.analyse` counts, with `what`, `batch_per_device`, `fits`, and `seconds` of lowering and
+      compiling.
 
     Raises:
       UserError: an unknown stage or data set, or a batch that cannot be split evenly.
@@ -88,7 +88,9 @@ def compile_steps(
         "device_kind": where.devices[0].device_kind,
         "device_memory": where.memory,
         "programs": programs,
-        "versions": {"shike_jax": __version__, "python": platform.python_version(), "jax": jax.__version__},
+        "commit": measure.commit(),
+        "code": code_version(),
+        "versions": {**versions(), "compiler": where.compiler},
     }
 
 

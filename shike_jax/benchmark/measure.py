@@ -53,18 +53,23 @@ def describe(seconds: Sequence[float], images: int) -> dict[str, Any]:
     }
 
 
-def origin(subcommand: str, argv: Sequence[str]) -> dict[str, Any]:
-    """Command, code, versions and machine; to be called after the measurement, when all libraries are loaded."""
+def commit() -> str:
+    """The commit of this code, with `-dirty` where files differ from it; `unknown` outside a repository."""
     root = Path(__file__).resolve().parents[2]
     git = ["git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=12"]
     try:
-        commit = subprocess.run(git, capture_output=True, text=True, check=False).stdout.strip()
+        said = subprocess.run(git, capture_output=True, text=True, check=False).stdout.strip()
     except OSError:
-        commit = ""
+        said = ""
+    return said or "unknown"
+
+
+def origin(subcommand: str, argv: Sequence[str]) -> dict[str, Any]:
+    """Command, code, versions and machine; to be called after the measurement, when all libraries are loaded."""
     optional = {label: sys.modules[name].__version__ for name, label in OPTIONAL.items() if name in sys.modules}
     return {
         "command": f"python -m shike_jax.benchmark {subcommand} {shlex.join(argv)}".strip(),
-        "commit": commit or "unknown",
+        "commit": commit(),
         "code": code_version(),
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "versions": {**versions(), **optional},

@@ -7,6 +7,7 @@ XLA's own device description, which JAX's CUDA plugin takes in place of a GPU.
 from __future__ import annotations
 
 import dataclasses
+import importlib.metadata
 import importlib.util
 import os
 from typing import Any
@@ -69,12 +70,14 @@ class Topology:
       platform: tpu or cuda.
       devices: as JAX describes them; they can be compiled for, not computed on.
       memory: bytes of one device.
+      compiler: package that compiles for them, and its version; empty: JAX's own.
     """
 
     text: str
     platform: str
     devices: list[Any]
     memory: int
+    compiler: str = ""
 
 
 def describe(text: str) -> Topology:
@@ -113,7 +116,7 @@ def _describe_tpu(text: str, generation: str, shape: str) -> Topology:
     chips = 1
     for side in shape.split("x"):
         chips *= int(side)
-    return Topology(text, "tpu", list(devices), TPU_MEMORY[generation] * chips // len(devices))
+    return Topology(text, "tpu", list(devices), TPU_MEMORY[generation] * chips // len(devices), _package("libtpu"))
 
 
 def _describe_gpu(text: str, name: str) -> Topology:
@@ -133,4 +136,8 @@ def _describe_gpu(text: str, name: str) -> Topology:
         found = topologies.get_topology_desc(name, "cuda", target_config=target, topology="1x1x1")
     except Exception as error:  # the plugin's own kinds
         raise UserError(f"--topology={text}: {' '.join(str(error).split())[:300]}") from error
-    return Topology(text, "cuda", list(found.devices), memory)
+    return Topology(text, "cuda", list(found.devices), memory, _package(f"jax-cuda{plugin}-plugin"))
+
+
+def _package(name: str) -> str:
+    return f"{name} {importlib.metadata.version(name)}"
