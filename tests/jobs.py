@@ -20,6 +20,12 @@ def digits(representation: int = 2, classifier: int = 1, *changes: str) -> list[
     ]
 
 
+def untouched() -> dict[str, str]:
+    """The environment of a user who computes on the CPU and has not chosen how many devices that is."""
+    chosen = ("XLA_FLAGS", "JAX_NUM_CPU_DEVICES", "NPROC")
+    return {key: value for key, value in os.environ.items() if key not in chosen} | {"JAX_PLATFORMS": "cpu"}
+
+
 STARTED: list[Job] = []  # conftest.py ends what a failed test leaves running
 
 
@@ -29,18 +35,18 @@ class Job:
     def __init__(
         self, workdir: pathlib.Path, flags: list[str], processes: int = 1, devices: int = 1, own: tuple = ()
     ) -> None:
-        """`own` holds more flags for each process."""
+        """`devices` of each process, 0: as a user finds them, one for each core; `own`: more flags for each process."""
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             port = free.getsockname()[1]
         environment = {
-            **os.environ,
-            "JAX_PLATFORMS": "cpu",
+            **untouched(),
             "JAX_COMPILATION_CACHE_DIR": os.environ.get("JAX_COMPILATION_CACHE_DIR", str(workdir.parent / "cache")),
             "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-            "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
-            "NPROC": str(max(4, 2 * devices)),
         }
+        if devices:
+            environment["XLA_FLAGS"] = f"--xla_force_host_platform_device_count={devices}"
+            environment["NPROC"] = str(max(4, 2 * devices))
         self.workdir, self._logs, self.processes = workdir, [], []
         for index in range(processes):
             together = [f"--coordinator=127.0.0.1:{port}", f"--processes={processes}", f"--process={index}"]

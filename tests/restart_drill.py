@@ -34,9 +34,9 @@ START_SECONDS = 300  # more than any start takes
 class Drill:
     """Runs of one configuration under a folder."""
 
-    def __init__(self, folder: pathlib.Path, epochs: int, seed: int, *changes: str) -> None:
-        """`changes` are further `--config.` flags without that prefix."""
-        self.folder, self.random = folder, random.Random(seed)
+    def __init__(self, folder: pathlib.Path, epochs: int, seed: int, *changes: str, devices: int = 1) -> None:
+        """`changes` are further `--config.` flags without that prefix, `devices` as for `Job`."""
+        self.folder, self.random, self._devices = folder, random.Random(seed), devices
         self.records: list[dict] = []
         # Saves every third step and records every step.
         self._flags = digits(
@@ -60,12 +60,12 @@ class Drill:
 
     def start(self, name: str) -> subprocess.Popen:
         """Starts, or continues, the run of work directory `name`."""
-        (process,) = Job(self.folder / name, self._flags).processes
+        (process,) = Job(self.folder / name, self._flags, devices=self._devices).processes
         return process
 
     def finish(self, name: str) -> None:
         """Lets the run of `name` come to its end."""
-        job = Job(self.folder / name, self._flags)
+        job = Job(self.folder / name, self._flags, devices=self._devices)
         assert job.wait(3600) == [0], job.output()[-2000:]
 
     def kill(self, name: str, moment: str) -> None:

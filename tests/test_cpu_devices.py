@@ -1,6 +1,5 @@
 """How many devices JAX makes of a CPU: one for each core where batches divide, unless the user or a job has chosen."""
 
-import os
 import subprocess
 import sys
 
@@ -8,7 +7,7 @@ import pytest
 
 from shike_jax.cluster.cpu import devices_for
 from tests.conftest import ROOT
-from tests.jobs import digits
+from tests.jobs import digits, untouched
 
 PRINT = """
 import jax, os
@@ -16,12 +15,6 @@ from shike_jax.cluster import cpu
 cpu.use_cores({})
 print(jax.device_count(), os.getenv("NPROC"))
 """
-
-
-def untouched():
-    """The environment of a user who has not chosen."""
-    chosen = ("XLA_FLAGS", "JAX_NUM_CPU_DEVICES", "NPROC")
-    return {key: value for key, value in os.environ.items() if key not in chosen} | {"JAX_PLATFORMS": "cpu"}
 
 
 @pytest.mark.parametrize(

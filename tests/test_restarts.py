@@ -13,6 +13,7 @@ from flax.traverse_util import flatten_dict
 
 from shike_jax import models
 from shike_jax.cli.flags import load_config
+from shike_jax.cluster.cpu import devices_for
 from shike_jax.config import to_plain
 from shike_jax.errors import UserError
 from shike_jax.storage.checkpoints import load_weights, save_weights
@@ -23,12 +24,16 @@ from tests.restart_drill import Drill
 
 
 def test_kill_while_saving_and_sigterm_change_nothing(tmp_path):
-    drill = Drill(tmp_path, epochs=2, seed=0)
+    """With the devices that a user has: one for each core, as far as the batches divide."""
+    drill = Drill(tmp_path, epochs=2, seed=0, devices=0)
     drill.kill("interrupted", "saving")
     drill.terminate("interrupted")
     drill.finish("interrupted")
     drill.finish("uninterrupted")
     drill.same_end("uninterrupted", "interrupted")
+    batches = [stage.batch_size for stage in load_config(digits())[0].stages.values()]
+    used = json.loads((tmp_path / "interrupted" / "results.json").read_text())["devices"]["count"]
+    assert used == devices_for(len(os.sched_getaffinity(0)), batches)
 
 
 @pytest.mark.slow
