@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import time
-from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +13,8 @@ from ml_collections import ConfigDict
 
 from shike_jax.cluster import parallel, preemption
 from shike_jax.cluster.coordination import CompileTime
-from shike_jax.cluster.preemption import Preempted
 from shike_jax.common.errors import UserError
 from shike_jax.config import to_plain, with_defaults
-from shike_jax.data import sampling
 from shike_jax.methods.scores import SCORES
 from shike_jax.storage.atomic import write_json
 from shike_jax.storage.card import write_card
@@ -27,10 +23,10 @@ from shike_jax.storage.logs import RunLog
 from shike_jax.storage.progress import clock
 from shike_jax.storage.trouble import check_present, disk_trouble
 from shike_jax.storage.workdir import claimed, discard_untrained, open_workdir
-from shike_jax.training import averaging, metrics, outcome, randomness, steps
+from shike_jax.training import averaging, metrics, outcome, steps
+from shike_jax.training.epoch import EpochReport, calls, due, fit_epoch
 from shike_jax.training.setup import Run, Stage, check_devices, make_stage, prepare
 from shike_jax.training.state import TrainState
-from shike_jax.training.sums import EpochSums
 
 PyTree = Any
 
@@ -109,7 +105,7 @@ def _run_stages(run: Run, stage: Stage, state: TrainState) -> PyTree:
             return variables
         stage = make_stage(run, stage.index + 1, variables["params"])
         state = stage.start(variables)
-        save(run, stage, state, 0)
+        outcome.save_checkpoint(run, stage, state, 0)
         run.checkpoints.wait()
 
 
@@ -130,7 +126,7 @@ def fit_stage(run: Run, stage: Stage, state: TrainState) -> PyTree:
     state = parallel.replicate(state)
     while step < stage.steps:
         epoch = step // stage.steps_per_epoch
-        state, trained = _fit_epoch(run, stage, call, state, step)
+        state, (trained,) = fit_epoch([run], [stage], call, state, step)
         step = min((epoch + 1) * stage.steps_per_epoch, stage.steps)
         looked_at = due(step, stage.steps_per_epoch, run.config.train.eval_every_epochs) or step == stage.steps
         if looked_at:
@@ -142,135 +138,6 @@ def fit_stage(run: Run, stage: Stage, state: TrainState) -> PyTree:
         evaluation = evaluate(run, variables, stage.settings.heads)
     run.history["stages"].append(outcome.stage_record(stage, evaluation))
     return parallel.to_host(variables)
-
-
-@dataclasses.dataclass(frozen=True)
-class EpochReport:
-    """What one epoch, or the rest of one, was like: means per example, images per second, seconds left for the run."""
-
-    means: dict[str, float]
-    images_per_second: float
-    seconds_left: float
-
-
-def _fit_epoch(
-    run: Run, stage: Stage, call: Callable[..., Any], state: TrainState, step: int
-) -> tuple[TrainState, EpochReport]:
-    """Trains from `step` to the end of its epoch; saves, logs and stops on the way as the configuration asks."""
-    config, began, compiled = run.config, time.time(), CompileTime.total
-    epoch = step // stage.steps_per_epoch
-    sums = EpochSums(f"stage {stage.name}, epoch {epoch}", run.checkpoints.latest)
-    running, examples = None, 0
-    inputs_of_calls = Waiting(calls(run, stage, step))
-
-    def beside() -> tuple[str, float]:
-        seconds = time.time() - began - (CompileTime.total - compiled)
-        wait = 100 * inputs_of_calls.seconds / max(seconds, 1e-9)
-        speed = examples / max(seconds, 1e-9)
-        loss = sums.finished_loss()
-        note = "" if np.isnan(loss) else f"loss {loss:.4f}  "
-        note += f"{speed:,.0f} img/s  wait {min(wait, 100):.0f} %"
-        return note, run.progress.left_after(examples, seconds)
-
-    with run.log.meter(f"{stage.name} {epoch + 1}/{stage.settings.epochs}", stage.steps_per_epoch) as update:
-        for done, count, inputs in inputs_of_calls:
-            run.profile.before(stage.steps_before + step)
-            state, new = call(state, run.feeds["train"].data, inputs)
-            sums.add(new)
-            preemption.stay()
-            step, examples = step + done, examples + count
-            _wait(new, running)
-            running = new
-            if run.profile.after(stage.steps_before + step, new):
-                run.log.line(f"profile: {run.workdir / 'profile'}")
-            update(step - epoch * stage.steps_per_epoch, beside)
-            if passed(step, done, config.train.log_every_steps):
-                run.log.scalars(stage.steps_before + step, sums.recent(step), stage=stage.name, epoch=epoch)
-            _save_if_due(run, stage, state, step, done, sums)
-    means = sums.means(step)
-    if parallel.is_main():
-        check_present(run.workdir)
-    compile_seconds = CompileTime.total - compiled
-    elapsed = max(time.time() - began - compile_seconds, 1e-9)
-    run.history["seconds"]["compile"] += compile_seconds
-    run.history["seconds"]["train"] += elapsed
-    speed, left = run.progress.advance(examples, elapsed)
-    return state, EpochReport(means, speed, left)
-
-
-class Waiting:
-    """Passes items on, and adds up the seconds for which the next one had to be waited for."""
-
-    def __init__(self, items: Iterable[Any]) -> None:
-        """Args: items: whatever comes late."""
-        self._items, self.seconds = iter(items), 0.0
-
-    def __iter__(self) -> Iterator[Any]:
-        """The items."""
-        while True:
-            began = time.monotonic()
-            item = next(self._items, None)
-            self.seconds += time.monotonic() - began
-            if item is None:
-                return
-            yield item
-
-
-def calls(run: Run, stage: Stage, step: int) -> Iterator[tuple[int, int, PyTree]]:
-    """Yields (steps, examples, inputs) of each compiled call from `step` to the end of its epoch."""
-    settings, feed = stage.settings, run.feeds["train"]
-    epoch, first = divmod(step, stage.steps_per_epoch)
-    key = randomness.order_key(stage.program.key)
-    plan = sampling.epoch_plan(settings.sampler, key, epoch, run.labels, settings.batch_size, settings.keep_last)
-    left = stage.steps - epoch * stage.steps_per_epoch
-    plan = {name: rows[:left] for name, rows in plan.items()}
-    together = steps_per_call(run.config, feed.steps_together, stage.steps_per_epoch)
-    for done, inputs in feed.calls(plan, first, together, randomness.host_seed(run.config.seed, stage.index, epoch)):
-        yield done, int(np.sum(plan["mask"][first : first + done])), inputs
-        first += done
-
-
-def steps_per_call(config: ConfigDict, can_hold_several: bool, steps_per_epoch: int) -> int:
-    """Training steps in one compiled call: as configured, else an epoch on accelerators and one step on the CPU."""
-    if not can_hold_several:
-        return 1
-    # XLA:CPU runs convolutions inside a scan many times slower; accelerators want long calls.
-    return config.train.steps_per_call or (1 if jax.default_backend() == "cpu" else steps_per_epoch)
-
-
-def _wait(new: PyTree, running: PyTree) -> None:
-    """Lets one call wait behind the running one: more would only delay the answer to a request to stop.
-
-    On several CPU devices not even one: calls in flight can starve each other's all-reduces of threads.
-    """
-    alone = jax.device_count() > 1 and jax.default_backend() == "cpu"
-    jax.block_until_ready(new if alone else running)
-
-
-def _save_if_due(run: Run, stage: Stage, state: TrainState, step: int, done: int, sums: EpochSums) -> None:
-    """Saves a checkpoint when one is due or a stop was requested; at the end of a stage the hand-over saves.
-
-    Raises:
-      Preempted: a stop was requested; the state is saved.
-    """
-    train, stop = run.config.train, run.stop.requested()
-    if step == stage.steps:
-        return
-    now = due(step, stage.steps_per_epoch, train.checkpoint_every_epochs)
-    if now or passed(step, done, train.checkpoint_every_steps) or stop:
-        sums.fetch(step)  # refuses to save what is not finite
-        save(run, stage, state, step)
-    if stop:
-        run.checkpoints.close()
-        raise Preempted(f"stopped in stage {stage.name} at step {step}; start again to continue")
-
-
-def save(run: Run, stage: Stage, state: TrainState, step: int) -> None:
-    """Begins to write a checkpoint of a stage's step, with where the run stands."""
-    if parallel.is_main():
-        check_present(run.workdir)
-    outcome.share_bad_images(run)
-    run.checkpoints.save(stage.steps_before + step, state, outcome.position(run, stage, step))
 
 
 def evaluate(run: Run, variables: PyTree, heads: str) -> dict[str, Any]:
@@ -299,16 +166,6 @@ def finish(run: Run, variables: PyTree) -> dict[str, Any]:
         run.log.line(f"{run.source.report.closing_line()} (all of them in results.json)")
     run.log.line(f"top-1 {found['top1']:.2f} %: results in {run.workdir / 'results.json'}")
     return found
-
-
-def due(step: int, steps_per_epoch: int, every_epochs: int) -> bool:
-    """True at the end of every `every_epochs`-th epoch of a stage."""
-    return bool(every_epochs) and step % (steps_per_epoch * every_epochs) == 0
-
-
-def passed(step: int, done: int, every: int) -> bool:
-    """Whether the last `done` steps reached or passed a multiple of `every` (0: never)."""
-    return bool(every) and step // every != (step - done) // every
 
 
 def show_first_batch(run: Run, stage: Stage, step: int) -> None:

@@ -16,8 +16,10 @@ from shike_jax.methods import LOSSES, SCORES
 from shike_jax.methods.losses import describe_losses
 from shike_jax.methods.scores import describe_scores
 from shike_jax.storage.checkpoints import save_weights
+from shike_jax.storage.trouble import check_present
 from shike_jax.training.provenance import versions
 from shike_jax.training.setup import Run, Stage
+from shike_jax.training.state import TrainState
 
 PyTree = Any
 PER_CLASS = ("per_class", "experts_per_class")
@@ -44,6 +46,14 @@ def position(run: Run, stage: Stage, step: int) -> dict[str, Any]:
         "history": run.history,
         "version": __version__,
     }
+
+
+def save_checkpoint(run: Run, stage: Stage, state: TrainState, step: int) -> None:
+    """Begins to write a checkpoint of a stage's step, with where the run stands; all processes call this together."""
+    if parallel.is_main():
+        check_present(run.workdir)
+    share_bad_images(run)
+    run.checkpoints.save(stage.steps_before + step, state, position(run, stage, step))
 
 
 def stage_record(stage: Stage, evaluation: dict[str, Any]) -> dict[str, Any]:

@@ -17,20 +17,18 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from ml_collections import ConfigDict
 
 from shike_jax.cluster import parallel
 from shike_jax.cluster.coordination import CompileTime
-from shike_jax.cluster.preemption import Preempted
 from shike_jax.common.errors import UserError
 from shike_jax.config import to_plain, with_defaults
 from shike_jax.storage.logs import RunLog
 from shike_jax.storage.workdir import claimed, discard_untrained, open_workdir
 from shike_jax.training import averaging, loop, outcome, steps
+from shike_jax.training.epoch import due, fit_epoch, of_each, side_by_side
 from shike_jax.training.setup import Run, Stage, check_devices, make_stage, prepare
 from shike_jax.training.state import TrainState
-from shike_jax.training.sums import EpochSums
 
 PyTree = Any
 
@@ -97,7 +95,7 @@ def train_seeds(config: ConfigDict, workdir: Path, started: float | None = None)
             which = group[0].stage.index, *(member.run.config.seed for member in group)
             if which not in compiled:
                 fetch = group[0].run.feeds["train"].fetch
-                call = compile_together([member.stage for member in group], fetch)
+                call = compile_group([member.stage for member in group], fetch)
                 what = f"the training step of {group[0].stage.name}, {len(group)} seeds together"
                 compiled = {which: group[0].run.log.announced(call, what)}
             _fit_epoch(group, compiled[which])
@@ -140,11 +138,14 @@ def _opened(config: ConfigDict, workdir: Path, held: contextlib.ExitStack) -> Me
     return member
 
 
-def compile_together(stages: Sequence[Stage], fetch: Callable[[PyTree, PyTree], PyTree]) -> Callable:
+def compile_group(stages: Sequence[Stage], fetch: Callable[[PyTree, PyTree], PyTree]) -> Callable:
     """Compiles (states, data, inputs) -> (states, sums) over all devices: as `steps.compile_train`, for S runs.
 
-    States and sums have a leading axis [S], inputs are [devices, S, k, ...]; the runs differ in their key alone.
+    Of several runs, states and sums have a leading axis [S] and inputs are [devices, S, k, ...]; the runs differ in
+    their key alone. A run alone has the step of any other run.
     """
+    if len(stages) == 1:
+        return steps.compile_train(stages[0].program, fetch)
     program, keys = stages[0].program, jnp.stack([stage.program.key for stage in stages])
 
     def call(states: TrainState, data: PyTree, inputs: PyTree) -> tuple[TrainState, PyTree]:
@@ -163,60 +164,21 @@ def compile_together(stages: Sequence[Stage], fetch: Callable[[PyTree, PyTree], 
 
 
 def _fit_epoch(group: Sequence[Member], call: Callable) -> None:
-    """Trains members that stand at one step to the end of its epoch: logs, saves, evaluates each as a run alone."""
-    lead, began, compiled = group[0], time.time(), CompileTime.total
-    stage, train, step = lead.stage, lead.run.config.train, lead.position[1]
-    epoch, feed = step // stage.steps_per_epoch, lead.run.feeds["train"]
+    """Trains members that stand at one step to the end of its epoch, and evaluates each like a run alone."""
+    stage, step = group[0].stage, group[0].position[1]
+    runs, stages = [member.run for member in group], [member.stage for member in group]
     for member in group:
         loop.show_first_batch(member.run, member.stage, step)
-    sums = [
-        EpochSums(f"seed {m.run.config.seed}, stage {stage.name}, epoch {epoch}", m.run.checkpoints.latest)
-        for m in group
-    ]
-    states = parallel.replicate(jax.tree.map(lambda *leaves: np.stack(leaves), *(member.state for member in group)))
-    examples = 0
-    for items in zip(*(loop.calls(member.run, member.stage, step) for member in group), strict=True):
-        done, count, _ = items[0]
-        inputs = jax.tree.map(lambda *leaves: np.stack(leaves, 1), *(inputs for _, _, inputs in items))
-        states, new = call(states, feed.data, inputs)
-        step, examples = step + done, examples + count
-        for place, own in enumerate(sums):
-            own.add({name: value[place] for name, value in new.items()})
-        jax.block_until_ready(new)
-        if loop.passed(step, done, train.log_every_steps):
-            for member, own in zip(group, sums, strict=True):
-                total = member.stage.steps_before + step
-                member.run.log.scalars(total, own.recent(step), stage=stage.name, epoch=epoch)
-        stop = lead.run.stop.requested()
-        due = loop.due(step, stage.steps_per_epoch, train.checkpoint_every_epochs)
-        if step < stage.steps and (due or stop or loop.passed(step, done, train.checkpoint_every_steps)):
-            _unstack(group, states)
-            for member, own in zip(group, sums, strict=True):
-                own.fetch(step)  # refuses to save what is not finite
-                loop.save(member.run, member.stage, member.state, step)
-        if stop and step < stage.steps:
-            for member in group:
-                member.run.checkpoints.close()
-            raise Preempted(f"stopped in stage {stage.name} at step {step}; start again to continue")
-    _unstack(group, states)
-    spent = CompileTime.total - compiled
-    elapsed = max(time.time() - began - spent, 1e-9)
-    for member, own in zip(group, sums, strict=True):
-        member.run.history["seconds"]["compile"] += spent / len(group)
-        member.run.history["seconds"]["train"] += elapsed / len(group)
-        report = loop.EpochReport(own.means(step), *member.run.progress.advance(examples, elapsed))
-        shown = loop.due(step, stage.steps_per_epoch, train.eval_every_epochs) or step == stage.steps
-        evaluation = loop.evaluate(member.run, _variables(member), stage.settings.heads) if shown else None
-        loop.report_epoch(member.run, member.stage, epoch, step, report, evaluation)
-        if step == stage.steps and evaluation:
+    states = parallel.replicate(side_by_side([member.state for member in group], axis=0))
+    states, reports = fit_epoch(runs, stages, call, states, step)
+    for member, state, report in zip(group, of_each(parallel.to_host(states), len(group)), reports, strict=True):
+        member.state = state
+        end = member.position[1]
+        looked_at = end == stage.steps or due(end, stage.steps_per_epoch, member.run.config.train.eval_every_epochs)
+        evaluation = loop.evaluate(member.run, _variables(member), stage.settings.heads) if looked_at else None
+        loop.report_epoch(member.run, member.stage, step // stage.steps_per_epoch, end, report, evaluation)
+        if evaluation and end == stage.steps:
             member.run.history["stages"].append(outcome.stage_record(member.stage, evaluation))
-
-
-def _unstack(group: Sequence[Member], states: TrainState) -> None:
-    """Gives each member its own state."""
-    host = parallel.to_host(states)
-    for place, member in enumerate(group):
-        member.state = jax.tree.map(lambda leaf, place=place: np.asarray(leaf[place]), host)
 
 
 def _variables(member: Member) -> PyTree:
@@ -233,6 +195,6 @@ def _hand_over(member: Member) -> dict[str, Any] | None:
     member.stage = make_stage(run, stage.index + 1, variables["params"])
     member.variables_of = averaging.make_outcome(run, member.stage)
     member.state = member.stage.start(variables)
-    loop.save(run, member.stage, member.state, 0)
+    outcome.save_checkpoint(run, member.stage, member.state, 0)
     run.checkpoints.wait()
     return None
