@@ -57,6 +57,24 @@ def registries_as_they_were() -> Iterator[None]:
         registry._entries = entries
 
 
+@pytest.fixture(scope="module")
+def quickly_compiled() -> Iterator[None]:
+    """Has XLA compile with few optimisations, in this process and in those that it starts.
+
+    For files that start whole runs to see what a run does: compiling takes most of their time. Tests of numbers against
+    other code's numbers do without it, so that they see what users run.
+    """
+    import jax
+
+    name = "jax_disable_most_optimizations"
+    before = jax.config.values[name]
+    jax.config.update(name, True)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv(name.upper(), "1")
+        yield
+    jax.config.update(name, before)
+
+
 @pytest.fixture(scope="session")
 def shared() -> pathlib.Path:
     """The folder with golden files and real data: $SHIKE_SHARED, else ../shared beside the repository."""

@@ -24,6 +24,8 @@ from tests.jobs import Job, digits
 from tests.restart_drill import Drill
 from tests.stopped import assert_same_end, train_until, weights
 
+pytestmark = pytest.mark.usefixtures("quickly_compiled")
+
 DRAW = np.random.default_rng(0)
 
 
@@ -145,8 +147,8 @@ def test_a_stopped_run_ends_bit_for_bit_with_its_averages(tmp_path, monkeypatch)
     monkeypatch.chdir(ROOT)
     config, _ = load_config(digits(1, 1, *SHORT, *CHANGES))
     states = []
-    fit = loop._fit_epoch
-    monkeypatch.setattr(loop, "_fit_epoch", lambda *args: states.append(fit(*args)) or states[-1])
+    fit = loop.fit_epoch
+    monkeypatch.setattr(loop, "fit_epoch", lambda *args: states.append(fit(*args)) or states[-1])
     loop.train(config, tmp_path / "whole")
     final = [parallel.to_host(state) for state, _ in states]
     assert "step 3" in train_until(config, tmp_path / "stopped", 3)

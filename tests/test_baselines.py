@@ -11,6 +11,8 @@ from shike_jax.training import loop
 from tests.conftest import ROOT
 from tests.stopped import assert_same_end, train_until, weights
 
+pytestmark = pytest.mark.usefixtures("quickly_compiled")
+
 FAST = ("lws",)  # two stages and a second set of another kind
 SLOW = ("ce", "focal", "class_balanced", "ldam_drw", "logit_adjusted", "balanced_softmax", "crt", "balpoe")
 

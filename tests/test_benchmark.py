@@ -12,6 +12,8 @@ from shike_jax.benchmark.ours import Ours
 from shike_jax.benchmark.plain import Plain, forward_flops
 from shike_jax.errors import UserError
 
+pytestmark = pytest.mark.usefixtures("quickly_compiled")
+
 TINY = {"batch": 6, "image_size": 16, "classes": 5, "width": 4, "blocks": (1, 1, 1)}
 
 

@@ -9,6 +9,8 @@ from shike_jax.cluster.cpu import devices_for
 from tests.conftest import ROOT
 from tests.jobs import digits, untouched
 
+pytestmark = pytest.mark.usefixtures("quickly_compiled")
+
 PRINT = """
 import jax, os
 from shike_jax.cluster import cpu

@@ -18,6 +18,8 @@ from shike_jax.errors import UserError
 from shike_jax.storage.checkpoints import save_weights
 from tests.conftest import ROOT
 
+pytestmark = pytest.mark.usefixtures("quickly_compiled")
+
 CONFIG = f"--config={ROOT}/configs/digits_lt.py:width=4"
 
 

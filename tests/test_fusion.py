@@ -23,6 +23,8 @@ from shike_jax.training import steps
 from shike_jax.training.program import make_program
 from shike_jax.training.state import start_stage
 
+pytestmark = pytest.mark.usefixtures("quickly_compiled")
+
 EXPECTED_DEVICES = "SHIKE_TEST_DEVICES"  # variable set for the copy of this file that runs on several
 CLASSES, BATCH, PADDED, LR = 7, 16, 3, 0.5
 NARROW = {"backbone": "resnet20", "width": 4, "blocks": (1, 1, 1), "head": "linear", "shortcut": "A", "image_size": 8}

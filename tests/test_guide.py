@@ -13,6 +13,8 @@ from shike_jax.cli.flags import load_config
 from shike_jax.data import sources
 from tests.conftest import ROOT
 
+pytestmark = pytest.mark.usefixtures("quickly_compiled")
+
 # Shorter than the guide's own training; the default configuration trains for longer.
 SHORT = [
     "--config.stages.representation.epochs=10",

@@ -8,6 +8,8 @@ import pytest
 
 from tests.conftest import ROOT
 
+pytestmark = pytest.mark.usefixtures("quickly_compiled")
+
 PACKAGE = ROOT / "shike_jax"
 # What each room may import of ours, besides `common`, the package's version and itself. A module at the root is a room
 # of its own; a command may import every room but no other command. `errors` only hands `UserError` to users.

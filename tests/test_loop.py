@@ -13,6 +13,8 @@ from shike_jax.storage.checkpoints import load_weights
 from shike_jax.training import loop
 from tests.conftest import ROOT
 
+pytestmark = pytest.mark.usefixtures("quickly_compiled")
+
 CONFIG = f"--config={ROOT}/configs/digits_lt.py:width=4,epochs=2,classifier_epochs=2"
 SMALL = ["--config.model.depths=(1, 2)", "--config.log=quiet"]
 

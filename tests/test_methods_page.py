@@ -11,6 +11,8 @@ from shike_jax.methods import ADJUSTMENTS, LOSSES, SAMPLERS
 from shike_jax.training import loop
 from tests.conftest import ROOT
 
+pytestmark = pytest.mark.usefixtures("quickly_compiled")
+
 PAGE = (ROOT / "docs" / "methods.md").read_text()
 
 

@@ -15,6 +15,8 @@ from packaging.requirements import Requirement
 from shike_jax.common.extras import EXTRAS
 from tests.conftest import ROOT
 
+pytestmark = pytest.mark.usefixtures("quickly_compiled")
+
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 CORE = {Requirement(line).name.lower() for line in PROJECT["dependencies"]}
 EXTRA_PACKAGES = {

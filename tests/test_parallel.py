@@ -16,6 +16,8 @@ from shike_jax.errors import UserError
 from shike_jax.storage.checkpoints import load_weights
 from tests.jobs import Job, digits, recorded_steps
 
+pytestmark = pytest.mark.usefixtures("quickly_compiled")
+
 # 489 training images in batches of 32 and 300 test images in batches of 56: both end with a partial batch, of 9 and 20
 # images: of 8 devices two get a full share (of 4 and 7), one a part of it, and five get nothing.
 FLOAT64 = ("dtype=float64", "eval.batch_size=56")

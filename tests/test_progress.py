@@ -22,6 +22,8 @@ from shike_jax.training.profile import parse
 from tests.conftest import ROOT
 from tests.jobs import digits
 
+pytestmark = pytest.mark.usefixtures("quickly_compiled")
+
 
 @pytest.fixture
 def clock(monkeypatch):

@@ -26,6 +26,8 @@ from shike_jax.data import arrays, sources
 from tests.conftest import ROOT
 from tests.test_guide import BLOCK
 
+pytestmark = pytest.mark.usefixtures("quickly_compiled")
+
 README = (ROOT / "README.md").read_text()
 COMMANDS = [
     line for kind, text in BLOCK.findall(README) if kind == "bash" for line in text.replace("\\\n", " ").splitlines()

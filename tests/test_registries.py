@@ -14,6 +14,8 @@ from shike_jax.methods import LOSSES, SAMPLERS, Choice, Registry
 from shike_jax.methods.mixing import cutmix, partners
 from tests.conftest import ROOT
 
+pytestmark = pytest.mark.usefixtures("quickly_compiled")
+
 CONFIG = '''
 import jax
 import jax.numpy as jnp

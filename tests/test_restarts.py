@@ -22,6 +22,8 @@ from shike_jax.training import loop
 from tests.jobs import digits
 from tests.restart_drill import Drill
 
+pytestmark = pytest.mark.usefixtures("quickly_compiled")
+
 
 def test_kill_while_saving_and_sigterm_change_nothing(tmp_path):
     """With the devices that a user has: one for each core, as far as the batches divide."""

@@ -10,8 +10,10 @@ from flax.traverse_util import flatten_dict
 
 from shike_jax import config as schema
 from shike_jax.storage.checkpoints import load_weights
-from shike_jax.training.loop import steps_per_call
+from shike_jax.training.epoch import steps_per_call
 from tests.jobs import Job, digits
+
+pytestmark = pytest.mark.usefixtures("quickly_compiled")
 
 EXACT = 1e-8
 

@@ -1,7 +1,5 @@
 """Ctrl-C, SIGTERM before the first step, a full disk and a work directory that disappears: one line, nothing lost."""
 
-import os
-import resource
 import shutil
 import signal
 import subprocess
@@ -12,6 +10,8 @@ import pytest
 
 from shike_jax.storage.trouble import disk_trouble
 from tests.jobs import ROOT, Job, digits, recorded_steps
+
+pytestmark = pytest.mark.usefixtures("quickly_compiled")
 
 LONG = ("train.checkpoint_every_epochs=0", "train.eval_every_epochs=0", "train.log_every_steps=1")
 
@@ -24,8 +24,9 @@ def until(condition, seconds=300):
 
 
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 75), (signal.SIGINT, 130)])
-def test_before_the_first_step_it_leaves_at_once_and_leaves_nothing(tmp_path, number, status):
+def test_before_the_first_step_it_leaves_at_once_and_leaves_nothing(tmp_path, number, status, monkeypatch):
     """The network is large enough to compile for many seconds, during which no Python handler runs."""
+    monkeypatch.delenv("JAX_DISABLE_MOST_OPTIMIZATIONS")
     job = Job(tmp_path / "run", ["--config=configs/digits_lt.py", "--config.model.blocks=(5, 5, 5)"])
     until(lambda: "1 process" in job.output())
     time.sleep(3)
@@ -83,18 +84,11 @@ def test_a_work_directory_that_disappears_stops_the_run(tmp_path):
 
 
 def test_a_full_disk_is_one_line_and_names_the_last_good_checkpoint(tmp_path):
-    """The system refuses files beyond 60 kB: a checkpoint of this network is larger, everything else is smaller."""
+    """The system refuses files beyond 60 KiB: a checkpoint of this network is larger, everything else is smaller."""
     flags = digits(2, 1, "model.depths=(1,)", "train.checkpoint_every_steps=4", "data.test_per_class=100")
     command = [sys.executable, "-m", "shike_jax.main", f"--workdir={tmp_path / 'run'}", *flags]
-    done = subprocess.run(
-        command,
-        cwd=ROOT,
-        env={**os.environ, "JAX_PLATFORMS": "cpu"},
-        capture_output=True,
-        text=True,
-        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (60_000, 60_000)),
-        timeout=300,
-    )
+    limited = ["bash", "-c", 'ulimit -f 60; exec "$@"', "bash", *command]  # in units of 1024 bytes
+    done = subprocess.run(limited, cwd=ROOT, capture_output=True, text=True, timeout=300)
     assert done.returncode == 2, done.stderr[-2000:]
     [line] = [line for line in done.stderr.splitlines() if line.startswith("error:")]
     assert "File too large; last good checkpoint: none; make room and start again" in line

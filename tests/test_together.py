@@ -16,6 +16,8 @@ from shike_jax.training import loop, together
 from tests.conftest import ROOT
 from tests.jobs import digits
 
+pytestmark = pytest.mark.usefixtures("quickly_compiled")
+
 
 @pytest.fixture(autouse=True)
 def in_float64():

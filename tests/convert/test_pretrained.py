@@ -20,6 +20,8 @@ from tests.conftest import GOLDEN
 from tests.convert.test_names import golden_shapes
 from tests.convert.weights import fill, shapes_of, write_torch_file
 
+pytestmark = pytest.mark.usefixtures("quickly_compiled")
+
 
 @pytest.fixture(scope="module")
 def resnet50(tmp_path_factory):

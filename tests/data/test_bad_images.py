@@ -12,6 +12,8 @@ from shike_jax.training import loop
 from tests.conftest import ROOT
 from tests.jobs import Job
 
+pytestmark = pytest.mark.usefixtures("quickly_compiled")
+
 BROKEN = ("train/a/3.jpg", "train/b/5.jpg", "test/b/1.jpg")
 
 

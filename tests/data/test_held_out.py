@@ -16,6 +16,8 @@ from shike_jax.data.held_out import draw, evaluated_part, write_csv
 from shike_jax.data.splits import Part
 from shike_jax.errors import UserError
 
+pytestmark = pytest.mark.usefixtures("quickly_compiled")
+
 
 def part_of(**counts):
     names = [f"{name}/{i}.jpg" for name, count in counts.items() for i in range(count)]

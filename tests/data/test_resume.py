@@ -13,6 +13,8 @@ from shike_jax.storage.checkpoints import load_weights
 from tests.conftest import ROOT
 from tests.jobs import Job, recorded_steps
 
+pytestmark = pytest.mark.usefixtures("quickly_compiled")
+
 
 @pytest.mark.slow
 def test_stopped_in_the_middle_of_an_epoch_of_photographs(shared, tmp_path):
