@@ -1,6 +1,8 @@
 """Averaged weights and SAM: against float64 by hand, optax's own SAM, and a run that is stopped in the middle."""
 
 import dataclasses
+import time
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -17,7 +19,7 @@ from shike_jax.data import sampling
 from shike_jax.data.feeds import DeviceFeed
 from shike_jax.errors import UserError
 from shike_jax.methods.averaging import AVERAGES, AverageSettings, moved_average, uphill
-from shike_jax.training import loop, setup
+from shike_jax.training import averaging, loop, setup
 from shike_jax.training.averaging import make_estimate
 from tests.conftest import ROOT
 from tests.jobs import Job, digits
@@ -146,10 +148,18 @@ SHORT = (
 def test_a_stopped_run_ends_bit_for_bit_with_its_averages(tmp_path, monkeypatch):
     monkeypatch.chdir(ROOT)
     config, _ = load_config(digits(1, 1, *SHORT, *CHANGES))
-    states = []
+    states, estimates = [], []
     fit = loop.fit_epoch
     monkeypatch.setattr(loop, "fit_epoch", lambda *args: states.append(fit(*args)) or states[-1])
-    loop.train(config, tmp_path / "whole")
+    make = averaging.make_estimate
+    monkeypatch.setattr(averaging, "make_estimate", lambda *args: _counted(make(*args), estimates))
+    clock = {**vars(time), "time": lambda: time.time() + 1000 * len(estimates)}
+    monkeypatch.setattr(setup, "time", SimpleNamespace(**clock))
+    results = loop.train(config, tmp_path / "whole")
+    # The estimation of BN statistics, once a stage here, counts as evaluation.
+    assert len(estimates) == 2 and 2000 < results["seconds"]["evaluate"] < 3000
+    monkeypatch.undo()
+    monkeypatch.chdir(ROOT)
     final = [parallel.to_host(state) for state, _ in states]
     assert "step 3" in train_until(config, tmp_path / "stopped", 3)
     loop.train(config, tmp_path / "stopped")
@@ -169,6 +179,14 @@ def test_a_stopped_run_ends_bit_for_bit_with_its_averages(tmp_path, monkeypatch)
         weights(tmp_path / "whole", "classifier")["params/trunk/conv1/kernel"],
         flatten_dict(final[0].average, sep="/")["trunk/conv1/kernel"],
     )
+
+
+def _counted(function, calls):
+    def call(*args):
+        calls.append(function(*args))
+        return calls[-1]
+
+    return call
 
 
 def test_a_state_without_averages_has_no_new_arrays():

@@ -49,6 +49,30 @@ def test_cosine_schedules_start_at_the_peak_and_fall_to_zero():
     assert learning_rate(config.stage(schedule="constant", lr=0.3), 2, 5)(7) == pytest.approx(0.3)
 
 
+@pytest.mark.parametrize(
+    ("changes", "lowest"),
+    [
+        ({"warmup_epochs": 2}, "0.075"),
+        ({"warmup_epochs": 1}, "0.075"),
+        ({"warmup_lr": 0.0}, "0.03"),
+        ({"warmup_epochs": 3, "lr": 0.2}, "0.0666667"),
+    ],
+)
+def test_a_warm_up_that_starts_below_zero_is_refused(changes, lowest):
+    stage = config.stage(**changes)
+    assert rates(stage, 20)[0] < 0
+    whole = config.base()
+    whole.run, whole.stages.first = ("first",), stage
+    with pytest.raises(UserError, match=rf"first\.warmup_lr={stage.warmup_lr}: expected at least {lowest} with lr="):
+        config.validate(whole)
+    stage.warmup_lr = stage.lr / max(stage.warmup_epochs, 2)
+    config.validate(whole)
+    assert rates(stage, 20)[0] == pytest.approx(0, abs=1e-8) and min(rates(stage, 20)) > -1e-8
+    stage.warmup_epochs, stage.warmup_lr = 0, 0.0
+    config.validate(whole)
+    assert min(rates(stage, 20)) > 0
+
+
 PARAMS = {"trunk": {"conv1": {"kernel": np.ones(2)}}, "heads": {"classifier": {"expert0": {"kernel": np.ones(3)}}}}
 
 

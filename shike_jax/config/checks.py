@@ -8,7 +8,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from shike_jax.common.errors import UserError
-from shike_jax.methods import AVERAGES, LOSSES, OPTIMIZERS, SAMPLERS, SCHEDULES, Choice
+from shike_jax.methods import AVERAGES, LOSSES, OPTIMIZERS, SAMPLERS, SCHEDULES, Choice, StageLength
 from shike_jax.methods.optimizers import is_optimizer
 
 CHOICES = {
@@ -101,6 +101,7 @@ def _validate_stage(prefix: str, one: ConfigDict) -> None:
         "sam_rho",
     ):
         _require(one[field] >= 0, f"{prefix}.{field}", one[field], "a number of at least 0")
+    _validate_warmup(prefix, one)
     _require(0 <= one.exchange <= 1, f"{prefix}.exchange", one.exchange, "a share between 0 and 1")
     pairs = [name for name in SAMPLERS if SAMPLERS[name].options["partner"]]
     _require(not one.exchange or one.sampler in pairs, f"{prefix}.sampler", one.sampler, "'paired' with exchange > 0")
@@ -115,6 +116,18 @@ def _validate_stage(prefix: str, one: ConfigDict) -> None:
             re.compile(pattern)
         except re.error as error:
             raise UserError(f"config.{prefix}.train={pattern!r}: not a regular expression ({error})") from None
+
+
+def _validate_warmup(prefix: str, one: ConfigDict) -> None:
+    lowest_start = SCHEDULES[one.schedule].options["lowest_start"]
+    if lowest_start is None:
+        return
+    lowest = lowest_start(StageLength(one.lr, one.epochs, 1, one.warmup_lr, one.warmup_epochs))
+    expected = (
+        f"at least {lowest:.6g} with lr={one.lr:g} and warmup_epochs={one.warmup_epochs}, as the first learning rate "
+        f"would be negative (warmup_epochs=0: no warm-up)"
+    )
+    _require(one.warmup_lr >= lowest, f"{prefix}.warmup_lr", one.warmup_lr, expected)
 
 
 def _validate_loss(prefix: str, loss: ConfigDict) -> None:

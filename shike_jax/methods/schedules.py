@@ -34,15 +34,22 @@ class StageLength:
 
 
 Schedule = Callable[[Array, StageLength], Array]
-SCHEDULES: Registry[Schedule] = Registry("schedule")
+# `lowest_start`: of a schedule with a warm-up, a function of the stage to the smallest `warmup_lr` that leaves no
+# learning rate below 0. Configurations are checked against it.
+SCHEDULES: Registry[Schedule] = Registry("schedule", lowest_start=None)
 
 
-@SCHEDULES.register("warmup_cosine")
+def lowest_start(stage: StageLength) -> float:
+    """The `warmup_lr` at which the first epoch of `warmup_cosine` has a learning rate of 0: one of less is negative."""
+    return stage.lr / max(stage.warmup_epochs, 2) if stage.warmup_epochs else 0.0
+
+
+@SCHEDULES.register("warmup_cosine", lowest_start=lowest_start)
 def warmup_cosine(step: Array, stage: StageLength) -> Array:
     """The authors' code, set once per epoch e.
 
     `warmup_lr + (lr - warmup_lr) (e - 1) / 4` for e < 5 (`warmup_epochs`), then
-    `lr (1 + cos(pi (e - 5) / (T - 5))) / 2`.
+    `lr (1 + cos(pi (e - 5) / (T - 5))) / 2`. The warm-up is at `warmup_lr` in its second epoch, and below in its first.
     """
     epoch, warmup = step // stage.steps_per_epoch, stage.warmup_epochs
     rising = stage.warmup_lr + (stage.lr - stage.warmup_lr) / max(warmup - 1, 1) * (epoch - 1)

@@ -45,7 +45,9 @@ def make_outcome(run: Run, stage: Stage) -> Callable[[TrainState], PyTree]:
 
     def outcome(state: TrainState) -> PyTree:
         params = trainable.merge(state.average, state.params)
-        return {"params": params, "batch_stats": estimate({"params": params, "batch_stats": state.batch_stats})}
+        with run.timed("evaluate"):
+            batch_stats = estimate({"params": params, "batch_stats": state.batch_stats})
+        return {"params": params, "batch_stats": batch_stats}
 
     return outcome
 

@@ -142,14 +142,11 @@ def fit_stage(run: Run, stage: Stage, state: TrainState) -> PyTree:
 
 def evaluate(run: Run, variables: PyTree, heads: str) -> dict[str, Any]:
     """Scores of `metrics.analyse` on the evaluation part with one set of classifiers; variables are replicated."""
-    began, compiled, split = time.time(), CompileTime.total, run.source.split
-    with run.log.meter("evaluating", run.evaluator.batches) as update:
-        found = run.evaluator(variables, (heads,), update=update)
-    scores = metrics.analyse(found[heads], found[""]["label"], split.num_classes, split.divisions)
-    compile_seconds = CompileTime.total - compiled
-    run.history["seconds"]["compile"] += compile_seconds
-    run.history["seconds"]["evaluate"] += time.time() - began - compile_seconds
-    return scores
+    split = run.source.split
+    with run.timed("evaluate"):
+        with run.log.meter("evaluating", run.evaluator.batches) as update:
+            found = run.evaluator(variables, (heads,), update=update)
+        return metrics.analyse(found[heads], found[""]["label"], split.num_classes, split.divisions)
 
 
 def finish(run: Run, variables: PyTree) -> dict[str, Any]:

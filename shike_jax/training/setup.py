@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,7 @@ from ml_collections import ConfigDict
 
 from shike_jax import models
 from shike_jax.cluster import parallel
+from shike_jax.cluster.coordination import CompileTime
 from shike_jax.cluster.preemption import StopRequest
 from shike_jax.common.errors import UserError
 from shike_jax.common.extras import optional
@@ -65,6 +68,15 @@ class Run:
     def labels(self) -> np.ndarray:
         """Labels of the training examples, int32 [N]."""
         return self.source.split.parts["train"].labels
+
+    @contextlib.contextmanager
+    def timed(self, name: str) -> Iterator[None]:
+        """Adds the seconds spent inside to the history: those of compilation to `compile`, all others to `name`."""
+        began, compiled, seconds = time.time(), CompileTime.total, self.history["seconds"]
+        yield
+        compiling = CompileTime.total - compiled
+        seconds["compile"] += compiling
+        seconds[name] += time.time() - began - compiling
 
 
 @dataclasses.dataclass(frozen=True)
