@@ -1,7 +1,11 @@
-"""launch/methods_table.py: size and work by hand, seeds in one row."""
+"""launch/methods_table.py: size and work by hand, seeds in one row; launch/methods_runs.sh: what it would run."""
 
 import json
+import os
+import pathlib
 import runpy
+import shlex
+import subprocess
 
 import pytest
 
@@ -49,3 +53,25 @@ def test_seeds_share_a_row(tmp_path):
     assert cells[-1] == "0.62"  # the median of 0.5 and 0.75
     with pytest.raises(Exception, match=r"no results\.json below it"):
         table["rows"](tmp_path / "ce" / "seed0" / "nothing")
+
+
+def test_the_rows_run_at_one_setting_and_wide_networks_do_the_work_of_experts():
+    environment = {**os.environ, "DRY_RUN": "1", "FILE": "cifar100_if100.npz"}
+    command = ["bash", "launch/methods_runs.sh", "runs/methods", "3"]
+    lines = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=True).stdout
+    work = {}
+    for line in lines.splitlines():
+        config, rest = load_config([word for word in shlex.split(line) if word.startswith("--")])
+        row, seed = pathlib.Path(rest[0]).parts[-2:]
+        assert seed == f"seed{config.seed}" == "seed3" and config.data.imbalance_factor == 100
+        assert sum(config.stages[name].epochs for name in config.run) == 28
+        work[row] = table["size_and_work"](to_plain(config), 100)[1]
+    assert len(work) == 13
+    assert work["ce"] == work["crt"] < work["balpoe"] < work["shike"]
+    assert work["balanced_softmax_wide10"] == pytest.approx(work["balpoe"], rel=0.05)
+    assert work["balanced_softmax_wide12"] == pytest.approx(work["shike"], rel=0.1)
+
+
+def test_an_unknown_row_is_named_before_anything_runs():
+    done = subprocess.run(["bash", "launch/methods_runs.sh", "runs/x", "0", "ce", "cce"], cwd=ROOT, capture_output=True)
+    assert done.returncode == 2 and b"row 'cce': expected one of" in done.stderr and not done.stdout
