@@ -17,6 +17,7 @@ from shike_jax.benchmark import __main__ as benchmark
 from shike_jax.cli import __main__ as cli
 from shike_jax.cli import flags
 from shike_jax.cli.command import run_main
+from shike_jax.config import to_plain
 from shike_jax.errors import UserError
 from shike_jax.report import summary
 from tests.conftest import ROOT
@@ -136,6 +137,15 @@ def test_shipped_configurations_are_found_from_any_folder(tmp_path, monkeypatch)
     for typed in ("other", "configs/other.py", "elsewhere/digits_lt.py", "/configs/digits_lt.py", "digits_lt.txt"):
         with pytest.raises(UserError, match=rf"--config={typed}: no such file .* cifar_lt, digits_lt, folder_lt, "):
             flags.find_config(typed)
+
+
+def test_of_a_field_that_is_named_twice_the_last_value_counts():
+    """Scripts put their own flags before those of their user; the values of a tuple are not joined either."""
+    fields = ["--config.model.depths=(1, 2)", "--config.seed=1", "--config.model.depths=(2,)", "--config.seed=2"]
+    config, _ = flags.load_config(["--config=cifar_lt", "--config=digits_lt", *fields])
+    assert (config.name, config.model.depths, config.seed) == ("digits_lt", (2,), 2)
+    changed, _ = flags.override_config(to_plain(config), ["--config.model.depths=(1,)", "--config.model.depths=(1, 1)"])
+    assert changed.model.depths == (1, 1)
 
 
 def test_an_installed_package_carries_its_configurations(tmp_path):

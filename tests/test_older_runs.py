@@ -14,6 +14,8 @@ import pytest
 
 from tests.conftest import GOLDEN, ROOT
 
+pytestmark = pytest.mark.usefixtures("quickly_compiled")
+
 OLD = GOLDEN / "version_0_1"
 FLAGS = [
     "--config=configs/digits_lt.py:width=4,epochs=2,classifier_epochs=1",

@@ -119,7 +119,7 @@ def test_parameters_are_counted_by_part():
 
 
 def command(workdir, *more):
-    flags = [*digits(2, 1), "--config.model.depths=(1,)", f"--workdir={workdir}", *more]
+    flags = [*digits(2, 1, "model.depths=(1,)", "train.tensorboard=True"), f"--workdir={workdir}", *more]
     return [sys.executable, "-m", "shike_jax.main", *flags]
 
 

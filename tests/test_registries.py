@@ -1,6 +1,7 @@
 """Losses, samplers, schedules and scores that a user's own configuration file registers, outside the package."""
 
 import json
+import os
 import subprocess
 import sys
 
@@ -63,17 +64,9 @@ def get_config(arguments=None):
 
 def run(folder, *arguments):
     command = [sys.executable, "-m", *arguments]
-    environment = {"PYTHONPATH": str(ROOT)}
-    done = subprocess.run(
-        command, cwd=folder, env=_environment() | environment, capture_output=True, text=True, timeout=300
-    )
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=300)
     return done.returncode, done.stdout + done.stderr
-
-
-def _environment():
-    import os
-
-    return dict(os.environ)
 
 
 @pytest.fixture(scope="module")

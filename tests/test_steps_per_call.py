@@ -9,35 +9,31 @@ import pytest
 from flax.traverse_util import flatten_dict
 
 from shike_jax import config as schema
+from shike_jax.cli.flags import load_config
 from shike_jax.storage.checkpoints import load_weights
+from shike_jax.training import loop
 from shike_jax.training.epoch import steps_per_call
-from tests.jobs import Job, digits
+from tests.conftest import ROOT
+from tests.jobs import digits
 
 pytestmark = pytest.mark.usefixtures("quickly_compiled")
 
 EXACT = 1e-8
 
 
-def test_many_steps_per_call_change_nothing_but_speed(tmp_path):
-    """Whole runs in float64: six steps a stage one by one, and five together (a rest of one remains)."""
-    jobs = {}
-    small = (
-        "data.test_per_class=10",
-        "model.depths=(1,)",
-        "stages.representation.max_steps=6",
-        "stages.classifier.max_steps=6",
-    )
-    for together in (1, 5):
-        changes = ("dtype=float64", f"train.steps_per_call={together}", *small)
-        jobs[together] = Job(tmp_path / str(together), digits(1, 1, *changes))
-    for job in jobs.values():
-        assert job.wait() == [0], job.output()[-2000:]
-    for stage in ("representation", "classifier"):
-        one, five = (_weights(tmp_path / name, stage) for name in ("1", "5"))
-        assert one.keys() == five.keys()
-        for path, value in one.items():
-            assert value.dtype == np.float64
-            assert np.abs(five[path] - value).max() <= EXACT * np.abs(value).max(), path
+def test_many_steps_per_call_change_nothing_but_speed(tmp_path, monkeypatch):
+    """A stage in float64: six steps one by one, and five together (a rest of one remains)."""
+    monkeypatch.chdir(ROOT)
+    small = ("dtype=float64", "data.test_per_class=10", "model.depths=(1,)", "log=quiet", "run=('representation',)")
+    with jax.enable_x64(True):
+        for together in (1, 5):
+            changes = (*small, "stages.representation.max_steps=6", f"train.steps_per_call={together}")
+            loop.train(load_config(digits(1, 1, *changes))[0], tmp_path / str(together))
+    one, five = (_weights(tmp_path / name, "representation") for name in ("1", "5"))
+    assert one.keys() == five.keys()
+    for path, value in one.items():
+        assert value.dtype == np.float64
+        assert np.abs(five[path] - value).max() <= EXACT * np.abs(value).max(), path
     assert _results(tmp_path / "1") == _results(tmp_path / "5")
 
 

@@ -20,7 +20,7 @@ SHIPPED = _HERE / "configs" if (_HERE / "configs").is_dir() else _HERE.parent / 
 
 
 def load_config(argv: Sequence[str]) -> tuple[ConfigDict, list[str]]:
-    """Reads `--config=FILE[:arguments]` and any `--config.field=value`.
+    """Reads `--config=FILE[:arguments]` and any `--config.field=value`, of which the last counts for each field.
 
     FILE is a path, or else `configs/NAME.py` or `NAME` of a configuration that comes with the package.
 
@@ -34,7 +34,7 @@ def load_config(argv: Sequence[str]) -> tuple[ConfigDict, list[str]]:
       UserError: no or unreadable config file, an unknown field, a value of another type or out of range.
     """
     mine, rest = split_arguments(argv)
-    path = next((a.partition("=")[2] for a in mine if a.startswith("--config=")), "")
+    path = next((a.partition("=")[2] for a in reversed(mine) if a.startswith("--config=")), "")
     if not path:
         raise UserError("--config is missing: expected --config=configs/NAME.py[:arguments]")
     mine = [_with_found_file(item) if item.startswith("--config=") else item for item in mine]
@@ -104,6 +104,8 @@ def checkpoint_config(meta: Mapping[str, Any], arguments: Sequence[str] = ()) ->
 
 
 def _parsed(define: Callable[..., Any], arguments: list[str], path: str, stages: bool = True) -> ConfigDict:
+    # Of a field that is named twice the last value counts; ml_collections would join those of a tuple.
+    arguments = list({item.partition("=")[0]: item for item in arguments}.values())
     arguments = sorted(arguments, key=lambda item: not item.startswith("--config="))  # the file before changes to it
     values = flags.FlagValues()
     try:

@@ -92,6 +92,7 @@ def base() -> ConfigDict:
     config.train.checkpoint_every_steps = 0  # in addition; 0: off
     config.train.keep_checkpoints = 2  # newest ones; the end of each stage is always kept
     config.train.log_every_steps = 50
+    config.train.tensorboard = True  # event files in WORKDIR/tensorboard; False: TensorFlow stays out, a quicker start
     config.train.pictures = 16  # augmented training images that TensorBoard gets from each stage's first step; 0: off
     config.train.profile = ""  # STEP:COUNT, counted over the run: those steps are traced into WORKDIR/profile
     config.train.backend = "pmap"  # how a step is compiled over devices: pmap, or jit over shard_map

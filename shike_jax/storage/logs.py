@@ -22,8 +22,15 @@ from shike_jax.storage import progress
 class RunLog:
     """Writes `log.txt`, `metrics.jsonl` and TensorBoard files into the work directory; only the main process does."""
 
-    def __init__(self, workdir: Path, level: str, active: bool) -> None:
-        """Args: level: quiet, info or debug. active: False on all processes but one."""
+    def __init__(self, workdir: Path, level: str, active: bool, tensorboard: bool = True) -> None:
+        """Opens the files.
+
+        Args:
+          workdir: exists.
+          level: quiet, info or debug.
+          active: False on all processes but one.
+          tensorboard: whether event files are written, where what they need is installed.
+        """
         quiet_third_parties(level)  # for callers from Python; the command has done so already
         self._level, self._writer = level, None
         self._text: TextIO | None = None
@@ -31,7 +38,7 @@ class RunLog:
         if active:
             self._text = (workdir / "log.txt").open("a", buffering=1)
             self._json = (workdir / "metrics.jsonl").open("a", buffering=1)
-            self._writer = self._open_writer(workdir / "tensorboard")
+            self._writer = self._open_writer(workdir / "tensorboard") if tensorboard else None
 
     def _open_writer(self, folder: Path) -> Any:
         try:

@@ -30,6 +30,7 @@ FREE = (
     "train.checkpoint_every_steps",
     "train.keep_checkpoints",
     "train.log_every_steps",
+    "train.tensorboard",
     "train.pictures",
     "train.profile",
     "train.backend",

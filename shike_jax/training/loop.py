@@ -66,7 +66,7 @@ def train(config: ConfigDict, workdir: Path, started: float | None = None) -> di
 
 def _train(config: ConfigDict, workdir: Path, started: float) -> dict[str, Any]:
     """Trains a run that is not finished."""
-    log = RunLog(workdir, config.log, parallel.is_main())
+    log = RunLog(workdir, config.log, parallel.is_main(), config.train.tensorboard)
     try:
         if parallel.is_main() and jax.process_count() == 1:
             preemption.leave_at_once(lambda: discard_untrained(workdir))

@@ -123,7 +123,7 @@ def _opened(config: ConfigDict, workdir: Path, held: contextlib.ExitStack) -> Me
     if finished is not None:
         print(f"{workdir} is finished (top-1 {finished['top1']:.2f} %)")
         return None
-    log = RunLog(workdir, config.log, True)
+    log = RunLog(workdir, config.log, True, config.train.tensorboard)
     held.callback(log.close)
     try:
         member = Member(*prepare(config, workdir, log))
