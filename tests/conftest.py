@@ -1,5 +1,6 @@
 """Shared fixtures: where the reference data lies, a CPU-only JAX, and one cache of compiled programs for all tests."""
 
+import gc
 import os
 import pathlib
 import shutil
@@ -55,6 +56,13 @@ def registries_as_they_were() -> Iterator[None]:
     yield
     for registry, entries in zip(registries, before, strict=True):
         registry._entries = entries
+
+
+@pytest.fixture(autouse=True, scope="module")
+def what_a_file_leaves_is_not_collected_again() -> Iterator[None]:
+    """Compiled programs stay for the files after it; going through all of them in every collection takes longer."""
+    yield
+    gc.freeze()
 
 
 @pytest.fixture(scope="module")

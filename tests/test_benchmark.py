@@ -65,6 +65,7 @@ def test_step_writes_what_it_measured(tmp_path, capsys):
     command.main(
         [
             "step",
+            "--stage=classifier",
             "--batch=6",
             "--image_size=16",
             "--classes=5",
@@ -78,7 +79,7 @@ def test_step_writes_what_it_measured(tmp_path, capsys):
         ]
     )
     found = json.loads(target.read_text())
-    assert found["command"].startswith("python -m shike_jax.benchmark step --batch=6")
+    assert found["command"].startswith("python -m shike_jax.benchmark step --stage=classifier --batch=6")
     assert {"commit", "date", "versions", "cores", "load_average"} <= found.keys()
     ours, plain = found["sides"]["ours"], found["sides"]["plain"]
     assert len(ours["samples_ms"]) == 2 and ours["memory_bytes"] > 0
@@ -132,6 +133,7 @@ def test_run_splits_the_wall_time(tmp_path):
             "--config=configs/digits_lt.py:width=4,epochs=1,classifier_epochs=1",
             "--config.model.depths=(1,)",
             "--config.data.test_per_class=5",
+            "--config.run=('classifier',)",
             f"--json={target}",
         ]
     )
@@ -140,7 +142,7 @@ def test_run_splits_the_wall_time(tmp_path):
     wall = parts.pop("wall")
     assert set(parts) == {"start_up", "compile", "train", "evaluate", "other"}
     assert sum(parts.values()) == pytest.approx(wall, abs=0.1) and min(parts.values()) > 0
-    assert [stage["name"] for stage in found["stages"]] == ["representation", "classifier"]
+    assert [stage["name"] for stage in found["stages"]] == ["classifier"]
 
 
 @pytest.mark.parametrize("name", ["", *command.COMMANDS])

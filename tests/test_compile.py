@@ -13,6 +13,8 @@ from shike_jax.cluster import topology
 from shike_jax.errors import UserError
 from shike_jax.training.ahead_of_time import PUBLISHED, Steps, published_sizes
 
+pytestmark = pytest.mark.usefixtures("quickly_compiled")
+
 # As XLA prints an optimised program: a fusion with a gather of whole images (64 slices of 3,072 values) and one of
 # pixels (65,536 slices of 3), a scatter of single values, an asynchronous all-reduce of 1,000 floats, and a loop.
 TEXT = """\

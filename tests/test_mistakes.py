@@ -12,6 +12,8 @@ from shike_jax.cli.command import run_main
 from tests import tiny
 from tests.conftest import ROOT
 
+pytestmark = pytest.mark.usefixtures("quickly_compiled")
+
 DIGITS = f"--config={ROOT}/configs/digits_lt.py"
 FOLDER = f"--config={ROOT}/configs/folder_lt.py"
 CIFAR = f"--config={ROOT}/configs/cifar_lt.py"

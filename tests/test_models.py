@@ -10,6 +10,8 @@ from shike_jax.errors import UserError
 from shike_jax.models import build_model, init_variables, num_parameters
 from shike_jax.models.layers import BatchNorm
 
+pytestmark = pytest.mark.usefixtures("quickly_compiled")
+
 
 def model(**changes):
     settings = config.base().model

@@ -15,6 +15,8 @@ from shike_jax.serving.classifier import BatchedLogits, load_classifier
 from tests import tiny
 from tests.conftest import GOLDEN
 
+pytestmark = pytest.mark.usefixtures("quickly_compiled")
+
 
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory):

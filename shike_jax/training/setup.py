@@ -155,9 +155,12 @@ def prepare(config: ConfigDict, workdir: Path, log: RunLog) -> tuple[Run, Stage,
         profile=Profile(config.train.profile, workdir / "profile", parallel.is_main()),
         history=history,
     )
+    weights = None
+    if restored is None and config.init_from:  # read before anything is computed: a missing file is named at once
+        weights = read_pretrained(config.init_from, config.model.backbone)
     variables = models.init_variables(network, config.seed, config.data.image_size)
-    if restored is None and config.init_from:
-        variables = _warm_started(run, variables)
+    if weights is not None:
+        variables = _warm_started(run, weights, variables)
     stage = make_stage(run, index, variables["params"])
     if restored is None:
         _show_parameters(run, variables["params"])
@@ -255,8 +258,7 @@ def _start(config: ConfigDict, index: int, step: int) -> dict[str, Any]:
     }
 
 
-def _warm_started(run: Run, fresh: PyTree) -> PyTree:
-    weights = read_pretrained(run.config.init_from, run.config.model.backbone)
+def _warm_started(run: Run, weights: PyTree, fresh: PyTree) -> PyTree:
     merged, report = warm_start(weights, fresh)
     for line in report.summary().splitlines():
         run.log.line(f"{run.config.init_from}: {line}")

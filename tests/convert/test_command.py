@@ -14,6 +14,8 @@ from shike_jax.models import build_model
 from shike_jax.storage.checkpoints import load_weights
 from tests.convert.weights import fill, shapes_of
 
+pytestmark = pytest.mark.usefixtures("quickly_compiled")
+
 SHIKE = "shike_resnet32_cifar"
 
 
