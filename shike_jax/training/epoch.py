@@ -90,15 +90,22 @@ def fit_epoch(
             _save_if_due(runs, stages, state, step, done, sums)
     means = [own.means(step) for own in sums]  # waits for the last call
     compile_seconds = CompileTime.total - compiled
-    elapsed = max(time.time() - began - compile_seconds, 1e-9)
-    reports = []
-    for one, own_means in zip(runs, means, strict=True):
-        if parallel.is_main():
-            check_present(one.workdir)
-        one.history["seconds"]["compile"] += compile_seconds / len(runs)
-        one.history["seconds"]["train"] += elapsed / len(runs)
-        reports.append(EpochReport(own_means, *one.progress.advance(examples, elapsed)))
-    return state, reports
+    seconds = max(time.time() - began - compile_seconds, 1e-9)
+    return state, [
+        _report(one, own_means, examples, seconds, compile_seconds, len(runs))
+        for one, own_means in zip(runs, means, strict=True)
+    ]
+
+
+def _report(
+    run: Run, means: dict[str, float], examples: int, seconds: float, compile_seconds: float, sharing: int
+) -> EpochReport:
+    """Counts an epoch's time to its run, each of those that share it bearing its part, and says what it was like."""
+    if parallel.is_main():
+        check_present(run.workdir)
+    run.history["seconds"]["compile"] += compile_seconds / sharing
+    run.history["seconds"]["train"] += seconds / sharing
+    return EpochReport(means, *run.progress.advance(examples, seconds))
 
 
 def side_by_side(trees: Sequence[PyTree], axis: int) -> PyTree:
