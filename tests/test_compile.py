@@ -1,17 +1,19 @@
 """Programs for devices that are not there: counts of known programs, the steps of configurations, clear refusals."""
 
 import importlib.util
+import json
 
 import jax
 import jax.numpy as jnp
 import pytest
 
 from shike_jax import compile as command
-from shike_jax.benchmark import program
+from shike_jax.benchmark import compiled, program
 from shike_jax.cli.flags import load_config
 from shike_jax.cluster import topology
 from shike_jax.errors import UserError
 from shike_jax.training.ahead_of_time import PUBLISHED, Steps, published_sizes
+from tests.conftest import ROOT
 
 pytestmark = pytest.mark.usefixtures("quickly_compiled")
 
@@ -157,3 +159,44 @@ def test_unknown_stage_and_uneven_batch(here):
     steps = Steps(config, published_sizes(config), here.devices * 3, "cpu")
     with pytest.raises(UserError, match=r"config.stages.representation.batch_size=128: expected a multiple of the 3"):
         steps.train("representation", 128)
+
+
+def test_table_of_compiled_programs(tmp_path):
+    counted = {
+        "what": "train representation",
+        "batch_per_device": 8,
+        "fits": True,
+        "memory": {"total": 2_260_000_000},
+        "flops": 5.66e9,
+        "bytes_accessed": None,
+        "collectives": {"all-reduce": {"count": 72, "bytes": 5_077_176}},
+        "gathers": {"count": 13, "of_pixels": 2},
+        "scatters": {"count": 1, "of_pixels": 0},
+        "seconds": {"lower": 16.2, "compile": 235.0},
+    }
+    too_large = {
+        "what": "train classifier",
+        "batch_per_device": 512,
+        "fits": False,
+        "error": "x",
+        "seconds": {"compile": 9.6},
+    }
+    one = {"topology": "tpu:v5e:4x4", "dtype": "float32", "devices": 16}
+    path = tmp_path / "results" / "n.json"
+    path.parent.mkdir()
+    path.write_text(json.dumps({**one, "device_memory": 16 << 30, "programs": [counted, too_large]}))
+    assert compiled.table([path], tmp_path).splitlines()[2:] == [
+        "| [n](results/n.json) | tpu:v5e:4x4 | 128 (8) | float32 | 2.26 of 17.2 | yes | 5.7 | - |"
+        " 72 all-reduce of 5.1 MB | 13 (2), 1 (0) | 235 |",
+        "| [n](results/n.json) classifier | tpu:v5e:4x4 | 8192 (512) | float32 |"
+        " more than all of 17.2 | no | - | - | - | - | 10 |",
+    ]
+    path.write_text("{}")
+    with pytest.raises(UserError, match=r"n\.json.*expected a file that shike-jax compile"):
+        compiled.table([path], tmp_path)
+
+
+def test_the_table_of_the_page_on_pods_is_that_of_its_files():
+    page = (ROOT / "docs" / "pods.md").read_text()
+    files = sorted((ROOT / "docs" / "results" / "compiled").glob("*.json"))
+    assert len(files) > 10 and compiled.table(files, ROOT / "docs") in page

@@ -80,6 +80,7 @@ def base() -> ConfigDict:
     config.model.head_scale = 30.0  # of the cosine
     config.model.second_head = "fresh"  # second set of classifiers: own weights, or `scaled`: factors over the first
     config.model.align_last_relu = False  # ReLU after the last alignment convolution too
+    config.model.experts_together = False  # run the experts' layers side by side, as grouped ones: for accelerators
 
     config.run = ()
     config.stages = ConfigDict()

@@ -58,6 +58,7 @@ def build_model(
         model["align_last_relu"],
         dtype,
         axis_name,
+        model.get("experts_together", False),
     )
 
 

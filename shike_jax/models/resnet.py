@@ -69,59 +69,78 @@ def conv_bn(name: str, x: Array, mode: Mode, features: int, size: int = 3, strid
 
 
 class BasicBlock(nn.Module):
-    """Two 3x3 convolutions around a shortcut; [B,H,W,C] to [B,H/stride,W/stride,features]."""
+    """Two 3x3 convolutions around a shortcut; [B,H,W,C] to [B,H/stride,W/stride,features].
+
+    `copies` and `shared_input` as for `Stage`.
+    """
 
     spec: Backbone
     features: int
     stride: int
+    copies: int = 1
+    shared_input: bool = False
 
     @nn.compact
     def __call__(self, x: Array, mode: Mode) -> Array:
         """Applies the block."""
-        y = nn.relu(conv_bn("1", x, mode, self.features, stride=self.stride))
-        y = conv_bn("2", y, mode, self.features)
-        if self.stride != 1 or x.shape[-1] != self.features:
+        features, groups = self.copies * self.features, 1 if self.shared_input else self.copies
+        y = nn.relu(conv_bn("1", x, mode, features, 3, self.stride, groups))
+        y = conv_bn("2", y, mode, features, groups=self.copies)
+        if self.stride != 1 or x.shape[-1] != features:
             if self.spec.shortcut == "A":
                 missing = self.features - x.shape[-1]
                 before = missing // 2
                 x = jnp.pad(x[:, :: self.stride, :: self.stride], ((0, 0), (0, 0), (0, 0), (before, missing - before)))
+                x = jnp.tile(x, self.copies)
             else:
-                x = conv_bn("shortcut", x, mode, self.features, 1, self.stride)
+                x = conv_bn("shortcut", x, mode, features, 1, self.stride, groups)
         return nn.relu(y + x)
 
 
 class Bottleneck(nn.Module):
-    """1x1, 3x3 (stride, groups), 1x1 with four times the channels; torchvision's v1.5 layout."""
+    """1x1, 3x3 (stride, groups), 1x1 with four times the channels; torchvision's v1.5 layout.
+
+    `copies` and `shared_input` as for `Stage`.
+    """
 
     spec: Backbone
     features: int
     stride: int
+    copies: int = 1
+    shared_input: bool = False
 
     @nn.compact
     def __call__(self, x: Array, mode: Mode) -> Array:
         """Applies the block."""
-        inner = self.features // 4 * self.spec.group_width * self.spec.groups // 64
-        y = nn.relu(conv_bn("1", x, mode, inner, 1))
-        y = nn.relu(conv_bn("2", y, mode, inner, 3, self.stride, self.spec.groups))
-        y = conv_bn("3", y, mode, self.features, 1)
-        if self.stride != 1 or x.shape[-1] != self.features:
-            x = conv_bn("shortcut", x, mode, self.features, 1, self.stride)
+        features, groups = self.copies * self.features, 1 if self.shared_input else self.copies
+        inner = features // 4 * self.spec.group_width * self.spec.groups // 64
+        y = nn.relu(conv_bn("1", x, mode, inner, 1, groups=groups))
+        y = nn.relu(conv_bn("2", y, mode, inner, 3, self.stride, self.copies * self.spec.groups))
+        y = conv_bn("3", y, mode, features, 1, groups=self.copies)
+        if self.stride != 1 or x.shape[-1] != features:
+            x = conv_bn("shortcut", x, mode, features, 1, self.stride, groups)
         return nn.relu(y + x)
 
 
 class Stage(nn.Module):
-    """Stage `index` (1, 2, ...) of a backbone: its blocks in order; from stage 2 on the first halves the resolution."""
+    """Stage `index` (1, 2, ...) of a backbone: its blocks in order; from stage 2 on the first halves the resolution.
+
+    With `copies` it is that many stages side by side over one input: their outputs, like their variables, are
+    concatenated along the channels, and convolutions within them are grouped.
+    """
 
     spec: Backbone
     index: int
+    copies: int = 1
 
     @nn.compact
     def __call__(self, x: Array, mode: Mode) -> Array:
-        """[B,H,W,C] to [B,H/2,W/2,channels(index)] (stage 1 keeps the resolution)."""
+        """[B,H,W,C] to [B,H/2,W/2,copies * channels(index)] (stage 1 keeps the resolution)."""
         block = Bottleneck if self.spec.bottleneck else BasicBlock
         for i in range(self.spec.blocks[self.index - 1]):
             stride = 2 if i == 0 and self.index > 1 else 1
-            x = block(self.spec, self.spec.channels(self.index), stride, name=f"block{i}")(x, mode)
+            features, shared = self.spec.channels(self.index), self.copies > 1 and i == 0
+            x = block(self.spec, features, stride, self.copies, shared, name=f"block{i}")(x, mode)
         return x
 
 

@@ -36,6 +36,7 @@ FREE = (
     "train.backend",
     "train.cpu_devices",
     "train.peer_timeout",
+    "model.experts_together",
     "eval.batch_size",
     "data.data_dir",
     "data.root",
