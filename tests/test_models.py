@@ -112,8 +112,11 @@ def test_impossible_networks_are_named():
     ("changes", "size", "halves"),
     [
         ({"depths": (1, 2, 1)}, 16, 2),
-        ({"depths": (1, 2), "fusion": False}, 16, 1),
-        ({"depths": (2, 3), "backbone": "resnext50_32x4d", "width": 16, "blocks": (1, 1, 1, 1)}, 32, 1),
+        (
+            {"depths": (2, 3), "fusion": False, "backbone": "resnext50_32x4d", "width": 16, "blocks": (1, 1, 1, 1)},
+            32,
+            1,
+        ),
     ],
 )
 def test_experts_side_by_side_are_the_same_experts(changes, size, halves):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import functools
 import math
 import os
@@ -77,6 +78,7 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--repeats", type=measure.positive, default=10, help="rounds that count")
     parser.add_argument("--against", type=_names, default=(), metavar="SIDE,...", help=", ".join(OTHERS))
     parser.add_argument("--seeds", type=measure.positive, default=1, help="adds a side that trains so many at once")
+    parser.add_argument("--together", action="store_true", help="adds a side with config.model.experts_together")
     parser.add_argument("--compile_mode", default="default", help="of torch.compile")
     parser.add_argument("--peak_tflops", type=float, help="matrix peak that the share is stated of")
     parser.add_argument("--profile", metavar="DIR", help="also trace two calls of ours for TensorBoard's profiler")
@@ -186,6 +188,9 @@ def _makers(args: argparse.Namespace, workload: Any) -> dict[str, Callable[[], A
         makers["ours without augmentation"] = lambda: Ours(workload)
     if args.seeds > 1:
         makers[f"ours, {args.seeds} seeds at once"] = lambda: OursManySeeds(workload, args.augment, seeds=args.seeds)
+    if args.together:
+        together = dataclasses.replace(workload, model={**workload.model, "experts_together": True})
+        makers["ours, experts together"] = lambda: Ours(together, args.augment)
     others = {
         "plain": lambda: Plain(workload),
         "torch": lambda: Torch(workload),
