@@ -199,4 +199,4 @@ def test_table_of_compiled_programs(tmp_path):
 def test_the_table_of_the_page_on_pods_is_that_of_its_files():
     page = (ROOT / "docs" / "pods.md").read_text()
     files = sorted((ROOT / "docs" / "results" / "compiled").glob("*.json"))
-    assert len(files) > 10 and compiled.table(files, ROOT / "docs") in page
+    assert files and compiled.table(files, ROOT / "docs") in page

@@ -12,8 +12,8 @@ COMMANDS = {
     "step": ("shike_jax.benchmark.step", "the compiled training step, beside plain Flax and PyTorch"),
     "augment": ("shike_jax.benchmark.augmentation", "augmentation on the device, beside the same with Pillow"),
     "input": ("shike_jax.benchmark.host_input", "reading and cropping photographs, beside Pillow and tf.data"),
-    "compiled": ("shike_jax.benchmark.compiled", "a table of programs compiled for devices that are not there"),
     "run": ("shike_jax.benchmark.whole_run", "a whole run: start-up, compilation, training, evaluation"),
+    "compiled": ("shike_jax.benchmark.compiled", "a table of programs compiled for devices that are not there"),
 }
 _EPILOG = """\
 examples:
