@@ -77,12 +77,12 @@ def test_table_5_has_ten_rows(sweep, capsys):
 def test_a_grid_and_a_choice_of_rows(sweep, capsys):
     axes = [
         "--set=stages.representation.lr=0.1,0.2",
-        "--set=config.stages.classifier.lr=0.3",
+        "--set=config.stages.classifier.lr=0.05",
         "--set=model.depths=(1,2,1),(1,2)",
     ]
     found = commands(sweep, capsys, "grid", DIGITS, *axes)
     assert list(found) == [
-        f"representation.lr={lr}_classifier.lr=0.3_model.depths={depths}/seed0"
+        f"representation.lr={lr}_classifier.lr=0.05_model.depths={depths}/seed0"
         for lr in (0.1, 0.2)
         for depths in ("1-2-1", "1-2")
     ]
