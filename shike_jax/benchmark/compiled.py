@@ -38,7 +38,7 @@ def rows(written: dict[str, Any], link: str) -> list[tuple[str, ...]]:
     Raises:
       KeyError: it is something else's.
     """
-    found = []
+    found: list[tuple[str, ...]] = []
     for one in written["programs"]:
         of_device = f"of {written['device_memory'] / 1e9:.1f}"
         if "error" in one:  # too large even to compile: nothing was counted
