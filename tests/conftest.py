@@ -12,7 +12,7 @@ import pytest
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 # Most of the tests' time goes into compiling the same small networks: all tests, their workers and the processes that
 # they start share one cache, which goes when the tests end.
-os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.3")
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.02")
 _CACHE = "JAX_COMPILATION_CACHE_DIR"
 # One device, here and in processes that tests start, unless a test says otherwise: the same on every machine.
 os.environ.setdefault("XLA_FLAGS", "--xla_force_host_platform_device_count=1")

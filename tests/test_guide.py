@@ -17,8 +17,8 @@ pytestmark = pytest.mark.usefixtures("quickly_compiled")
 
 # Shorter than the guide's own training; the default configuration trains for longer.
 SHORT = [
-    "--config.stages.representation.epochs=10",
-    "--config.stages.classifier.epochs=5",
+    "--config.stages.representation.epochs=6",
+    "--config.stages.classifier.epochs=3",
     "--config.train.eval_every_epochs=0",
 ]
 BLOCK = re.compile(r"^```(python|bash)\n(.*?)^```$", re.MULTILINE | re.DOTALL)

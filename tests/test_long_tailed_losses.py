@@ -9,6 +9,8 @@ from shike_jax.errors import UserError
 from shike_jax.methods import ADJUSTMENTS, LOSSES, LossInputs
 from shike_jax.methods.adjustment import AdjustmentInputs, prior_of
 
+pytestmark = pytest.mark.usefixtures("quickly_compiled")
+
 M, B, C = 3, 6, 5
 COUNTS = np.array([500, 120, 33, 7, 2])
 DRAW = np.random.default_rng(3)

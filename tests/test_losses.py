@@ -8,6 +8,8 @@ import pytest
 from shike_jax.methods import losses
 from tests.conftest import GOLDEN
 
+pytestmark = pytest.mark.usefixtures("quickly_compiled")
+
 
 @pytest.fixture(params=["losses", "losses_two_experts"])
 def golden(request):

@@ -67,12 +67,12 @@ def counts(workdir, test_images=300) -> dict:
 
 @pytest.mark.parametrize("backend", ["pmap", pytest.param("shard_map", marks=pytest.mark.slow)])
 def test_two_processes_train_like_one_however_steps_are_compiled(tmp_path, backend):
-    """Few images (218 to train on, 1,000 to test), so that the last partial batch comes soon in float64."""
-    few = ("data.test_per_class=100", "eval.batch_size=280", "run=('representation',)")  # one stage: half to compile
+    """Large batches and one stage, so that the last partial batch (9 of 120, 20 of 280 to test) comes soon."""
+    few = ("eval.batch_size=280", "stages.representation.batch_size=120", "run=('representation',)")
     flags = digits(1, 1, *FLOAT64, "model.depths=(2,)", *few)
     finish(tmp_path / "one", flags)
     job = finish(tmp_path / "two", [*flags, f"--config.train.backend={backend}"], processes=2, devices=2)
-    assert_same_training(tmp_path / "one", tmp_path / "two", 1000, ("representation",))
+    assert_same_training(tmp_path / "one", tmp_path / "two", stages=("representation",))
     assert re.search(r"2 processes, coordinator 127.0.0.1:\d+, 4 x cpu \(2 here\)", job.output())
     assert job.output(1).count("top-1") == 0  # one process speaks
 

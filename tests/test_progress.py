@@ -123,9 +123,8 @@ def command(workdir, *more):
     return [sys.executable, "-m", "shike_jax.main", *flags]
 
 
-def environment(folder):
-    caching = {"JAX_COMPILATION_CACHE_DIR": str(folder / "cache"), "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
-    return {**os.environ, **caching, "JAX_PLATFORMS": "cpu", "TERM": "xterm-256color", "COLUMNS": "80"}
+def environment():
+    return {**os.environ, "JAX_PLATFORMS": "cpu", "TERM": "xterm-256color", "COLUMNS": "80"}
 
 
 @pytest.fixture(scope="module")
@@ -133,7 +132,7 @@ def plain(tmp_path_factory):
     """A run into a file, with a profile; its work directory and what it printed."""
     folder = tmp_path_factory.mktemp("plain")
     done = subprocess.run(
-        command(folder / "run", "--config.train.profile=2:3"), cwd=ROOT, env=environment(folder), capture_output=True
+        command(folder / "run", "--config.train.profile=2:3"), cwd=ROOT, env=environment(), capture_output=True
     )
     assert done.returncode == 0, done.stderr
     return folder / "run", done.stdout.decode()
@@ -188,7 +187,7 @@ def test_a_terminal_gets_a_bar_that_fits(columns, tmp_path):
     import termios
 
     fcntl.ioctl(other, termios.TIOCSWINSZ, struct.pack("HHHH", 30, columns, 0, 0))
-    variables = {k: v for k, v in environment(tmp_path).items() if k != "COLUMNS"}
+    variables = {k: v for k, v in environment().items() if k != "COLUMNS"}
     process = subprocess.Popen([sys.executable, "-c", script], cwd=ROOT, env=variables, stdout=other, stderr=other)
     os.close(other)
     seen, until = b"", time.monotonic() + 60

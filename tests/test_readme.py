@@ -13,11 +13,9 @@ import shlex
 import subprocess
 import sys
 
-import jax
 import numpy as np
 import pytest
 import yaml
-from jax.experimental.compilation_cache import compilation_cache
 from PIL import Image
 
 from shike_jax import main as training
@@ -199,17 +197,9 @@ def place(tmp_path_factory):
     (folder / "venv" / f".requirements-{digest[:12]}").touch()  # nothing to install
     config = load_config(["--config=digits_lt", "--config.data.image_size=32", "--config.data.test_per_class=5"])[0]
     arrays.save(sources.load(config.data), str(folder / DATA))
-    settings = {"jax_compilation_cache_dir": str(folder / "cache"), "jax_persistent_cache_min_compile_time_secs": 0}
-    before = {name: getattr(jax.config, name) for name in settings}
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
-        for name, value in settings.items():
-            jax.config.update(name, value)
-        compilation_cache.reset_cache()
         yield folder
-        for name, value in before.items():
-            jax.config.update(name, value)
-        compilation_cache.reset_cache()
 
 
 @pytest.mark.parametrize("command", COMMANDS, ids=[command.partition("#")[0].strip() for command in COMMANDS])

@@ -22,19 +22,19 @@ EXACT = 1e-8
 
 
 def test_many_steps_per_call_change_nothing_but_speed(tmp_path, monkeypatch):
-    """A stage in float64: six steps one by one, and five together (a rest of one remains)."""
+    """A stage in float64: four steps one by one, and three together (a rest of one remains)."""
     monkeypatch.chdir(ROOT)
     small = ("dtype=float64", "data.test_per_class=10", "model.depths=(1,)", "log=quiet", "run=('representation',)")
     with jax.enable_x64(True):
-        for together in (1, 5):
-            changes = (*small, "stages.representation.max_steps=6", f"train.steps_per_call={together}")
+        for together in (1, 3):
+            changes = (*small, "stages.representation.max_steps=4", f"train.steps_per_call={together}")
             loop.train(load_config(digits(1, 1, *changes))[0], tmp_path / str(together))
-    one, five = (_weights(tmp_path / name, "representation") for name in ("1", "5"))
-    assert one.keys() == five.keys()
+    one, three = (_weights(tmp_path / name, "representation") for name in ("1", "3"))
+    assert one.keys() == three.keys()
     for path, value in one.items():
         assert value.dtype == np.float64
-        assert np.abs(five[path] - value).max() <= EXACT * np.abs(value).max(), path
-    assert _results(tmp_path / "1") == _results(tmp_path / "5")
+        assert np.abs(three[path] - value).max() <= EXACT * np.abs(value).max(), path
+    assert _results(tmp_path / "1") == _results(tmp_path / "3")
 
 
 def _weights(workdir, stage):
