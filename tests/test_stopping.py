@@ -23,7 +23,9 @@ def until(condition, seconds=300):
         time.sleep(0.02)
 
 
-@pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 75), (signal.SIGINT, 130)])
+@pytest.mark.parametrize(
+    ("number", "status"), [(signal.SIGTERM, 75), pytest.param(signal.SIGINT, 130, marks=pytest.mark.slow)]
+)
 def test_before_the_first_step_it_leaves_at_once_and_leaves_nothing(tmp_path, number, status, monkeypatch):
     """The network is large enough to compile for many seconds, during which no Python handler runs."""
     monkeypatch.delenv("JAX_DISABLE_MOST_OPTIMIZATIONS")

@@ -10,6 +10,8 @@ from shike_jax.augment import make_eval_transform, make_train_augment, pipeline
 from shike_jax.errors import UserError
 from shike_jax.methods.mixing import mixup
 
+pytestmark = pytest.mark.usefixtures("quickly_compiled")
+
 MEAN, STD = (0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)
 FULL = dict(crop="pad", pad=4, flip=True, policy="autoaugment_cifar", policy_args={}, cutout=16)
 FULL |= dict(mean=MEAN, std=STD, dtype=jnp.float32)

@@ -7,6 +7,8 @@ import pytest
 
 from shike_jax.augment import affine, make_train_augment, ops, pipeline, policies, selection
 
+pytestmark = pytest.mark.usefixtures("quickly_compiled")
+
 
 @pytest.fixture
 def as_on_a_tpu(monkeypatch):
