@@ -136,6 +136,7 @@ def test_run_splits_the_wall_time(tmp_path):
             "--config=configs/digits_lt.py:width=4,epochs=1,classifier_epochs=1",
             "--config.model.depths=(1,)",
             "--config.data.test_per_class=5",
+            "--config.stages.classifier.max_steps=4",
             "--config.run=('classifier',)",
             f"--json={target}",
         ]

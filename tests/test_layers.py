@@ -134,9 +134,11 @@ def test_trains_without_tensorflow_tensorboard_and_clu(tmp_path):
         sys.executable,
         "-c",
         BLOCKED,
-        "--config=configs/digits_lt.py:width=4,epochs=1,classifier_epochs=1",
+        "--config=configs/digits_lt.py:width=4",
         f"--workdir={tmp_path / 'run'}",
         "--config.model.depths=(1,)",
+        "--config.run=('classifier',)",
+        "--config.stages.classifier.max_steps=2",
     ]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

@@ -112,10 +112,11 @@ def test_impossible_networks_are_named():
     ("changes", "size", "halves"),
     [
         ({"depths": (1, 2, 1)}, 16, 2),
-        (
+        pytest.param(
             {"depths": (2, 3), "fusion": False, "backbone": "resnext50_32x4d", "width": 16, "blocks": (1, 1, 1, 1)},
             32,
             1,
+            marks=pytest.mark.slow,
         ),
     ],
 )
