@@ -21,6 +21,7 @@ ROOT = pathlib.Path(__file__).resolve().parent.parent
 
 _MADE_HERE = pytest.StashKey[str]()
 GOLDEN = ROOT / "tests" / "golden"
+SHARED = pathlib.Path(os.environ.get("SHIKE_SHARED", ROOT.parent / "shared"))
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -86,7 +87,6 @@ def quickly_compiled() -> Iterator[None]:
 @pytest.fixture(scope="session")
 def shared() -> pathlib.Path:
     """The folder with golden files and real data: $SHIKE_SHARED, else ../shared beside the repository."""
-    path = pathlib.Path(os.environ.get("SHIKE_SHARED", ROOT.parent / "shared"))
-    if not path.is_dir():
-        pytest.skip(f"the shared data folder {path} is absent (set SHIKE_SHARED)")
-    return path
+    if not SHARED.is_dir():
+        pytest.skip(f"the shared data folder {SHARED} is absent (set SHIKE_SHARED)")
+    return SHARED

@@ -41,6 +41,17 @@ def photographs(shared: pathlib.Path, size: int = 32) -> np.ndarray:
     return np.stack([np.asarray(Image.open(file).convert("RGB").resize((size, size))) for file in files])
 
 
+def pieces_of_photographs(size: int = 32) -> np.ndarray:
+    """The two photographs that scikit-learn carries, cut into 25 pieces each and resized: uint8 [50, size, size, 3]."""
+    from sklearn.datasets import load_sample_images
+
+    pieces = []
+    for photograph in load_sample_images().images:
+        for band in np.array_split(photograph, 5, axis=0):
+            pieces += np.array_split(band, 5, axis=1)
+    return np.stack([np.asarray(Image.fromarray(piece).resize((size, size))) for piece in pieces])
+
+
 @jax.jit
 def _apply(images: np.ndarray, kind: int, choice: policies.Choice, fill: np.ndarray) -> jax.Array:
     branches = list(policies.KINDS.values())
