@@ -14,7 +14,7 @@ ROOT = pathlib.Path(__file__).resolve().parent.parent
 def digits(representation: int = 2, classifier: int = 1, *changes: str) -> list[str]:
     """Flags of a small network on digits: epochs of both stages, then more `--config.` flags without that prefix.
 
-    Without TensorBoard files, whose TensorFlow takes most of a start.
+    Without TensorBoard files, which would import TensorFlow in every process.
     """
     return [
         f"--config=configs/digits_lt.py:width=4,epochs={representation},classifier_epochs={classifier}",

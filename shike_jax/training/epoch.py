@@ -199,6 +199,11 @@ def _save_if_due(
         raise Preempted(f"stopped in stage {stage.name} at step {step}; start again to continue")
 
 
+def is_evaluated(run: Run, stage: Stage, step: int) -> bool:
+    """Whether the network is evaluated after that step: at the end of a stage, and in between as configured."""
+    return step == stage.steps or due(step, stage.steps_per_epoch, run.config.train.eval_every_epochs)
+
+
 def due(step: int, steps_per_epoch: int, every_epochs: int) -> bool:
     """True at the end of every `every_epochs`-th epoch of a stage."""
     return bool(every_epochs) and step % (steps_per_epoch * every_epochs) == 0

@@ -24,7 +24,7 @@ from shike_jax.storage.progress import clock
 from shike_jax.storage.trouble import check_present, disk_trouble
 from shike_jax.storage.workdir import claimed, discard_untrained, open_workdir
 from shike_jax.training import averaging, metrics, outcome, steps
-from shike_jax.training.epoch import EpochReport, calls, due, fit_epoch
+from shike_jax.training.epoch import EpochReport, calls, fit_epoch, is_evaluated
 from shike_jax.training.setup import Run, Stage, check_devices, make_stage, prepare
 from shike_jax.training.state import TrainState
 
@@ -128,7 +128,7 @@ def fit_stage(run: Run, stage: Stage, state: TrainState) -> PyTree:
         epoch = step // stage.steps_per_epoch
         state, (trained,) = fit_epoch([run], [stage], call, state, step)
         step = min((epoch + 1) * stage.steps_per_epoch, stage.steps)
-        looked_at = due(step, stage.steps_per_epoch, run.config.train.eval_every_epochs) or step == stage.steps
+        looked_at = is_evaluated(run, stage, step)
         if looked_at:
             variables = variables_of(state)
         evaluation = evaluate(run, variables, stage.settings.heads) if looked_at else None

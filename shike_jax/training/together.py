@@ -26,7 +26,7 @@ from shike_jax.config import to_plain, with_defaults
 from shike_jax.storage.logs import RunLog
 from shike_jax.storage.workdir import claimed, discard_untrained, open_workdir
 from shike_jax.training import averaging, loop, outcome, steps
-from shike_jax.training.epoch import due, fit_epoch, of_each, side_by_side
+from shike_jax.training.epoch import fit_epoch, is_evaluated, of_each, side_by_side
 from shike_jax.training.setup import Run, Stage, check_devices, make_stage, prepare
 from shike_jax.training.state import TrainState
 
@@ -174,7 +174,7 @@ def _fit_epoch(group: Sequence[Member], call: Callable) -> None:
     for member, state, report in zip(group, of_each(parallel.to_host(states), len(group)), reports, strict=True):
         member.state = state
         end = member.position[1]
-        looked_at = end == stage.steps or due(end, stage.steps_per_epoch, member.run.config.train.eval_every_epochs)
+        looked_at = is_evaluated(member.run, stage, end)
         evaluation = loop.evaluate(member.run, _variables(member), stage.settings.heads) if looked_at else None
         loop.report_epoch(member.run, member.stage, step // stage.steps_per_epoch, end, report, evaluation)
         if evaluation and end == stage.steps:
