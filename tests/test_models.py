@@ -109,10 +109,13 @@ def test_impossible_networks_are_named():
 
 
 @pytest.mark.parametrize(
-    ("changes", "size", "halves"),
+    ("switches", "changes", "size", "halves"),
     [
-        ({"depths": (1, 2, 1)}, 16, 2),
+        (("experts_together",), {"depths": (1, 2, 1)}, 16, 2),
+        (("bn_together",), {"depths": (1, 2)}, 16, 2),
+        pytest.param(("experts_together", "bn_together"), {"depths": (1, 2, 1)}, 16, 2, marks=pytest.mark.slow),
         pytest.param(
+            ("experts_together",),
             {"depths": (2, 3), "fusion": False, "backbone": "resnext50_32x4d", "width": 16, "blocks": (1, 1, 1, 1)},
             32,
             1,
@@ -120,10 +123,10 @@ def test_impossible_networks_are_named():
         ),
     ],
 )
-def test_experts_side_by_side_are_the_same_experts(changes, size, halves):
+def test_what_runs_together_computes_the_same(switches, changes, size, halves):
     """In float64: logits, gradients and running averages; with a batch over two devices too (`halves`)."""
     alone, together = (
-        build_model(model(experts_together=value, **changes), 5, dtype=jnp.float64, axis_name="shares")
+        build_model(model(**dict.fromkeys(switches, value), **changes), 5, dtype=jnp.float64, axis_name="shares")
         for value in (False, True)
     )
     with jax.enable_x64(True):

@@ -17,7 +17,7 @@ from shike_jax.benchmark.workload import LEARNING_RATE, Workload
 from shike_jax.cluster import parallel
 from shike_jax.data.feeds import DeviceFeed
 from shike_jax.training import steps
-from shike_jax.training.program import make_program
+from shike_jax.training.program import Program, make_program
 from shike_jax.training.state import TrainState, start_stage
 
 PyTree = Any
@@ -38,8 +38,14 @@ class Ours:
       bytes_accessed: by one step, as the compiler estimates them; None where it does not (a scan counts once).
     """
 
-    def __init__(self, workload: Workload, augmentation: str = "none") -> None:
-        """Args: augmentation: a name in `AUGMENTATIONS`, inside the step."""
+    def __init__(self, workload: Workload, augmentation: str = "none", *, updates_together: bool = False) -> None:
+        """Compiles.
+
+        Args:
+          workload: what is computed.
+          augmentation: a name in `AUGMENTATIONS`, inside the step.
+          updates_together: as `config.train` has it.
+        """
         stage, params, dtype = workload.stage, workload.variables["params"], jnp.dtype(workload.dtype)
         augment: dict[str, Any] = {
             "crop": "none",
@@ -59,6 +65,7 @@ class Ours:
             jax.random.key(0),
             steps_per_epoch=workload.steps,
             steps=workload.steps,
+            updates_together=updates_together,
         )
         feed = DeviceFeed(workload.images, workload.labels)
         plan = {"index": workload.index, "mask": np.ones(workload.index.shape, np.float32)}
@@ -100,19 +107,16 @@ class OursManySeeds(Ours):
     def _compiled(self) -> Any:
         keys = jax.random.split(self._program.key, self._seeds)
 
-        def one(states: TrainState, data: PyTree, item: PyTree) -> tuple[TrainState, PyTree]:
-            batch = self._fetch(data, item)
-
-            def step(state: TrainState, key: jax.Array) -> tuple[TrainState, PyTree]:
-                return steps.train_step(dataclasses.replace(self._program, key=key), state, batch)
-
-            return jax.vmap(step)(states, keys)
-
         def call(states: TrainState, data: PyTree, inputs: PyTree) -> tuple[TrainState, PyTree]:
-            if len(jax.tree.leaves(inputs)[0]) == 1:  # as in steps.compile_train: no scan of convolutions on the CPU
-                states, sums = one(states, data, jax.tree.map(lambda x: x[0], inputs))
-            else:
-                states, sums = jax.lax.scan(lambda carry, item: one(carry, data, item), states, inputs)
+            def one(program: Program, states: TrainState, item: PyTree) -> tuple[TrainState, PyTree]:
+                batch = self._fetch(data, item)
+
+                def step(state: TrainState, key: jax.Array) -> tuple[TrainState, PyTree]:
+                    return steps.train_step(dataclasses.replace(program, key=key), state, batch)
+
+                return jax.vmap(step)(states, keys)
+
+            states, sums = steps.several_steps(self._program, one, states, inputs, jax.vmap)
             return states, jax.tree.map(jnp.sum, sums)
 
         return parallel.compile_step(call, replicated_in=(True, True, False), donate=True)

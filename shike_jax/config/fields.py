@@ -81,12 +81,14 @@ def base() -> ConfigDict:
     config.model.second_head = "fresh"  # second set of classifiers: own weights, or `scaled`: factors over the first
     config.model.align_last_relu = False  # ReLU after the last alignment convolution too
     config.model.experts_together = False  # run the experts' layers side by side, as grouped ones: for accelerators
+    config.model.bn_together = False  # sums of a batch normalisation in pairs, one reduction each: for accelerators
 
     config.run = ()
     config.stages = ConfigDict()
 
     config.train = ConfigDict()
     config.train.steps_per_call = 0  # training steps per compiled call; 0: an epoch on accelerators, 1 on the CPU
+    config.train.updates_together = False  # parameters and momentum as one vector in calls of several steps
     config.train.sync_bn = True  # BN statistics over the global batch; False: per device
     config.train.eval_every_epochs = 1  # 0: only at the end of a stage
     config.train.checkpoint_every_epochs = 1  # 0: only at the end of a stage

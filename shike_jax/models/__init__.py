@@ -59,6 +59,7 @@ def build_model(
         dtype,
         axis_name,
         model.get("experts_together", False),
+        model.get("bn_together", False),
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Sequence
 from typing import Any
@@ -12,7 +13,6 @@ import jax.numpy as jnp
 
 from shike_jax.models.layers import (
     MOMENTS,
-    BatchNorm,
     ClassScales,
     Conv,
     CosineClassifier,
@@ -47,7 +47,7 @@ class Align(nn.Module):
             features *= 2
             groups = 1 if i == 0 else self.copies
             x = Conv(features, 3, 2, groups, mode.dtype, init=torch_default, name=f"conv{i}")(x)
-            x = BatchNorm(mode.axis_name, name=f"bn{i}")(x, train=mode.train, mask=mode.mask)
+            x = mode.normalise(x, f"bn{i}")
             if i < self.halvings - 1 or self.halvings == 1 or self.last_relu:
                 x = nn.relu(x)
         return x
@@ -148,6 +148,7 @@ class ExpertNetwork(nn.Module):
       dtype: compute dtype.
       axis_name: pmapped axis over which BN statistics are summed; None for a single device or per-device statistics.
       together: the experts' layers run side by side, in fewer and larger operations; the numbers are the same.
+      bn_together: batch normalisations take their sums in pairs; likewise.
     """
 
     spec: Backbone
@@ -161,6 +162,7 @@ class ExpertNetwork(nn.Module):
     dtype: Any = jnp.float32
     axis_name: str | None = None
     together: bool = False
+    bn_together: bool = False
 
     def setup(self) -> None:
         """Names the parts as checkpoints do: trunk, expert0, ..., heads."""
@@ -186,9 +188,9 @@ class ExpertNetwork(nn.Module):
           `shared`: list of [B,H,W,C] behind each shared stage; `deep`, `aligned` (with fusion), `fused`: lists over
           experts of [B,h,w,F].
         """
-        mode = Mode(train_trunk, mask, self.axis_name, self.dtype)
+        mode = Mode(train_trunk, mask, self.axis_name, self.dtype, self.bn_together)
         shared = self.trunk(images.astype(self.dtype), mode)
-        mode = Mode(train_experts, mask, self.axis_name, self.dtype)
+        mode = dataclasses.replace(mode, train=train_experts)
         # Initialisation, and whoever collects sums of single layers, find each expert under its own name.
         alone = not self.together or self.is_initializing() or self.is_mutable_collection(MOMENTS)
         parts = [expert(shared, mode) for expert in self.experts] if alone else self._side_by_side(shared, mode)

@@ -53,19 +53,32 @@ BACKBONES = {
 
 @dataclasses.dataclass(frozen=True)
 class Mode:
-    """How a network runs: BN in training mode or not, its axis and the mask of real examples [B], compute dtype."""
+    """How a network runs.
+
+    Attributes:
+      train: BN in training mode.
+      mask: of real examples [B].
+      axis_name, bn_together: as `BatchNorm` has them.
+      dtype: of the computation.
+    """
 
     train: bool
     mask: Array | None = None
     axis_name: str | None = None
     dtype: Any = jnp.float32
+    bn_together: bool = False
+
+    def normalise(self, x: Array, name: str) -> Array:
+        """Batch normalisation `name` of x [B,H,W,C]; for use inside compact modules."""
+        layer = BatchNorm(self.axis_name, together=self.bn_together, name=name)
+        return layer(x, train=self.train, mask=self.mask)
 
 
 def conv_bn(name: str, x: Array, mode: Mode, features: int, size: int = 3, stride: int = 1, groups: int = 1) -> Array:
     """Convolution `conv{name}` and its batch normalisation `bn{name}`; for use inside compact modules."""
     conv, bn = (f"{name}_conv", f"{name}_bn") if name.isalpha() else (f"conv{name}", f"bn{name}")
     x = Conv(features, size, stride, groups, mode.dtype, name=conv)(x)
-    return BatchNorm(mode.axis_name, name=bn)(x, train=mode.train, mask=mode.mask)
+    return mode.normalise(x, bn)
 
 
 class BasicBlock(nn.Module):

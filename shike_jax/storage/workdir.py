@@ -37,6 +37,8 @@ FREE = (
     "train.cpu_devices",
     "train.peer_timeout",
     "model.experts_together",
+    "model.bn_together",
+    "train.updates_together",
     "eval.batch_size",
     "data.data_dir",
     "data.root",

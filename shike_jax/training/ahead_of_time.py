@@ -27,7 +27,7 @@ from shike_jax.data.splits import longtail_counts
 from shike_jax.methods import SAMPLERS
 from shike_jax.training import steps
 from shike_jax.training.evaluation import predict_step
-from shike_jax.training.program import make_program
+from shike_jax.training.program import Program, make_program
 from shike_jax.training.state import TrainState, variables_of
 from shike_jax.training.trainable import select
 
@@ -88,19 +88,21 @@ class Steps:
       sizes: of the data.
       devices: to compile for.
       platform: of the devices, in JAX's terms.
+      steps_per_call: optimiser steps of a training call.
     """
 
     config: ConfigDict
     sizes: Sizes
     devices: Sequence[Any]
     platform: str
+    steps_per_call: int = 1
 
     def train(self, stage: str, batch: int) -> jax.stages.Lowered:
-        """One optimiser step of a stage: (state, data, inputs) -> (state, sums), the state donated.
+        """A call of a stage's optimiser steps: (state, data, inputs) -> (state, sums), the state donated.
 
         Args:
           stage: of `config.run`.
-          batch: global number of images.
+          batch: global number of images of a step.
 
         Raises:
           UserError: the batch cannot be split evenly.
@@ -117,6 +119,7 @@ class Steps:
             jax.random.key(self.config.seed),
             steps_per_epoch=each,
             steps=each * fields.epochs,
+            updates_together=self.config.train.updates_together,
         )
         moved = select(variables["params"], program.updated)
         opt_state = jax.eval_shape(program.optimizer.init, moved)
@@ -125,12 +128,18 @@ class Steps:
         state = TrainState(step, variables["params"], variables["batch_stats"], opt_state, average)
 
         def call(state: TrainState, data: PyTree, inputs: PyTree) -> tuple[TrainState, PyTree]:
-            return steps.train_step(program, state, self._fetch(data, inputs))
+            def one(program: Program, state: TrainState, item: PyTree) -> tuple[TrainState, PyTree]:
+                return steps.train_step(program, state, self._fetch(data, item))
 
-        inputs = self._inputs(
-            batch, f"config.stages.{stage}.batch_size", bool(SAMPLERS[fields.sampler].options["partner"])
+            return steps.several_steps(program, one, state, inputs)
+
+        paired = bool(SAMPLERS[fields.sampler].options["partner"])
+        inputs = jax.tree.map(
+            lambda x: jax.ShapeDtypeStruct((self.steps_per_call, *x.shape), x.dtype),
+            self._inputs(batch, f"config.stages.{stage}.batch_size", paired),
         )
-        return self._lower(call, state, self._data(self.sizes.train), inputs, donate=True)
+        split = PartitionSpec(None, parallel.AXIS)
+        return self._lower(call, state, self._data(self.sizes.train), inputs, split, donate=True)
 
     def evaluate(self, heads: str, batch: int) -> jax.stages.Lowered:
         """One evaluation step: (state, data, inputs) -> what is kept of each example; raises as `train`."""
@@ -143,7 +152,8 @@ class Steps:
             return predict_step(network, (heads,), transform, False, variables_of(state), batch)
 
         inputs = self._inputs(batch, "config.eval.batch_size")
-        return self._lower(call, state, self._data(self.sizes.test), inputs, donate=False)
+        split = PartitionSpec(parallel.AXIS)
+        return self._lower(call, state, self._data(self.sizes.test), inputs, split, donate=False)
 
     def _network(self) -> models.ExpertNetwork:
         axis = parallel.AXIS if self.config.train.sync_bn else None
@@ -182,9 +192,10 @@ class Steps:
     def _fetch(self, data: PyTree, inputs: PyTree) -> PyTree:
         return fetch_rows(data, inputs) if data else inputs
 
-    def _lower(self, call: Callable, state: PyTree, data: PyTree, inputs: PyTree, donate: bool) -> jax.stages.Lowered:
-        mesh = Mesh(np.array(self.devices), (parallel.AXIS,))
-        whole, split = PartitionSpec(), PartitionSpec(parallel.AXIS)
+    def _lower(
+        self, call: Callable, state: PyTree, data: PyTree, inputs: PyTree, split: PartitionSpec, donate: bool
+    ) -> jax.stages.Lowered:
+        mesh, whole = Mesh(np.array(self.devices), (parallel.AXIS,)), PartitionSpec()
 
         def placed(tree: PyTree, spec: PartitionSpec) -> PyTree:
             sharding = NamedSharding(mesh, spec)

@@ -7,6 +7,7 @@ A batch is a dict of arrays of one device's share: `image` uint8 [b,H,W,3], `lab
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -180,15 +181,46 @@ def compile_train(program: Program, fetch: Callable[[PyTree, PyTree], Batch]) ->
     """
 
     def call(state: TrainState, data: PyTree, inputs: PyTree) -> tuple[TrainState, PyTree]:
-        def one(state: TrainState, item: PyTree) -> tuple[TrainState, PyTree]:
-            return train_step(program, state, fetch(data, item))
-
-        if len(jax.tree.leaves(inputs)[0]) == 1:  # XLA:CPU runs convolutions inside a scan many times slower
-            return one(state, jax.tree.map(lambda x: x[0], inputs))
-        state, sums = lax.scan(one, state, inputs)
-        return state, jax.tree.map(lambda x: jnp.sum(x, 0), sums)
+        return several_steps(program, lambda one, state, item: train_step(one, state, fetch(data, item)), state, inputs)
 
     return parallel.compile_step(call, replicated_in=(True, True, False), donate=True)
+
+
+def several_steps(
+    program: Program,
+    step: Callable[[Program, TrainState, PyTree], tuple[TrainState, PyTree]],
+    state: TrainState,
+    inputs: PyTree,
+    over_runs: Callable[[Callable], Callable] = lambda function: function,
+) -> tuple[TrainState, PyTree]:
+    """Makes k steps inside a compiled call.
+
+    Args:
+      program: of the stage.
+      step: (program, state, one step's inputs) to (state, sums).
+      state: before the first step.
+      inputs: [k, ...].
+      over_runs: makes a function of one run's state one of the states that are carried: `jax.vmap` for several.
+
+    Returns:
+      The state after the last step, and the sums added over the steps.
+    """
+    if len(jax.tree.leaves(inputs)[0]) == 1:  # XLA:CPU runs convolutions inside a scan many times slower
+        return step(program, state, jax.tree.map(lambda x: x[0], inputs))
+    if (packing := program.packing) is None:
+        state, sums = lax.scan(functools.partial(step, program), state, inputs)
+    else:
+        packed_program = dataclasses.replace(program, optimizer=packing.optimizer(program.optimizer))
+        pack, unpack = over_runs(packing.pack_state), over_runs(packing.unpack_state)
+        unpack_params, pack_params = over_runs(packing.unpack_params), over_runs(packing.pack_params)
+
+        def one(state: TrainState, item: PyTree) -> tuple[TrainState, PyTree]:
+            state, sums = step(packed_program, unpack_params(state), item)
+            return pack_params(state), sums
+
+        state, sums = lax.scan(one, pack(state), inputs)
+        state = unpack(state)
+    return state, jax.tree.map(lambda x: jnp.sum(x, 0), sums)
 
 
 def preview(

@@ -27,6 +27,7 @@ from shike_jax.storage.logs import RunLog
 from shike_jax.storage.workdir import claimed, discard_untrained, open_workdir
 from shike_jax.training import averaging, loop, outcome, steps
 from shike_jax.training.epoch import fit_epoch, is_evaluated, of_each, side_by_side
+from shike_jax.training.program import Program
 from shike_jax.training.setup import Run, Stage, check_devices, make_stage, prepare
 from shike_jax.training.state import TrainState
 
@@ -149,16 +150,14 @@ def compile_group(stages: Sequence[Stage], fetch: Callable[[PyTree, PyTree], PyT
     program, keys = stages[0].program, jnp.stack([stage.program.key for stage in stages])
 
     def call(states: TrainState, data: PyTree, inputs: PyTree) -> tuple[TrainState, PyTree]:
-        def one(states: TrainState, items: PyTree) -> tuple[TrainState, PyTree]:
+        def one(program: Program, states: TrainState, items: PyTree) -> tuple[TrainState, PyTree]:
             def step(state: TrainState, key: jax.Array, item: PyTree) -> tuple[TrainState, PyTree]:
                 return steps.train_step(dataclasses.replace(program, key=key), state, fetch(data, item))
 
             return jax.vmap(step)(states, keys, items)
 
-        if jax.tree.leaves(inputs)[0].shape[1] == 1:  # as in steps.compile_train: no scan of convolutions on the CPU
-            return one(states, jax.tree.map(lambda x: x[:, 0], inputs))
-        states, sums = jax.lax.scan(one, states, jax.tree.map(lambda x: jnp.swapaxes(x, 0, 1), inputs))
-        return states, jax.tree.map(lambda x: jnp.sum(x, 0), sums)
+        inputs = jax.tree.map(lambda x: jnp.swapaxes(x, 0, 1), inputs)
+        return steps.several_steps(program, one, states, inputs, jax.vmap)
 
     return parallel.compile_step(call, replicated_in=(True, True, False), donate=True)
 
