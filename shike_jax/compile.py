@@ -12,13 +12,13 @@ from typing import Any
 import jax
 from ml_collections import ConfigDict
 
-from shike_jax.benchmark import measure, program
+from shike_jax.benchmark import program
 from shike_jax.cli.command import Parser, UserError, run_main
 from shike_jax.cli.flags import load_config
 from shike_jax.cluster import topology
 from shike_jax.storage.atomic import write_json
 from shike_jax.training.ahead_of_time import Steps, published_sizes
-from shike_jax.training.provenance import code_version, versions
+from shike_jax.training.provenance import code_version, commit, versions
 
 _EPILOG = """\
 examples:
@@ -91,7 +91,7 @@ def compile_steps(
         "device_memory": where.memory,
         "steps_per_call": steps_per_call,
         "programs": programs,
-        "commit": measure.commit(),
+        "commit": commit(),
         "code": code_version(),
         "versions": {**versions(), "compiler": where.compiler},
     }

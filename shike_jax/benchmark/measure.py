@@ -8,7 +8,6 @@ import os
 import platform
 import shlex
 import statistics
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -16,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from shike_jax.common.errors import UserError
-from shike_jax.training.provenance import code_version, versions
+from shike_jax.training.provenance import code_version, commit, versions
 
 OPTIONAL = {"torch": "torch", "PIL": "pillow", "tensorflow": "tensorflow"}  # named when a side has imported them
 
@@ -51,17 +50,6 @@ def describe(seconds: Sequence[float], images: int) -> dict[str, Any]:
         "images_per_second": round(images / median, 1),
         "samples_ms": [round(1e3 * sample, 3) for sample in seconds],
     }
-
-
-def commit() -> str:
-    """The commit of this code, with `-dirty` where files differ from it; `unknown` outside a repository."""
-    root = Path(__file__).resolve().parents[2]
-    git = ["git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=12"]
-    try:
-        said = subprocess.run(git, capture_output=True, text=True, check=False).stdout.strip()
-    except OSError:
-        said = ""
-    return said or "unknown"
 
 
 def origin(subcommand: str, argv: Sequence[str]) -> dict[str, Any]:

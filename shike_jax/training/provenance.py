@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import platform
+import subprocess
 from pathlib import Path
 
 import flax
@@ -23,6 +24,17 @@ def code_version() -> str:
     for path in sorted(package.rglob("*.py")):
         total.update(path.relative_to(package).as_posix().encode() + b"\0" + path.read_bytes())
     return f"{__version__}+{total.hexdigest()[:12]}"
+
+
+def commit() -> str:
+    """The commit of this code, with `-dirty` where files differ from it; `unknown` outside a repository."""
+    root = Path(__file__).resolve().parents[2]
+    git = ["git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=12"]
+    try:
+        said = subprocess.run(git, capture_output=True, text=True, check=False).stdout.strip()
+    except OSError:
+        said = ""
+    return said or "unknown"
 
 
 def versions() -> dict[str, str]:

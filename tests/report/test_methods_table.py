@@ -66,7 +66,7 @@ def test_the_rows_run_at_one_setting_and_wide_networks_do_the_work_of_experts():
         assert seed == f"seed{config.seed}" == "seed3" and config.data.imbalance_factor == 100
         assert sum(config.stages[name].epochs for name in config.run) == 28
         work[row] = table["size_and_work"](to_plain(config), 100)[1]
-    assert len(work) == 13
+    assert len(work) == 16
     assert work["ce"] == work["crt"] < work["balpoe"] < work["shike"]
     assert work["balanced_softmax_wide10"] == pytest.approx(work["balpoe"], rel=0.05)
     assert work["balanced_softmax_wide12"] == pytest.approx(work["shike"], rel=0.1)
