@@ -141,7 +141,8 @@ def describe(one: dict[str, Any], where: topology.Topology) -> str:
     kernels = [f"{count} {kind}" for kind, count in one["kernels"].items()]
     line("kernels", f"{sum(one['kernels'].values())}: {', '.join(kernels[:6])}{', ...' if len(kernels) > 6 else ''}")
     if one["loops"]:
-        line("loops", f"{one['loops']}, their bodies counted once")
+        inside = sum(one["kernels_in_loops"].values())
+        line("loops", f"{one['loops']}, their bodies counted once: {inside} of the kernels")
     return "\n".join(lines)
 
 

@@ -78,6 +78,7 @@ def test_counts_of_a_program_written_by_hand():
         "iota": 1,
         "scatter": 1,
     }
+    assert found["kernels_in_loops"] == {"iota": 1, "scatter": 1}
     assert found["loops"] == 1 and found["flops"] is None and found["memory"] is None
     assert program.analyse(Text(), pixels=4096)["scatters"]["of_pixels"] == 0  # fewer updates than pixels
 

@@ -28,13 +28,14 @@ class Instruction:
     """One instruction of the optimised program.
 
     Attributes:
-      computation: it belongs to.
+      computation: it belongs to; `entry`: whether that is the program's entry.
       name, opcode: as in the text.
       result: the type before the opcode.
       text: the whole line.
     """
 
     computation: str
+    entry: bool
     name: str
     opcode: str
     result: str
@@ -51,9 +52,11 @@ def analyse(compiled: jax.stages.Compiled, pixels: int = 0) -> dict[str, Any]:
     Returns:
       `memory` (bytes: arguments, results, temporaries, code, total with shared ones once), `flops`, `bytes_accessed`
       (both by the compiler's own count, which takes the body of a loop once), `collectives` {kind: count, bytes},
-      `gathers` and `scatters` {count, of_pixels}, `kernels` {opcode: count} of what runs by itself, `loops`.
+      `gathers` and `scatters` {count, of_pixels}, `kernels` {opcode: count} of what runs by itself, `loops` and
+      `kernels_in_loops`, those of the former that bodies of loops and conditions hold.
     """
     instructions = list(parse(compiled.as_text() or ""))
+    kernels = _kernels(instructions)
     costs = compiled.cost_analysis() or {}
     return {
         "memory": _memory(compiled),
@@ -62,25 +65,26 @@ def analyse(compiled: jax.stages.Compiled, pixels: int = 0) -> dict[str, Any]:
         "collectives": _collectives(instructions),
         "gathers": _moves(instructions, "gather", pixels),
         "scatters": _moves(instructions, "scatter", pixels),
-        "kernels": _kernels(instructions),
+        "kernels": _by_opcode(kernels),
+        "kernels_in_loops": _by_opcode([one for one in kernels if not one.entry]),
         "loops": sum(one.opcode == "while" for one in instructions),
     }
 
 
 def parse(text: str) -> Iterator[Instruction]:
     """Instructions of a program's text as XLA prints it."""
-    computation = ""
+    computation, entry = "", False
     for line in text.splitlines():
         if line and not line[0].isspace():
             header = _HEADER.match(line)
-            computation = header.group(1) if header else ""
+            computation, entry = header.group(1) if header else "", line.startswith("ENTRY")
             continue
         match = _INSTRUCTION.match(line)
         if computation and match:
             name, rest = match.groups()
             opcode = _OPCODE.search(rest)
             if opcode:
-                yield Instruction(computation, name, opcode.group(1), rest[: opcode.start(1)], line)
+                yield Instruction(computation, entry, name, opcode.group(1), rest[: opcode.start(1)], line)
 
 
 def _only(pattern: str, text: str) -> re.Match[str]:
@@ -163,7 +167,7 @@ def _values(result: str) -> int:
     return math.prod(_shape(result))
 
 
-def _kernels(instructions: list[Instruction]) -> dict[str, int]:
+def _kernels(instructions: list[Instruction]) -> list[Instruction]:
     """What runs by itself: instructions of the entry and of the bodies of loops and conditions, not inside fusions."""
     inside = set()
     for one in instructions:
@@ -172,9 +176,12 @@ def _kernels(instructions: list[Instruction]) -> dict[str, int]:
             inside.update(
                 *(c.replace("%", "").split(", ") for c in re.findall(r"called_computations=\{(.*?)\}", one.text))
             )
-    counts = collections.Counter(
-        one.opcode
+    return [
+        one
         for one in instructions
         if one.computation not in inside and one.opcode not in FREE and not one.opcode.endswith("-done")
-    )
-    return dict(counts.most_common())
+    ]
+
+
+def _by_opcode(instructions: list[Instruction]) -> dict[str, int]:
+    return dict(collections.Counter(one.opcode for one in instructions).most_common())
