@@ -1,5 +1,6 @@
 """Shapes and structure of the networks for every arrangement that the tables need."""
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -8,7 +9,7 @@ from jax import lax
 
 from shike_jax import config
 from shike_jax.errors import UserError
-from shike_jax.models import build_model, init_variables, num_parameters
+from shike_jax.models import build_model, init_variables, initial, num_parameters
 from shike_jax.models.layers import BatchNorm
 
 pytestmark = pytest.mark.usefixtures("quickly_compiled")
@@ -97,6 +98,22 @@ def test_masked_examples_leave_batch_statistics_alone():
     all_, new_all = layer.apply(variables, padded, train=True, mask=mask, mutable=["batch_stats"])
     np.testing.assert_allclose(all_[:4], few, atol=1e-5)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), new_all, new_few)
+
+
+@pytest.mark.parametrize("shape", [(3, 3, 3, 16), (1, 1, 48, 5), (64, 100), (3, 3, 96, 80)])
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.float64])
+def test_initial_weights_are_flax_s_draws(shape, dtype):
+    """Drawn as the beginning of a longer draw: the numbers that Flax and JAX draw for the shape itself."""
+    with jax.enable_x64(True):
+        key, scaled = jax.random.key(3), nn.initializers.variance_scaling
+        for found, expected in (
+            (initial.he_normal, scaled(2.0, "fan_in", "normal")),
+            (initial.torch_default, scaled(1 / 3, "fan_in", "uniform")),
+            (initial.uniform(0.3), lambda key, shape, dtype: jax.random.uniform(key, shape, dtype, -0.3, 0.3)),
+        ):
+            one, other = found(key, shape, dtype), expected(key, shape, dtype)
+            assert one.dtype == other.dtype == dtype
+            np.testing.assert_array_max_ulp(one, other, maxulp=1)
 
 
 def test_impossible_networks_are_named():

@@ -11,6 +11,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from shike_jax.models.initial import torch_default
 from shike_jax.models.layers import (
     MOMENTS,
     ClassScales,
@@ -18,7 +19,6 @@ from shike_jax.models.layers import (
     CosineClassifier,
     LinearClassifier,
     param_dtype,
-    torch_default,
 )
 from shike_jax.models.resnet import Backbone, Mode, Stage, Trunk
 

@@ -11,13 +11,9 @@ from jax import lax
 
 from shike_jax.models import paired_sums
 from shike_jax.models.convolution import convolve
+from shike_jax.models.initial import he_normal, uniform
 
 Array = jax.Array
-
-# He et al., fan-in, gain sqrt(2): the authors' `kaiming_normal_`. Not truncated, unlike Flax's default.
-he_normal = nn.initializers.variance_scaling(2.0, "fan_in", "normal")
-# uniform(-1 / sqrt(fan-in), 1 / sqrt(fan-in)): what a PyTorch convolution starts from when nobody initialises it.
-torch_default = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
 
 
 class Conv(nn.Module):
@@ -147,7 +143,7 @@ class LinearClassifier(nn.Module):
         """Returns logits."""
         kind, features = param_dtype(x.dtype), x.shape[-1]
         kernel = self.param("kernel", he_normal, (features, self.classes), kind)
-        bias = self.param("bias", _uniform(features**-0.5), (self.classes,), kind)
+        bias = self.param("bias", uniform(features**-0.5), (self.classes,), kind)
         return jnp.dot(x.astype(kind), kernel, precision=lax.Precision.HIGHEST) + bias
 
 
@@ -176,12 +172,5 @@ def _normalise(x: Array, axis: int) -> Array:
     return x * lax.rsqrt(jnp.maximum(square, 1e-24))
 
 
-def _uniform(bound: float) -> Any:
-    def init(key: Array, shape: tuple[int, ...], dtype: Any) -> Array:
-        return jax.random.uniform(key, shape, dtype, -bound, bound)
-
-    return init
-
-
 def _unit_columns(key: Array, shape: tuple[int, int], dtype: Any) -> Array:
-    return _normalise(_uniform(1.0)(key, shape, dtype), 0)
+    return _normalise(uniform(1.0)(key, shape, dtype), 0)
