@@ -6,12 +6,13 @@ root=DIR holds CLASS/*.jpg, of which test_share=0.2 of each class are held out f
 table=FILE names a CSV or JSON Lines file with path, label and perhaps part. validation=0.1 (or 5: images of each class)
 holds out training images, to be looked at instead of the test images while choices are made.
 
-weights=resnet50.pth starts from a file of torchvision's or timm's as it is (`.pth`, `.bin`, `.safetensors`; resnet18,
-resnet34, resnet50, resnext50_32x4d, resnet152, by the file's name or backbone=): 224 px, 30 + 10 epochs, batch 64, lr
+weights=resnet50.pth starts from a file of torchvision's or timm's as it is (`.pth`, `.bin`, `.safetensors`). backbone=
+says which network it holds (resnet18, resnet34, resnet50, resnext50_32x4d, resnet152); without it the file's name does,
+and a name that says nothing means resnet50. Then: 224 px, 30 + 10 epochs, batch 64, lr
 0.01. frozen=true (default) leaves the shared stages as they come and trains the experts; frozen=false trains all.
 
-The number of training images chooses size, network, epochs, batch and augmentation (`_SCALES` below); arguments
-override each: `official` or `paper`; root=DIR, imbalance_factor=0 (0: the folder's own counts), size=0 (pixels),
+The number of images (or of lines of the table) chooses size, network, epochs, batch and augmentation (`_SCALES` below);
+arguments override each: `official` or `paper`; root=DIR, imbalance_factor=0 (0: the folder's own counts), size=0 (pixels),
 backbone=, width=0, epochs=0, classifier_epochs=0, batch=0, lr=0 (0 or empty: by the number of images). On a CPU take a
 size from 80 on: the last maps of these networks are size / 32 pixels wide, and 3x3 convolutions on 2x2 maps are slow.
 Result: caltech101_lt (3,876 training photographs, IF 100), root=photos,epochs=20,classifier_epochs=8, three seeds:
@@ -23,8 +24,8 @@ import os
 
 from shike_jax import config as schema
 
-# Up to so many training images: what is trained, and for how long. Few images: a slim network that two CPU cores train
-# in less than half an hour; of those tried on 3,100 photographs (validation images taken from the training ones) it
+# Up to so many images, those held out included: what is trained, and for how long. Few images: a slim network that two
+# CPU cores train in less than half an hour; of those tried on 3,100 photographs (validation images taken from the training ones) it
 # learnt most per minute of processor time.
 _SCALES = (
     (

@@ -5,7 +5,7 @@
 
 Arguments: `paper` or `official` (form of the losses); source=lists (root= holds train_val2018/, lists= the folder of
 iNaturalist18_{train,val}.txt, root itself when empty) or source=tfds (`i_naturalist2018` stored as array_record);
-backbone=resnet50, epochs=180, classifier_epochs=20.
+backbone=resnet50, epochs=180, classifier_epochs=20, lr=0.025 (peak; the paper names none).
 Needs (counted, not measured): 21.6 GFLOP forward an image, 5.3e18 FLOP of training (14.7 hours at 100 TFLOP/s); a batch
 of 256 on one GPU 14.7 GB (docs/speed.md). The paper: 75.4. Here: not yet measured.
 """
@@ -33,7 +33,7 @@ def get_config(arguments: str | None = None):
     )
     folder = args["lists"] or args["root"]
     config.data.update({"source": args["source"], "name": "i_naturalist2018", "root": args["root"], "test_part": "val"})
-    if args["source"] == "lists":
+    if args["source"] == "lists" and folder:
         for part in ("train", "val"):
             config.data[f"{part}_list"] = f"{folder}/iNaturalist18_{part}.txt"
     config.train.eval_every_epochs = 5

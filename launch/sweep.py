@@ -29,7 +29,7 @@ from shike_jax.cli.command import (  # noqa: E402
     run_main,
 )
 from shike_jax.cli.flags import load_config  # noqa: E402
-from shike_jax.config import to_plain  # noqa: E402
+from shike_jax.config import to_plain, with_defaults  # noqa: E402
 from shike_jax.report import paper  # noqa: E402
 from shike_jax.storage.workdir import open_workdir  # noqa: E402
 
@@ -71,9 +71,12 @@ class Job:
         return [sys.executable, "-m", "shike_jax.main", *self.arguments]
 
     def results(self) -> dict | None:
-        """What the run found, when it is finished."""
+        """What the run found, when it is finished; None also where the file is damaged: the run writes it anew."""
         path = self.workdir / "results.json"
-        return json.loads(path.read_text()) if path.exists() else None
+        try:
+            return json.loads(path.read_text()) if path.exists() else None
+        except ValueError:
+            return None
 
 
 def rows(sweep: str, config: ConfigDict, grid: Sequence[str]) -> dict[str, Settings]:
@@ -171,7 +174,7 @@ def make_jobs(args: argparse.Namespace, mine: Sequence[str]) -> list[Job]:
             workdir = args.workdir / label
             plain = to_plain(load_config([*mine, *changes])[0])
             if (workdir / "config.json").exists():
-                open_workdir(workdir, plain)
+                open_workdir(workdir, plain, with_defaults)
             jobs.append(Job(label, workdir, [*mine, *changes, f"--workdir={workdir}"]))
     if not jobs:
         raise UserError(f"--rows={args.rows}: no such row in {args.sweep}")

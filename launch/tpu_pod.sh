@@ -2,14 +2,20 @@
 # One training run on a Cloud TPU pod slice: create it, run on all workers, create it anew when preempted, delete it.
 #
 #   TPU_NAME=shike TPU_ZONE=us-east5-b TPU_TYPE=v5litepod-16 BUCKET=my-runs \
-#     bash launch/tpu_pod.sh [--dry-run] all -- --config=configs/imagenet_lt.py --workdir=runs/imagenet
+#     bash launch/tpu_pod.sh [--dry-run] all -- --config=configs/imagenet_lt.py:root=runs/data --workdir=runs/imagenet
 #
 # Steps, also one at a time instead of `all`: create, setup (code, requirements, bucket), run, delete.
 # --dry-run prints the commands and starts nothing.
 #
 # Needs: gcloud, logged in, with TPU quota; a Cloud Storage bucket $BUCKET, mounted on the workers as runs/ (a preempted
-# slice loses its disks), so --workdir must lie in runs/. $TPU_PROJECT (default: gcloud's), $TPU_VERSION (default
-# v2-alpha-tpuv5-lite), $TPU_FLAGS (default --spot) and $TPU_RESTARTS (default 100) may be set.
+# slice loses its disks), so --workdir must lie in runs/. Every worker reads the images itself: put them into the bucket
+# too and name them by their place there, as root=runs/data does. $TPU_PROJECT (default: gcloud's), $TPU_VERSION (the
+# image; default v2-alpha-tpuv5-lite, for v5e), $TPU_PYTHON (3.11 or newer; default python3, which an older image has in
+# an older version), $TPU_FLAGS (default --spot), $TPU_RESTARTS (default 100) and $TPU_PAUSE (seconds between two starts,
+# default 30) may be set.
+#
+# What ends early is started again, unless its exit status is 2 (a mistake in the settings). A slice that is no longer
+# ready is replaced. When the script gives up, the slice stays, and costs money until it is deleted.
 set -euo pipefail
 
 usage() {
@@ -53,7 +59,7 @@ setup() {
   local archive=/tmp/shike_jax.tar.gz
   go git archive --format=tar.gz --output="$archive" HEAD
   tpu scp "$archive" "$TPU_NAME:shike_jax.tar.gz" "${where[@]}" --worker=all
-  on_all_workers "mkdir -p shike && tar -xzf shike_jax.tar.gz -C shike && cd shike && python3 -m venv .venv &&
+  on_all_workers "mkdir -p shike && tar -xzf shike_jax.tar.gz -C shike && cd shike && ${TPU_PYTHON:-python3} -m venv .venv &&
     .venv/bin/pip install -q -r requirements.txt 'jax[tpu]'"
   on_all_workers "mkdir -p shike/runs && (mountpoint -q shike/runs || gcsfuse --implicit-dirs $(printf %q "$BUCKET") shike/runs)"
 }
@@ -68,9 +74,14 @@ delete() { tpu delete "$TPU_NAME" "${where[@]}" --quiet; }
 
 # Runs until finished; a slice that is no longer there is replaced.
 train_with_restarts() {
-  local start state
+  local start state status
   for ((start = 0; start <= ${TPU_RESTARTS:-100}; start++)); do
-    if train "$@"; then return 0; fi
+    train "$@" && return 0 || status=$?
+    if ((status == 2)); then
+      echo "exit status 2, a mistake in the settings: not started again; the slice stays ($0 delete)" >&2
+      return 2
+    fi
+    sleep "${TPU_PAUSE:-30}"
     state=$(gcloud compute tpus tpu-vm describe "$TPU_NAME" "${where[@]}" --format='value(state)' || echo GONE)
     echo "start $start ended early; the slice is $state" >&2
     if [[ $state != READY ]]; then
@@ -79,7 +90,7 @@ train_with_restarts() {
       setup
     fi
   done
-  echo "started $start times: giving up" >&2
+  echo "started $start times: giving up; the slice stays ($0 delete)" >&2
   return 1
 }
 

@@ -27,8 +27,9 @@ examples:
   python -m shike_jax.compile --config=cifar_lt --config.dtype=bfloat16 --topology=gpu:h200
 
 No such device is needed, and no data are read. One program takes one to ten minutes of one CPU core. All figures are
-for one device. What the compiler states is no measurement: work and memory traffic are its own counts, with the body of
-a loop taken once, and a run may need some memory beside the program's. Only one process at a time can compile for TPUs.
+for one device, and they are the compiler's estimates, not measurements. It counts the body of a loop once
+(--config.train.steps_per_call=N makes a loop of N training steps), and a run may need more memory than the program
+itself. Only one process at a time can compile for TPUs.
 """
 
 
@@ -38,7 +39,6 @@ def compile_steps(
     *,
     stages: Sequence[str] = (),
     batch_per_device: int = 0,
-    steps_per_call: int = 1,
     with_evaluation: bool = True,
     classes: int = 0,
     images: int = 0,
@@ -47,24 +47,24 @@ def compile_steps(
     """Compiles the steps of a configuration.
 
     Args:
-      config: validated.
+      config: validated; `train.steps_per_call` training steps make a call (0: one), several as a loop whose body is
+        counted once.
       where: devices to compile for.
       stages: of `config.run`; empty: the first one.
       batch_per_device: training images of one device; 0: the configuration's batch, shared out.
-      steps_per_call: training steps of a call; several are a loop, whose body is counted once.
       with_evaluation: the evaluation step too, with the last stage's classifiers.
       classes, images: as for `published_sizes`.
       tell: gets a line as each program is done.
 
     Returns:
-      `name`, `topology`, `devices`, `device_kind`, `device_memory`, `steps_per_call`, `commit`, `code`, `versions`,
-      and `programs`: for each, what `program.analyse` counts, with `what`, `batch_per_device`, `fits`, and `seconds`
-      of lowering and compiling.
+      `name`, `backbone`, `dtype`, `topology`, `devices`, `device_kind`, `device_memory`, `steps_per_call`, `commit`,
+      `code`, `versions`, and `programs`: for each, what `program.analyse` counts, with `what`, `batch_per_device`,
+      `fits`, and `seconds` of lowering and compiling.
 
     Raises:
       UserError: an unknown stage or data set, or a batch that cannot be split evenly.
     """
-    steps = Steps(config, published_sizes(config, classes, images), where.devices, where.platform, steps_per_call)
+    steps = Steps(config, published_sizes(config, classes, images), where.devices, where.platform)
     count, side = len(where.devices), config.data.image_size
     jobs: list[tuple[str, int, Callable[[int], jax.stages.Lowered]]] = []
     for stage in stages or config.run[:1]:
@@ -89,7 +89,7 @@ def compile_steps(
         "devices": count,
         "device_kind": where.devices[0].device_kind,
         "device_memory": where.memory,
-        "steps_per_call": steps_per_call,
+        "steps_per_call": steps.steps_per_call,
         "programs": programs,
         "commit": commit(),
         "code": code_version(),
@@ -162,9 +162,6 @@ def parser() -> Parser:
     options.add_argument(
         "--batch-per-device", type=int, default=0, metavar="N", help="default: the configuration's batch"
     )
-    options.add_argument(
-        "--steps-per-call", type=int, default=1, metavar="N", help="training steps of a call; default: 1"
-    )
     options.add_argument("--no-evaluation", action="store_true", help="leave the evaluation step out")
     options.add_argument(
         "--classes", type=int, default=0, metavar="C", help="of data of one's own; default: as published"
@@ -183,15 +180,12 @@ def main(argv: Sequence[str]) -> None:
     for name in ("batch_per_device", "classes", "images"):
         if getattr(args, name) < 0:
             raise UserError(f"--{name.replace('_', '-')}={getattr(args, name)}: expected a number of at least 1")
-    if args.steps_per_call < 1:
-        raise UserError(f"--steps-per-call={args.steps_per_call}: expected a number of at least 1")
     where = topology.describe(args.topology)
     result = compile_steps(
         config,
         where,
         stages=[name for name in args.stages.split(",") if name],
         batch_per_device=args.batch_per_device,
-        steps_per_call=args.steps_per_call,
         with_evaluation=not args.no_evaluation,
         classes=args.classes,
         images=args.images,

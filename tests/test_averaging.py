@@ -94,7 +94,13 @@ def test_bn_statistics_are_the_two_passes_over_all_images():
 
         feed = DeviceFeed(images, np.zeros(11, np.int32))
         modes = {"train_trunk": True, "train_experts": True}
-        estimate = make_estimate(network, feed, plan, transform, modes)
+        numbers = []
+
+        def images_of(batch, number):
+            jax.debug.callback(lambda value: numbers.append(int(value)), number)
+            return transform(batch["image"])
+
+        estimate = make_estimate(network, feed, plan, images_of, modes)
         found = parallel.to_host(estimate(parallel.replicate(variables)))
         alone = dataclasses.replace(network, axis_name=None)
         inputs = {}
@@ -110,7 +116,8 @@ def test_bn_statistics_are_the_two_passes_over_all_images():
             )
             for path, (values,) in flatten_dict(seen["intermediates"], sep="/").items():
                 inputs.setdefault(path.removesuffix("/__call__"), []).append(np.asarray(values))
-        frozen = make_estimate(network, feed, plan, transform, {"train_trunk": False, "train_experts": True})
+        assert sorted(set(numbers)) == [0, 1, 2]
+        frozen = make_estimate(network, feed, plan, images_of, {"train_trunk": False, "train_experts": True})
         kept = parallel.to_host(frozen(parallel.replicate(variables)))
     layers = {path.rpartition("/")[0] for path in flatten_dict(found, sep="/")}
     assert len(layers) == len(inputs) > 10

@@ -12,7 +12,7 @@ from shike_jax.cluster import peers, preemption
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 LAUNCH = ROOT / "launch"
-TPU = {"TPU_NAME": "n", "TPU_ZONE": "z", "TPU_TYPE": "v5litepod-16", "BUCKET": "b"}
+TPU = {"TPU_NAME": "n", "TPU_ZONE": "z", "TPU_TYPE": "v5litepod-16", "BUCKET": "b", "TPU_PAUSE": "0"}
 
 
 def run(*command: str, **environment: str) -> subprocess.CompletedProcess:
@@ -169,7 +169,7 @@ echo "$verb ${call//$'\\n'/ }" >> "$CALLS"
 runs=$(grep -c '^ssh.*shike_jax.main' "$CALLS")
 case $verb in
   describe) echo PREEMPTED ;;
-  ssh) [[ $* != *shike_jax.main* || $runs -ge 3 ]] ;;
+  ssh) [[ $* != *shike_jax.main* || $runs -ge 3 ]] || exit "${STATUS:-1}" ;;
 esac
 """
 
@@ -200,6 +200,16 @@ def test_tpu_gives_up(tmp_path):
     done = run("launch/tpu_pod.sh", "run", "--", "--config=c.py", PATH=path, TPU_RESTARTS="2", **TPU)
     assert done.returncode == 1
     assert "started 3 times: giving up" in done.stderr
+
+
+def test_a_mistake_is_not_started_again_on_a_tpu(tmp_path):
+    (tmp_path / "gcloud").write_text(FAKE_GCLOUD)
+    (tmp_path / "gcloud").chmod(0o755)
+    calls = tmp_path / "calls"
+    path = f"{tmp_path}:{os.environ['PATH']}"
+    done = run("launch/tpu_pod.sh", "all", "--", "--config=c.py", PATH=path, CALLS=str(calls), STATUS="2", **TPU)
+    assert done.returncode == 2 and "not started again" in done.stderr
+    assert [line.split()[0] for line in calls.read_text().splitlines()] == ["create", "scp", "ssh", "ssh", "ssh"]
 
 
 @pytest.mark.parametrize("arguments", [(), ("fly",), ("run",), ("all", "--")])

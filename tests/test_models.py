@@ -8,9 +8,11 @@ import pytest
 from jax import lax
 
 from shike_jax import config
+from shike_jax.cluster import parallel
 from shike_jax.errors import UserError
 from shike_jax.models import build_model, init_variables, initial, num_parameters
 from shike_jax.models.layers import BatchNorm
+from shike_jax.training.steps import averaged_over_devices
 
 pytestmark = pytest.mark.usefixtures("quickly_compiled")
 
@@ -98,6 +100,19 @@ def test_masked_examples_leave_batch_statistics_alone():
     all_, new_all = layer.apply(variables, padded, train=True, mask=mask, mutable=["batch_stats"])
     np.testing.assert_allclose(all_[:4], few, atol=1e-5)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), new_all, new_few)
+
+
+def test_a_device_without_real_examples_has_no_part_in_running_averages():
+    """With per-device statistics: neither in its own layer nor in the mean over devices."""
+    layer, images = BatchNorm(), jnp.ones((2, 4, 4, 3))
+    seen = {"mean": jnp.full(3, 6.5), "var": jnp.full(3, 1.3)}
+    variables = {"params": layer.init(jax.random.key(0), images, train=True)["params"], "batch_stats": seen}
+    _, new = layer.apply(variables, images, train=True, mask=jnp.zeros(2), mutable=["batch_stats"])
+    jax.tree.map(np.testing.assert_array_equal, new["batch_stats"], seen)
+    masks = jnp.array([[1.0, 1, 1], [1, 0, 0], [0, 0, 0]])
+    values = jnp.array([2.0, 4.0, 100.0])
+    found = jax.vmap(averaged_over_devices, axis_name=parallel.AXIS)({"mean": values}, masks)
+    np.testing.assert_array_equal(found["mean"], 3.0)
 
 
 @pytest.mark.parametrize("shape", [(3, 3, 3, 16), (1, 1, 48, 5), (64, 100), (3, 3, 96, 80)])

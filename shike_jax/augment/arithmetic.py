@@ -12,6 +12,7 @@ def product(a: Array | float, b: Array | float) -> Array:
     """a * b (at most 1e6 in size), rounded before anything is added to it.
 
     Compilers may contract a product and a sum into one fused multiply-add, whose single rounding differs in the last
-    place: here that is another grey level, or another pixel. The bound is never reached; it stands between the two.
+    place: here that is another grey level, or another pixel. The clip never changes a value: it only keeps the
+    compiler from fusing product and sum.
     """
     return jnp.clip(a * b, -1e6, 1e6)

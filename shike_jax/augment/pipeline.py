@@ -1,4 +1,4 @@
-"""The whole augmentation of a batch: pad-crop, flip, policy, Cutout, normalisation; and mixup.
+"""The whole augmentation of a batch: pad-crop, flip, policy, Cutout and normalisation.
 
 Every random number comes from the example's own key: the result for an image depends neither on the rest of the batch
 nor on the device that computes it.

@@ -16,7 +16,7 @@ from jax import lax
 
 Array = jax.Array
 
-# Picking costs the side times the pixels, for each of them: beyond this side a TPU fetches pixels too.
+# Picking a pixel costs work proportional to the image's side or more: above this side a TPU gathers pixels too.
 LARGEST_SIDE = 64
 
 

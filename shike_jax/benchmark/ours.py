@@ -13,6 +13,7 @@ import numpy as np
 from shike_jax import config as schema
 from shike_jax import models
 from shike_jax.augment import make_train_augment
+from shike_jax.benchmark.program import program_memory
 from shike_jax.benchmark.workload import LEARNING_RATE, Workload
 from shike_jax.cluster import parallel
 from shike_jax.data.feeds import DeviceFeed
@@ -21,7 +22,14 @@ from shike_jax.training.program import Program, make_program
 from shike_jax.training.state import TrainState, start_stage
 
 PyTree = Any
-NO_AUGMENTATION = {"crop": "none", "pad": 0, "flip": False, "policy": "none", "policy_args": {}, "cutout": 0}
+NO_AUGMENTATION: dict[str, Any] = {
+    "crop": "none",
+    "pad": 0,
+    "flip": False,
+    "policy": "none",
+    "policy_args": {},
+    "cutout": 0,
+}
 AUGMENTATIONS: dict[str, dict[str, Any]] = {
     "none": {},
     "autoaugment_cifar": {"crop": "pad", "pad": 4, "flip": True, "policy": "autoaugment_cifar", "cutout": 16},
@@ -35,7 +43,8 @@ class Ours:
     Attributes:
       compile_seconds: tracing and compiling.
       memory_bytes: of the program: arguments, results and temporaries, as the compiler states them.
-      bytes_accessed: by one step, as the compiler estimates them; None where it does not (a scan counts once).
+      bytes_accessed: by one call, as the compiler estimates them, the body of a scan counted once; None where it does
+        not.
     """
 
     def __init__(self, workload: Workload, augmentation: str = "none", *, updates_together: bool = False) -> None:
@@ -47,15 +56,7 @@ class Ours:
           updates_together: as `config.train` has it.
         """
         stage, params, dtype = workload.stage, workload.variables["params"], jnp.dtype(workload.dtype)
-        augment: dict[str, Any] = {
-            "crop": "none",
-            "pad": 0,
-            "flip": False,
-            "policy": "none",
-            "policy_args": {},
-            "cutout": 0,
-        }
-        augment |= AUGMENTATIONS[augmentation]
+        augment = NO_AUGMENTATION | AUGMENTATIONS[augmentation]
         self._program = make_program(
             schema.stage(**{**stage, "schedule": "constant", "lr": LEARNING_RATE}),
             models.build_model(workload.model, workload.classes, dtype=dtype, axis_name=parallel.AXIS),
@@ -77,7 +78,8 @@ class Ours:
         began = time.perf_counter()
         self._call = self._compiled().lower(self._state, self._data, self._inputs).compile()
         self.compile_seconds = time.perf_counter() - began
-        self.memory_bytes = program_memory(self._call)
+        memory = program_memory(self._call)
+        self.memory_bytes = memory and memory["total"] - memory["code"]
         self.bytes_accessed = (self._call.cost_analysis() or {}).get("bytes accessed")
 
     def _stacked(self, state: TrainState) -> TrainState:
@@ -120,12 +122,3 @@ class OursManySeeds(Ours):
             return states, jax.tree.map(jnp.sum, sums)
 
         return parallel.compile_step(call, replicated_in=(True, True, False), donate=True)
-
-
-def program_memory(compiled: jax.stages.Compiled) -> int | None:
-    """Bytes that a compiled program needs, shared ones once; None where the backend does not say."""
-    analysis = compiled.memory_analysis()
-    if analysis is None:
-        return None
-    used = analysis.argument_size_in_bytes + analysis.output_size_in_bytes + analysis.temp_size_in_bytes
-    return used - analysis.alias_size_in_bytes

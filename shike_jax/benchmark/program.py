@@ -59,7 +59,7 @@ def analyse(compiled: jax.stages.Compiled, pixels: int = 0) -> dict[str, Any]:
     kernels = _kernels(instructions)
     costs = compiled.cost_analysis() or {}
     return {
-        "memory": _memory(compiled),
+        "memory": program_memory(compiled),
         "flops": costs.get("flops"),
         "bytes_accessed": costs.get("bytes accessed"),
         "collectives": _collectives(instructions),
@@ -108,7 +108,11 @@ def array_bytes(text: str) -> int:
     return total
 
 
-def _memory(compiled: jax.stages.Compiled) -> dict[str, int] | None:
+def program_memory(compiled: jax.stages.Compiled) -> dict[str, int] | None:
+    """Bytes of a program's arguments, results, temporaries and code, and of all, shared ones once.
+
+    None where the backend does not say.
+    """
     stated = compiled.memory_analysis()
     if stated is None:
         return None

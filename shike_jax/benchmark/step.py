@@ -114,6 +114,8 @@ def compare(args: argparse.Namespace) -> dict[str, Any]:
     chips = 1 if where["platform"] == "cpu" else where["count"]  # the devices of a CPU share its cores
     if args.batch % where["count"]:
         raise UserError(f"--batch={args.batch}: expected a multiple of the {where['count']} devices")
+    if chips > 1 and args.against:
+        raise UserError(f"--against={','.join(args.against)}: expected one device, as these sides use, not {chips}")
     steps = args.steps_per_call or (1 if where["platform"] == "cpu" else 50)
     workload = workloads.make(
         args.model,

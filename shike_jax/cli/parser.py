@@ -19,7 +19,7 @@ class Parser(argparse.ArgumentParser):
         """Args: as for ArgumentParser; epilog: examples and remarks, printed as they are."""
         settings = {"formatter_class": argparse.RawDescriptionHelpFormatter, "allow_abbrev": False, **settings}
         super().__init__(prog=prog, description=description, epilog=epilog, **settings)
-        # `errors.run_main` answers before anything is parsed; here the option gets its line on the help page.
+        # `command.run_main` answers before anything is parsed; here the option gets its line on the help page.
         self.add_argument("--version", action="version", version=__version__, help="print versions and exit")
 
     def parse_known_args(self, *arguments: Any, **settings: Any) -> tuple[Any, list[str]]:

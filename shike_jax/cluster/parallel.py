@@ -179,6 +179,9 @@ def start_distributed(coordinator: str | None, processes: int | None, index: int
     managed = int(os.environ.get("SLURM_NTASKS", "1")) > 1 and "SLURM_STEP_NODELIST" in os.environ
     managed = managed or len([h for h in os.environ.get("TPU_WORKER_HOSTNAMES", "").split(",") if h]) > 1
     if not managed and not coordinator:
+        if (processes or 1) > 1 or index:
+            given = f"--processes={processes}, --process={index}"
+            raise UserError(f"{given} (or their environment variables): expected --coordinator=HOST:PORT with them")
         return
     # Gloo carries collectives between CPU processes; other platforms ignore the setting.
     jax.config.update("jax_cpu_collectives_implementation", "gloo")

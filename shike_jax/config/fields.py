@@ -13,7 +13,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from shike_jax.methods import LOSSES, Choice
+from shike_jax.methods import LOSSES, default_of
 
 CIFAR_MEAN, CIFAR_STD = (0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -119,7 +119,7 @@ def stage(**changes: Any) -> ConfigDict:
     # A weight for each registered loss (0: off), and the parameters that registered losses declare. SHIKE's: ce, nt
     # (alpha of eq. 10), mu (beta of eq. 10), balanced (eq. 11); `form` is that of nt and mu.
     one.loss = ConfigDict({name: 0.0 for name in LOSSES})
-    one.loss.update({name: _default(declared) for name, declared in LOSSES.parameters().items()})
+    one.loss.update({name: default_of(declared) for name, declared in LOSSES.parameters().items()})
     one.loss.ce = 1.0
     one.mixup = 0.0  # alpha of the Beta distribution; 0: off
     one.cutmix = 0.0  # likewise; with both, each step takes one of the two with equal probability
@@ -142,10 +142,6 @@ def stage(**changes: Any) -> ConfigDict:
     one.decay_frozen = False  # let frozen weights decay too, as the authors' pinned PyTorch does in its second stage
     one.update(changes)
     return one
-
-
-def _default(declared: Any) -> Any:
-    return declared.values[0] if isinstance(declared, Choice) else declared
 
 
 def with_defaults(plain: Mapping[str, Any]) -> dict[str, Any]:

@@ -5,9 +5,9 @@ from __future__ import annotations
 import io
 import json
 import os
-import tempfile
 import zipfile
 import zlib
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,6 +17,7 @@ from shike_jax.common.errors import UserError
 from shike_jax.common.text import parse_json
 from shike_jax.data.splits import Part, Split
 from shike_jax.data.types import Source
+from shike_jax.storage import atomic
 
 FORMAT = 1  # changes when files written before can no longer be read
 
@@ -51,20 +52,13 @@ def save(source: Source, path: str) -> None:
         members = part.members if part.members.dtype.kind in "iu" else part.members.astype(str)
         content |= {f"{name}_members": members, f"{name}_labels": part.labels}
         content[f"{name}_images"] = _differences(source.images[name])
-    folder = os.path.dirname(os.path.abspath(path))
+    target = Path(path).absolute()
     try:
-        os.makedirs(folder, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(dir=folder, suffix=".tmp")
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with atomic.replacing(target) as partial, partial.open("wb") as file:
+            np.savez_compressed(file, **content)
     except OSError as error:
         raise UserError(f"output {path}: {error.strerror}") from None
-    try:
-        with os.fdopen(handle, "wb") as file:
-            np.savez_compressed(file, **content)
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
-    except BaseException:
-        os.unlink(temporary)
-        raise
 
 
 def load(data: ConfigDict) -> Source:
@@ -85,12 +79,24 @@ def load(data: ConfigDict) -> Source:
             images = {p: _undo_differences(content[f"{p}_images"]) for p in meta["parts"]}
     except OSError as error:
         raise UserError(f"config.data.root={path}: {error.strerror}") from None
-    except (KeyError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+    except (KeyError, ValueError, TypeError, EOFError, zipfile.BadZipFile, zlib.error) as error:
         raise UserError(f"config.data.root={path}: not an exported split, or damaged ({error})") from None
     split = Split(meta["name"], meta["rule"], meta["seed"], tuple(meta["class_names"]), parts, data.divisions)
     if split.hash != meta["hash"]:
         raise UserError(f"config.data.root={path}: damaged, its contents do not match their hash; export it again")
-    return Source(split, images)
+    side = images["train"].shape[1]
+    if side != data.image_size:
+        raise UserError(
+            f"config.data.root={path}: its images have {side} pixels a side; expected config.data.image_size="
+            f"{data.image_size}, or a configuration for {side} pixels"
+        )
+    source = Source(split, images)
+    if data.profile != "natural" and f"imbalance {data.imbalance_factor:g}," not in split.rule:
+        source.report.notes.append(
+            f"{path} decides which images train ({split.rule}); config.data.imbalance_factor={data.imbalance_factor:g} "
+            "changes nothing"
+        )
+    return source
 
 
 def _differences(images: np.ndarray) -> np.ndarray:

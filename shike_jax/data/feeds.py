@@ -74,10 +74,7 @@ def fetch_rows(data: Any, item: Any) -> Batch:
 
 
 class HostFeed:
-    """Large images: decoded, cropped and flipped on the host; inputs are the batches themselves, one step a call.
-
-    `make_pipeline(plan from the first step on, this process's columns, seed)` iterates over host batches.
-    """
+    """Large images: decoded, cropped and flipped on the host; inputs are the batches themselves, one step a call."""
 
     steps_together = False
 

@@ -57,7 +57,7 @@ def load(data: ConfigDict) -> Source:
             report.notes.append(f"{absent} classes have no image in part {part}: their accuracy cannot be measured")
 
     train = parts["train"]
-    kept, rule = longtailed(train.labels, len(class_names), data, rule)
+    kept, rule = longtailed(train.labels, len(class_names), data, rule, notes=report.notes)
     parts["train"] = Part(train.members[kept], train.labels[kept])
     name = data.name or os.path.basename(os.path.abspath(root))
     split = Split(name, rule, data.subset_seed, class_names, parts, data.divisions)

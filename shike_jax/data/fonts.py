@@ -10,7 +10,7 @@ from shike_jax.common.text import printable
 
 
 def names_or_numbers(names: Sequence[str]) -> list[str]:
-    """The names; the position of each one that no installed font can draw instead of it."""
+    """Each name, or its position in the list where no installed font can draw it."""
     return [str(i) if undrawable(name) else printable(name) for i, name in enumerate(names)]
 
 

@@ -33,11 +33,14 @@ def draw(part: Part, amount: float, seed: int, purpose: str) -> np.ndarray:
 
     Args:
       part: what is drawn from.
-      amount: below 1 the share of each class, rounded; from 1 on images of each class, of which half are left at least.
-        Of two images or more one is drawn and one left at least; of a single one none is drawn.
+      amount: 0: nothing is drawn. Below 1: the share of each class, rounded. From 1 on: so many images of each class,
+        but at most half of them. Of two images or more at least one is drawn and at least one is left; a single one
+        is never drawn.
       seed: of the choice.
       purpose: draws for other purposes are independent.
     """
+    if not amount:
+        return np.zeros(0, np.int64)
     drawn: list[np.ndarray] = []
     by_class = np.argsort(part.labels, kind="stable")
     for positions in np.split(by_class, np.cumsum(np.bincount(part.labels))[:-1]):

@@ -60,6 +60,11 @@ class LinePolicy:
             )
 
 
+def tidy(member: str) -> str:
+    """A relative path in its shortest form, so that one image has one name (`./a//b.jpg` is `a/b.jpg`)."""
+    return posixpath.normpath(member) if "./" in member or "//" in member else member
+
+
 def parse_list(path: str, policy: LinePolicy | None = None) -> ListFile:
     """Parses a list file; 437,513 lines take about a second.
 
@@ -77,8 +82,7 @@ def parse_list(path: str, policy: LinePolicy | None = None) -> ListFile:
         if not fields:
             continue
         member, label = fields if len(fields) == 2 else (fields[0], "")
-        if "./" in member or "//" in member:
-            member = posixpath.normpath(member)
+        member = tidy(member)
         reason = _line_fault(member, label, first_line)
         if reason:
             policy.bad(path, number, reason)
@@ -215,7 +219,8 @@ def load(data: ConfigDict) -> Source:
 def load_lists(data: ConfigDict, report: Report) -> dict[str, ListFile]:
     """Parses the lists that `config.data` names (or NAME.gz): `train` and whichever of `val` and `test` there are."""
     if not data.train_list:
-        raise UserError("config.data.train_list is empty; expected a list file `path label`")
+        where = "or root=FOLDER (lists=FOLDER) as an argument of a configuration that knows their names"
+        raise UserError(f"config.data.train_list is empty; expected a list file `path label`, {where}")
     policy = LinePolicy(data.bad_line, data.bad_image_limit, report)
     paths = {"train": data.train_list, "val": data.val_list, "test": data.test_list}
     zipped = {part: f"{path}.gz" for part, path in paths.items() if path and not os.path.exists(path)}
@@ -233,7 +238,7 @@ def split_of_lists(parsed: dict[str, ListFile], data: ConfigDict, name: str, rep
         both = [member for member in one.members if member in training]
         if both:
             raise UserError(f"{one.path}: {len(both)} images are in {train.path} too, the first is {both[0]!r}")
-    kept, rule = longtailed(train.labels, num_classes, data, f"lists of {name}", natural="")
+    kept, rule = longtailed(train.labels, num_classes, data, f"lists of {name}", natural="", notes=report.notes)
     parts = {part: Part(one.members, one.labels) for part, one in parsed.items()}
     parts["train"] = Part(train.members[kept], train.labels[kept])
     return Split(name, rule, data.subset_seed, names, parts, data.divisions)

@@ -32,12 +32,16 @@ def load(data: ConfigDict) -> Source:
     source = _LOADERS[data.source](data)
     if data.validation:
         source = with_validation(source, data)
-    if evaluated_part(data) not in source.split.parts:
+    part = evaluated_part(data)
+    if part not in source.split.parts:
         parts = ", ".join(source.split.parts)
         raise UserError(
-            f"config.data.test_part={data.test_part!r} (or config.data.validation=0.1, which holds out training "
-            f"images): {source.split.name} has {parts}"
+            f"config.data.test_part={data.test_part!r}: {source.split.name} has {parts}; expected one of its parts, or "
+            "config.data.validation=0.1 to hold out training images"
         )
+    if not len(source.split.parts[part]):
+        why = "every class has a single training image" if data.validation else "it holds no image that can be read"
+        raise UserError(f"{source.split.name}: part {part} is empty ({why}); expected images to evaluate on")
     if source.split.num_classes < 2:
         raise UserError(f"{source.split.name}: a single class, {source.split.class_names[0]}; expected at least two")
     return source

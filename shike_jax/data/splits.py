@@ -90,14 +90,14 @@ class Split:
         """SHA-256 (hex) of rule, seed, class names, members and labels: equal exactly when the split is the same."""
         digest = hashlib.sha256()
         for text in (self.rule, str(self.seed), *self.class_names):
-            digest.update(text.encode() + b"\0")
+            digest.update(_bytes(text) + b"\0")
         for name in sorted(self.parts):
             part = self.parts[name]
             digest.update(f"part {name} {len(part)}\0".encode())
             if part.members.dtype.kind in "iu":
                 digest.update(part.members.astype("<i8").tobytes())
             else:
-                digest.update("\0".join(map(str, part.members)).encode())
+                digest.update(_bytes("\0".join(map(str, part.members))))
             digest.update(part.labels.astype("<i4").tobytes())
         return digest.hexdigest()
 
@@ -113,6 +113,10 @@ class Split:
             "divisions": {name: classes.tolist() for name, classes in self.divisions.items()},
             "division_rule": self.division_rule,
         }
+
+
+def _bytes(text: str) -> bytes:
+    return text.encode("utf-8", "surrogateescape")  # names of files and folders need not be UTF-8
 
 
 def longtail_counts(largest: int, num_classes: int, imbalance_factor: float, profile: str) -> np.ndarray:
@@ -137,7 +141,7 @@ def longtail_counts(largest: int, num_classes: int, imbalance_factor: float, pro
     counts = np.array([math.floor(largest * (1.0 / imbalance_factor) ** e + 1e-9) for e in exponents], np.int64)
     if counts[-1] < 1:
         raise UserError(
-            f"data.imbalance_factor={imbalance_factor:g}: the rarest class would keep no image; "
+            f"config.data.imbalance_factor={imbalance_factor:g}: the rarest class would keep no image; "
             f"expected at most {largest} (images of the largest class)"
         )
     return counts
@@ -149,19 +153,29 @@ def feasible_longtail_counts(available: np.ndarray, imbalance_factor: float, pro
     Classes are ranked by their available images (ties by class index), so frequent classes stay frequent.
     """
     order = np.argsort(-available, kind="stable")
-    largest = int(available.max())
-    while True:
+    longtail_counts(int(available.max()), len(available), imbalance_factor, profile)  # says why it is impossible at all
+    for largest in range(int(available.max()), 0, -1):
+        if largest < imbalance_factor:
+            raise UserError(
+                f"config.data.imbalance_factor={imbalance_factor:g}: no {profile} profile fits classes of "
+                f"{available.max()} to {available.min()} images; expected a smaller factor"
+            )
         curve = longtail_counts(largest, len(available), imbalance_factor, profile)
         if np.all(curve <= available[order]):
             break
-        largest -= 1
     counts = np.empty_like(curve)
     counts[order] = curve
     return counts
 
 
 def longtailed(
-    labels: np.ndarray, num_classes: int, data: Any, rule: str, ranked: bool = True, natural: str = ", natural counts"
+    labels: np.ndarray,
+    num_classes: int,
+    data: Any,
+    rule: str,
+    ranked: bool = True,
+    natural: str = ", natural counts",
+    notes: list[str] | None = None,
 ) -> tuple[np.ndarray, str]:
     """The long-tailed subset that `config.data` asks for, and the rule of the split with it named.
 
@@ -172,6 +186,7 @@ def longtailed(
       ranked: classes keep their rank by number of images, as befits classes of unequal size; False takes the classes
         in the order of their indices and as many of the first as the smallest class has (CIFAR, digits).
       natural: what is added to the rule when every image stays.
+      notes: gets a remark on how many images stay when a profile leaves some out.
 
     Returns:
       The positions kept, ascending, int64; and the rule.
@@ -187,6 +202,11 @@ def longtailed(
     else:
         counts = longtail_counts(int(available.min()), num_classes, data.imbalance_factor, data.profile)
     kept = longtail_subset(labels, counts, data.subset, data.subset_seed)
+    if notes is not None and len(kept) < len(labels):
+        notes.append(
+            f"profile {data.profile}, imbalance factor {data.imbalance_factor:g}: {len(kept):,} of {len(labels):,} "
+            "training images stay (config.data.profile='natural' keeps all)"
+        )
     return kept, f"{rule}, {data.profile} imbalance {data.imbalance_factor:g}, {data.subset}"
 
 

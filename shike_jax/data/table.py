@@ -15,7 +15,7 @@ from shike_jax.common.errors import UserError
 from shike_jax.common.text import parse_json
 from shike_jax.data.files import reader
 from shike_jax.data.held_out import COLUMNS, each_class, parted
-from shike_jax.data.lists import LinePolicy, ListFile, drop_missing, path_fault, read_text
+from shike_jax.data.lists import LinePolicy, ListFile, drop_missing, path_fault, read_text, tidy
 from shike_jax.data.splits import Part, Split, longtailed
 from shike_jax.data.types import Report, Source
 
@@ -50,7 +50,7 @@ def load(data: ConfigDict) -> Source:
     parts = {p: Part(everything.members[i], everything.labels[i]) for p, i in chosen.items() if len(i)}
     if "train" not in parts:
         raise UserError(f"{data.table}: no line of part train")
-    kept, rule = longtailed(parts["train"].labels, len(names), data, rule)
+    kept, rule = longtailed(parts["train"].labels, len(names), data, rule, notes=report.notes)
     parts["train"] = Part(parts["train"].members[kept], parts["train"].labels[kept])
     split = Split(name, rule, data.subset_seed, names, parts, data.divisions)
     read = reader(root, {part: one.members for part, one in parts.items()})
@@ -66,6 +66,7 @@ def _parse(path: str, policy: LinePolicy) -> tuple[ListFile, tuple[str, ...], np
     for number, row in _rows(path):
         total += 1
         member, label, part = (str("" if row.get(key) is None else row[key]).strip() for key in COLUMNS)
+        member = tidy(member)
         reason = _fault(member, label, part, first_line)
         if reason:
             policy.bad(path, number, reason)

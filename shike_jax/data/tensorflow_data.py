@@ -45,7 +45,7 @@ def find_builder(name: str, data_dir: str = "", build_options: str = "") -> Any:
 
     Args:
       data_dir: tfds folder; empty: $TFDS_DATA_DIR, else ~/tensorflow_datasets.
-      build_options: what else the `tfds build` command needs that a missing data set is answered with.
+      build_options: further options for the `tfds build` command that the error message suggests.
 
     Raises:
       UserError: the data set is not there.

@@ -5,12 +5,13 @@ The labels of all examples are read once and kept in a small cache file; images 
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import logging
 import os
 import posixpath
-import tempfile
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,6 +22,7 @@ from shike_jax.data.lists import load_lists, split_of_lists
 from shike_jax.data.splits import Part, Split, longtailed
 from shike_jax.data.tensorflow_data import find_builder, import_tfds
 from shike_jax.data.types import Report, Source
+from shike_jax.storage import atomic
 
 PARTS = {  # part here -> split of tfds; the test images of iNaturalist have no labels
     "imagenet_lt": {"train": "train", "val": "validation", "test": "test"},
@@ -57,14 +59,15 @@ def _load_natural(data: ConfigDict, builder: Any, records: dict[str, Any]) -> So
     class_names = tuple(builder.info.features["label"].names)
     labels = {part: _column(builder, split, "label").astype(np.int32) for part, split in PARTS[data.name].items()}
     kept = {part: np.arange(len(one)) for part, one in labels.items()}
-    kept["train"], rule = longtailed(labels["train"], len(class_names), data, data.name)
+    report = Report()
+    kept["train"], rule = longtailed(labels["train"], len(class_names), data, data.name, notes=report.notes)
     parts = {part: Part(index, labels[part][index]) for part, index in kept.items()}
     split = Split(data.name, rule, data.subset_seed, class_names, parts, data.divisions)
 
     def read(part: str, indices: Sequence[int]) -> list[bytes]:
         return [records[part][int(kept[part][i])]["image"] for i in indices]
 
-    return Source(split, read=read)
+    return Source(split, read=read, report=report)
 
 
 def _load_places(data: ConfigDict, builder: Any, records: dict[str, Any]) -> Source:
@@ -102,14 +105,14 @@ def _column(builder: Any, split: str, feature: str) -> np.ndarray:
     size = builder.info.splits[split].num_examples
     identity = f"{builder.data_path} {builder.info.full_name} {split} {size} {feature}"
     cache = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
-    path = os.path.join(cache, "shike_jax", hashlib.sha256(identity.encode()).hexdigest()[:16] + ".npy")
-    if os.path.exists(path):
+    path = Path(cache, "shike_jax", hashlib.sha256(identity.encode()).hexdigest()[:16] + ".npy")
+    with contextlib.suppress(OSError, ValueError, EOFError):  # not there yet, or damaged
         return np.load(path)
     logging.getLogger(__name__).info("reading every %s of %s once (kept in %s)", feature, builder.info.full_name, path)
     values = [record[feature] for record in _records(builder, split)]
     column = np.array([v.decode() for v in values]) if isinstance(values[0], bytes) else np.array(values, np.int64)
-    os.makedirs(os.path.dirname(path), exist_ok=True)
-    with tempfile.NamedTemporaryFile(dir=os.path.dirname(path), suffix=".tmp", delete=False) as file:
-        np.save(file, column)
-    os.replace(file.name, path)
+    with contextlib.suppress(OSError):  # a cache that cannot be written costs time at the next start, no more
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with atomic.replacing(path) as partial:
+            np.save(partial, column)
     return column

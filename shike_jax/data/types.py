@@ -62,10 +62,11 @@ class Report:
     def lines(self, most: int = NAMED) -> list[str]:
         """Returns the report as text lines, with at most `most` of the names left out."""
         lines = list(self.notes)
-        left_out = self.skipped | {name: reason for (_, name), reason in self.unreadable.copy().items()}
+        left_out = [*self.skipped.items()]
+        left_out += [(name, reason) for (_, name), reason in self.unreadable.copy().items()]
         if left_out:
             lines.append(f"left out: {len(left_out)}")
-            lines += [f"  {name}: {reason}" for name, reason in list(left_out.items())[:most]]
+            lines += [f"  {name}: {reason}" for name, reason in left_out[:most]]
             if len(left_out) > most:
                 lines.append(f"  ... and {len(left_out) - most} more")
         return lines

@@ -10,7 +10,7 @@ from shike_jax.methods.adjustment import ADJUSTMENTS
 from shike_jax.methods.averaging import AVERAGES
 from shike_jax.methods.losses import LOSSES, LossInputs
 from shike_jax.methods.optimizers import OPTIMIZERS
-from shike_jax.methods.registry import Choice, Registry
+from shike_jax.methods.registry import Choice, Number, Registry, default_of
 from shike_jax.methods.samplers import SAMPLERS
 from shike_jax.methods.schedules import SCHEDULES, StageLength
 from shike_jax.methods.scores import SCORES, Predictions
@@ -25,7 +25,9 @@ __all__ = [
     "SCORES",
     "Choice",
     "LossInputs",
+    "Number",
     "Predictions",
     "Registry",
     "StageLength",
+    "default_of",
 ]

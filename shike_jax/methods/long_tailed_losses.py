@@ -9,19 +9,22 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
-from shike_jax.methods.losses import LOSSES, LossInputs, cross_entropy
+from shike_jax.methods.losses import LOSSES, LossInputs, at_label, cross_entropy
+from shike_jax.methods.registry import Number
 
 Array = jax.Array
 
 
-@LOSSES.register("focal", parameters={"focal_gamma": 2.0})
+@LOSSES.register("focal", parameters={"focal_gamma": Number(2.0, low=0)})
 def focal(inputs: LossInputs, focal_gamma: float) -> Array:
     """Focal loss (Lin et al. 2017, eq. 4, without alpha): -(1 - p_y)^gamma log p_y."""
-    log_p = _at_label(jax.nn.log_softmax(inputs.logits), inputs.labels)
-    return -jnp.sum((1 - jnp.exp(log_p)) ** focal_gamma * log_p, 0)
+    log_p = at_label(jax.nn.log_softmax(inputs.logits), inputs.labels)
+    # 1 - p_y; never 0, where a power below 1 has no finite gradient.
+    miss = jnp.maximum(-jnp.expm1(log_p), 1e-7)
+    return -jnp.sum(miss**focal_gamma * log_p, 0)
 
 
-@LOSSES.register("class_balanced", parameters={"class_balanced_beta": 0.9999}, balances=True)
+@LOSSES.register("class_balanced", parameters={"class_balanced_beta": Number(0.9999, low=0, below=1)}, balances=True)
 def class_balanced(inputs: LossInputs, class_balanced_beta: float) -> Array:
     """Cross-entropy weighted by the inverse effective number of images (Cui et al. 2019, eqs. 2 and 12)."""
     weights = effective_number_weights(inputs.class_counts, class_balanced_beta)
@@ -29,7 +32,14 @@ def class_balanced(inputs: LossInputs, class_balanced_beta: float) -> Array:
 
 
 @LOSSES.register(
-    "ldam", parameters={"ldam_margin": 0.5, "ldam_scale": 30.0, "ldam_beta": 0.9999, "ldam_drw": 1.0}, balances=True
+    "ldam",
+    parameters={
+        "ldam_margin": 0.5,
+        "ldam_scale": 30.0,
+        "ldam_beta": Number(0.9999, low=0, below=1),
+        "ldam_drw": 1.0,
+    },
+    balances=True,
 )
 def ldam(inputs: LossInputs, ldam_margin: float, ldam_scale: float, ldam_beta: float, ldam_drw: float) -> Array:
     """Label-distribution-aware margins with deferred re-weighting (Cao et al. 2019, eq. 13 and algorithm 1).
@@ -76,8 +86,3 @@ def effective_number_weights(class_counts: Array, beta: float) -> Array:
 def _log_prior(inputs: LossInputs) -> Array:
     counts = inputs.class_counts.astype(inputs.logits.dtype)
     return jnp.log(counts / jnp.sum(counts))
-
-
-def _at_label(values: Array, labels: Array) -> Array:
-    """values [M,B,C] at each label: [M,B]."""
-    return jnp.take_along_axis(values, labels[None, :, None], -1)[..., 0]

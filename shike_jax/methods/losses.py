@@ -80,7 +80,7 @@ def cross_entropy(logits: Array, labels: Array) -> Array:
       float [B], in nats.
     """
     _check(logits, labels)
-    return -jnp.sum(_at_target(jax.nn.log_softmax(logits), labels), 0)
+    return -jnp.sum(at_label(jax.nn.log_softmax(logits), labels), 0)
 
 
 def balanced_softmax(logits: Array, labels: Array, class_counts: Array) -> Array:
@@ -167,7 +167,7 @@ def _log_softmax_without(logits: Array, excluded: Array) -> Array:
     return jnp.where(excluded, 0.0, logits - jax.nn.logsumexp(logits, -1, keepdims=True, where=~excluded))
 
 
-def _at_target(values: Array, labels: Array) -> Array:
+def at_label(values: Array, labels: Array) -> Array:
     """values [M,B,C] at each label: [M,B]."""
     return jnp.take_along_axis(values, labels[None, :, None], -1)[..., 0]
 

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import optax
 
 from shike_jax.common.errors import UserError
@@ -48,7 +49,8 @@ def make_optimizer(
       options: further keyword arguments.
 
     Raises:
-      UserError: an unknown name, or an option that the optimiser does not have.
+      UserError: an unknown name, an option that the optimiser does not have, a weight decay that it would not apply,
+        or an optimiser that needs more than gradients and parameters.
     """
     known = {"learning_rate": learning_rate, "momentum": momentum, "weight_decay": weight_decay}
     function = OPTIMIZERS[name].function if name in OPTIMIZERS else _of_optax(name)
@@ -56,14 +58,23 @@ def make_optimizer(
         raise UserError(f"unknown optimiser {name!r}: expected {', '.join(OPTIMIZERS)} or one of optax, as adamw")
     if name not in OPTIMIZERS:
         known = {key: value for key, value in known.items() if key in inspect.signature(function).parameters}
+        if weight_decay and "weight_decay" not in known:
+            raise UserError(
+                f"optimiser {name!r} has no weight decay: expected weight_decay=0 instead of {weight_decay:g}, or an "
+                "optimiser that has it, such as adamw"
+            )
     try:
-        return function(**{**known, **options})
-    except TypeError as error:
+        optimizer = function(**{**known, **options})
+        one = {"weights": jax.ShapeDtypeStruct((2, 2), jnp.float32)}
+        jax.eval_shape(lambda params: optimizer.update(params, optimizer.init(params), params), one)
+    except TypeError as error:  # an unknown option, or one (lbfgs) that needs more than a gradient
         raise UserError(f"optimiser {name!r} with options {dict(options)}: {error}") from error
+    return optimizer
 
 
 def _of_optax(name: str) -> Callable[..., optax.GradientTransformation] | None:
-    function = getattr(optax, name, None) if name.isidentifier() and not name.startswith("_") else None
+    public = name.isidentifier() and not name.startswith(("_", "scale_by_"))
+    function = getattr(optax, name, None) if public else None
     if function is None or not inspect.isfunction(function):
         return None
     return function if "learning_rate" in inspect.signature(function).parameters else None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Generic, TypeVar
 
@@ -19,13 +20,29 @@ class Choice:
 
 
 @dataclasses.dataclass(frozen=True)
+class Number:
+    """A parameter that takes numbers from `low` on, smaller than `below`."""
+
+    default: float
+    low: float = -math.inf
+    below: float = math.inf
+
+
+def default_of(declared: Any) -> Any:
+    """The value of a parameter that nobody has set, from how it was declared."""
+    if isinstance(declared, Choice):
+        return declared.values[0]
+    return declared.default if isinstance(declared, Number) else declared
+
+
+@dataclasses.dataclass(frozen=True)
 class Entry(Generic[Function]):
     """What is known of one registered function.
 
     Attributes:
       name: what configurations write.
       function: the function itself.
-      parameters: its keyword parameters that a configuration may set, each with its default value or its `Choice`.
+      parameters: its keyword parameters that a configuration may set: default values, `Choice`s or `Number`s.
       options: facts about the function that its registry's users need, such as the title of a score.
     """
 
@@ -36,7 +53,7 @@ class Entry(Generic[Function]):
 
     def defaults(self) -> dict[str, Any]:
         """The default value of each parameter."""
-        return {name: p.values[0] if isinstance(p, Choice) else p for name, p in self.parameters.items()}
+        return {name: default_of(declared) for name, declared in self.parameters.items()}
 
 
 class Registry(Generic[Function]):
@@ -61,8 +78,8 @@ class Registry(Generic[Function]):
 
         Args:
           name: a Python identifier, because configurations use it as the name of a field.
-          parameters: keyword parameters that configurations may set, with default values or `Choice`s. Parameters of
-            the same name in several entries are one field of the configuration, so they must be declared alike.
+          parameters: keyword parameters that configurations may set, with default values, `Choice`s or `Number`s.
+            Those of the same name in several entries are one field of the configuration, so declare them alike.
           options: facts that this registry's users need.
 
         Raises:
@@ -106,7 +123,7 @@ class Registry(Generic[Function]):
         return tuple(self._entries.values())
 
     def parameters(self) -> dict[str, Any]:
-        """The parameters of all entries by name, each with its default value or `Choice`.
+        """The parameters of all entries by name, as they were declared.
 
         Raises:
           ValueError: two entries declare the same parameter differently.

@@ -5,8 +5,9 @@ element-wise work before them (batch normalisation, ReLU) into strided loops tha
 itself: nearly half of a training step. Handing the convolution finished, transposed arrays makes a step of ResNet-32
 SHIKE 1.4 times as fast there (docs/speed.md).
 
-Few channels leave a CPU's matrix units idle. A 7x7 stem takes 2x2 pixels for channels; a 3x3 convolution of at most 16
-channels computes two or four neighbouring columns as further channels of one output.
+With few channels a CPU's vector units are partly idle. The 7x7 stem therefore folds each 2x2 block of pixels into the
+channels (space to depth); a 3x3 convolution of at most 16 channels computes two or four neighbouring columns at once,
+as extra output channels.
 """
 
 from __future__ import annotations
@@ -110,7 +111,9 @@ def _backward(stride: int, saved: tuple[Array, Array], grad: Array) -> tuple[Arr
 
 def _input_gradient(x: Array, kernel: Array, grad: Array, stride: int) -> Array:
     """Of the convolution of x [B,H,W,C], from grad [B,h,w,F]."""
-    if (columns := _columns(x, kernel, stride)) > 1:  # the transpose of this form is slow, its own form for grad not
+    if (
+        columns := _columns(x, kernel, stride)
+    ) > 1:  # differentiating this form is slow, applying it to the gradient is not
         return _by_columns(grad, kernel[::-1, ::-1].swapaxes(2, 3), columns)
     return jax.vjp(lambda x: _plain(x, kernel, stride), x)[1](grad)[0]
 

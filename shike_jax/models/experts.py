@@ -31,8 +31,8 @@ class Align(nn.Module):
 
     ReLU follows every convolution but the last of a chain of several; a chain of one keeps its ReLU (authors' code).
     `last_relu` adds the missing one. These convolutions start smaller than all others, from PyTorch's default: the
-    authors' code draws its He normal weights before it adds them. Batch normalisation hides the size from the output,
-    not from the updates: small weights turn faster.
+    authors' code draws its He normal weights before it adds them. Batch normalisation makes the output independent of
+    the weights' scale, but not the gradient: the smaller the weights, the larger a step is relative to them.
     """
 
     halvings: int

@@ -75,8 +75,10 @@ class BatchNorm(nn.Module):
                     self.sow(MOMENTS, name, value, reduce_fn=lambda _, new: new, init_fn=lambda: None)
             if not self.is_initializing() and self.is_mutable_collection("batch_stats"):
                 unbiased = var * (count / jnp.maximum(count - 1, 1))
-                running_mean.value += self.momentum * (mean - running_mean.value)
-                running_var.value += self.momentum * (unbiased - running_var.value)
+                # A device whose examples are all padding (with per-device statistics) has seen nothing to move towards.
+                rate = jnp.where(count > 0, self.momentum, 0).astype(kind)
+                running_mean.value += rate * (mean - running_mean.value)
+                running_var.value += rate * (unbiased - running_var.value)
         else:
             mean, var = running_mean.value, running_var.value
         factor = scale * lax.rsqrt(var + self.epsilon)
@@ -106,7 +108,7 @@ class BatchNorm(nn.Module):
             channels = len(total)
             summed = lax.psum(jnp.concatenate([total, squares, count[None]]), self.axis_name)
             total, squares, count = summed[:channels], summed[channels:-1], summed[-1]
-        # A device whose examples are all padding has no sum of its own (per-device statistics): avoid 0 / 0.
+        # All examples of a device may be padding: avoid 0 / 0.
         safe = jnp.maximum(count, 1)
         mean = total / safe
         return mean, jnp.maximum(squares / safe - mean * mean, 0), count

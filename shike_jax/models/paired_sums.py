@@ -1,8 +1,8 @@
 """The pairs of sums in batch normalisation, each taken in one reduction of two arrays.
 
-Written as two sums, forward (of x and x^2) and backward (of the gradient and its product with x), an accelerator may
-run two kernels over the same values. JAX differentiates a reduction of several arrays slowly, so both directions are
-written out here.
+Batch normalisation needs two sums forward (of x and x^2) and two backward (of the gradient and of its product with x).
+Written separately, each pair may cost an accelerator two passes over the same values. JAX differentiates a reduction of
+several arrays slowly, so both directions are written out here.
 """
 
 from __future__ import annotations

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -51,10 +52,14 @@ def _read(path: Path, run: Run) -> dict[str, Any]:
     try:
         with np.load(path) as file:
             summary = parse_json(str(file["summary"]))
-    except (OSError, ValueError, KeyError) as error:
+        about = summary["data"]
+        split, part = about["hash"], about.get("part", "test")
+    except (OSError, ValueError, KeyError, TypeError, zipfile.BadZipFile) as error:
         raise UserError(f"{path}: not an evaluation ({error})") from error
-    if summary["data"]["hash"] != run.results["split"]["hash"]:
+    if split != run.results["split"]["hash"]:
         raise UserError(f"{path}: of another split than the run's")
+    if part != (expected := run.results.get("part", "test")):
+        raise UserError(f"{path}: of part {part!r}; expected an evaluation of {expected!r}, which the run reports")
     return summary
 
 

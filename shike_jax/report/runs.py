@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from shike_jax.common.text import parse_json
+from shike_jax.config import with_defaults
 from shike_jax.report import paper
 from shike_jax.storage.workdir import FREE
 
@@ -134,7 +135,9 @@ def collect(folders: Sequence[Path]) -> tuple[list[Run], list[str]]:
     paths = sorted({path.resolve() for folder in folders for path in folder.rglob("results.json")})
     for path in paths:
         try:
-            run = Run(path.parent, parse_json(path.read_text()))
+            results = parse_json(path.read_text())
+            results["config"] = with_defaults(results["config"])  # older code did not know all fields
+            run = Run(path.parent, results)
             _ = run.seed, run.dataset, run.epochs, run.components, run.settings(), run.results["top1"]
             runs.append(run)
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:

@@ -44,7 +44,10 @@ def main(argv: Sequence[str]) -> None:
     if not path.is_file():
         raise UserError(f"{path}: no such file; expected the work directory of a finished run")
     optional("matplotlib", "report.summary")
-    results = parse_json(path.read_text())
+    try:
+        results = parse_json(path.read_text())
+    except ValueError as error:
+        raise UserError(f"{path}: damaged ({error}); training again into this folder writes it anew") from None
     from shike_jax.report.figures import accuracy_by_count
 
     figure = workdir / "accuracy_by_count.png"

@@ -35,23 +35,31 @@ def write_card(path: Path, results: Results) -> None:
 def _head(results: Results) -> str:
     split = results["split"]
     model, data = results["config"]["model"], results["config"]["data"]
-    fusion = "with" if model["fusion"] else "without"
+    size = f"{results['num_parameters']:,} parameters"
+    if len(model["depths"]) > 1:
+        fusion = "with" if model["fusion"] else "without"
+        network = (
+            f"{len(model['depths'])} experts on a {model['backbone']} ({size}) {fusion} depth-wise knowledge fusion"
+        )
+        prediction = " The prediction averages the experts' logits (SHIKE, CVPR 2023)."
+    else:
+        fusion = ", its last stage fused with an earlier one" if model["fusion"] else ""
+        network, prediction = f"A single {model['backbone']} ({size}){fusion}", ""
     return (
         f"# {markdown(results['name'])}: a classifier of {len(split['class_names'])} classes for long-tailed data\n\n"
-        f"{len(model['depths'])} experts on a {model['backbone']} ({results['num_parameters']:,} parameters) {fusion} "
-        f"depth-wise knowledge fusion, trained on {markdown(split['name'])}; input "
-        f"{data['image_size']} x {data['image_size']} px RGB. The prediction averages the experts' logits "
-        "(SHIKE, CVPR 2023)."
+        f"{network}, trained on {markdown(split['name'])}; input {data['image_size']} x {data['image_size']} px "
+        f"RGB.{prediction}"
     )
 
 
 def _scores(results: Results) -> str:
     split = results["split"]
     part = results["part"]
+    images = results["stages"][-1].get("examples", split["sizes"][part])
     rows = [(f"{about['long']}, {about['unit']}", results[name]) for name, about in results["scores"].items()]
     rows += [(f"expert {m + 1} alone, top-1, %", value) for m, value in enumerate(results["experts"])]
     lines = [
-        f"## Results\n\nOn the {split['sizes'][part]:,} images of part {code(part)}, after the last epoch.\n",
+        f"## Results\n\nOn {images:,} images of part {code(part)}, after the last epoch.\n",
         "| measure | value |",
         "|---|---|",
         *(f"| {name} | {_number(value)} |" for name, value in rows),
@@ -109,11 +117,14 @@ def _training(results: Results) -> str:
         trains = ", ".join(code(pattern) for pattern in stage["train"])
         row = (markdown(found["name"]), found["epochs"], stage["batch_size"], stage["lr"], losses, trains)
         lines.append(f"| {' | '.join(map(str, row))} |")
+    averages = {"none": "the weights after the last epoch", "ema": "the exponential average of the weights"}
+    averages["uniform"] = "the mean of the weights over the last epochs"
+    average = stages[results["stages"][-1]["name"]].get("average", "none")
     spent = ", ".join(f"{name.replace('_', '-')} {value:,.0f} s" for name, value in seconds.items())
     lines += [
         "",
         f"{devices['count']} x {devices['kind']}, seed {results['seed']}; {spent}. No model was selected on "
-        "the evaluated images: these are the weights after the last epoch.",
+        f"the evaluated images: these are {averages.get(average, f'an average of the weights ({average})')}.",
     ]
     return "\n".join(lines)
 

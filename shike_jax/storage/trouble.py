@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from shike_jax.common.errors import UserError
+from shike_jax.storage.checkpoints import newest_checkpoint
 
 _ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.EFBIG, errno.ESTALE)
 _WORDS = ("no space left on device", "disk quota exceeded", "read-only file system", "file too large")
@@ -27,6 +30,27 @@ def disk_trouble(error: BaseException | None) -> str:
                 return words[0].upper() + words[1:]
         error = error.__cause__ or error.__context__
     return ""
+
+
+@contextlib.contextmanager
+def naming_disk_trouble(workdir: Path, runs: Sequence[Path] = ()) -> Iterator[None]:
+    """What a disk does to a run in here becomes one line with its newest checkpoint.
+
+    Args:
+      workdir: as the user named it.
+      runs: the directories of several runs below it; empty: it is one run's.
+
+    Raises:
+      UserError: the disk takes no more.
+    """
+    try:
+        yield
+    except Exception as error:
+        if reason := disk_trouble(error):
+            good = ", ".join(filter(None, map(newest_checkpoint, runs or [workdir]))) or "none"
+            message = f"--workdir={workdir}: {reason}; last good checkpoint: {good}; make room and start again"
+            raise UserError(message) from error
+        raise
 
 
 def check_present(workdir: Path) -> None:

@@ -145,7 +145,7 @@ def discard_untrained(path: Path) -> None:
     shutil.rmtree(path / "tensorboard", ignore_errors=True)
     for name in ("config.json", "log.txt", "metrics.jsonl", "split.csv"):
         (path / name).unlink(missing_ok=True)
-    if not any(path.iterdir()):
+    if path.exists() and not any(path.iterdir()):
         path.rmdir()
 
 

@@ -32,7 +32,8 @@ from shike_jax.training.state import TrainState, variables_of
 from shike_jax.training.trainable import select
 
 PyTree = Any
-# name of `config.data.name`: classes, training and evaluation images, as published; CIFAR before it is made long-tailed
+# `config.data.name`: (classes, training images, evaluation images), as published; CIFAR before it is made long-tailed,
+# and for digits numbers of the size that they have.
 PUBLISHED = {
     "cifar10": (10, 50_000, 10_000),
     "cifar100": (100, 50_000, 10_000),
@@ -88,14 +89,31 @@ class Steps:
       sizes: of the data.
       devices: to compile for.
       platform: of the devices, in JAX's terms.
-      steps_per_call: optimiser steps of a training call.
     """
 
     config: ConfigDict
     sizes: Sizes
     devices: Sequence[Any]
     platform: str
-    steps_per_call: int = 1
+
+    @property
+    def steps_per_call(self) -> int:
+        """Optimiser steps of a training call: as configured, else one.
+
+        Raises:
+          UserError: several, of images that come from the host one batch at a time; or one, where that hides a setting.
+        """
+        train = self.config.train
+        steps = train.steps_per_call or 1
+        if steps > 1 and views.is_decoded_on_host(self.config.data):
+            expected = "0 or 1, as images that are decoded on the host come one batch a call"
+            raise UserError(f"config.train.steps_per_call={steps}: expected {expected}")
+        if train.updates_together and steps == 1:
+            raise UserError(
+                "config.train.updates_together=True changes calls of several steps only: expected "
+                "config.train.steps_per_call of at least 2 with it"
+            )
+        return steps
 
     def train(self, stage: str, batch: int) -> jax.stages.Lowered:
         """A call of a stage's optimiser steps: (state, data, inputs) -> (state, sums), the state donated.

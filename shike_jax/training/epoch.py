@@ -18,6 +18,7 @@ from ml_collections import ConfigDict
 from shike_jax.cluster import parallel, preemption
 from shike_jax.cluster.coordination import CompileTime
 from shike_jax.cluster.preemption import Preempted
+from shike_jax.common.errors import UserError
 from shike_jax.data import sampling
 from shike_jax.storage.trouble import check_present
 from shike_jax.training import outcome, randomness
@@ -73,7 +74,7 @@ def fit_epoch(
 
     with run.log.meter(f"{stage.name} {epoch + 1}/{stage.settings.epochs}", stage.steps_per_epoch) as update:
         for done, count, inputs in inputs_of_calls:
-            run.profile.before(stage.steps_before + step)
+            run.profile.before(stage.steps_before + step, done)
             state, new = call(state, run.feeds["train"].data, inputs)
             for own, part in zip(sums, of_each(new, len(runs)), strict=True):
                 own.add(part)
@@ -100,7 +101,7 @@ def fit_epoch(
 def _report(
     run: Run, means: dict[str, float], examples: int, seconds: float, compile_seconds: float, sharing: int
 ) -> EpochReport:
-    """Counts an epoch's time to its run, each of those that share it bearing its part, and says what it was like."""
+    """Adds the run's share of the epoch's time to its history, and returns what the epoch was like."""
     if parallel.is_main():
         check_present(run.workdir)
     run.history["seconds"]["compile"] += compile_seconds / sharing
@@ -183,6 +184,7 @@ def _save_if_due(
 
     Raises:
       Preempted: a stop was requested; the states are saved.
+      UserError: a loss is not finite; the states of the other runs are saved.
     """
     stage, train, stop = stages[0], runs[0].config.train, runs[0].stop.requested()
     if step == stage.steps:
@@ -190,9 +192,18 @@ def _save_if_due(
     now = due(step, stage.steps_per_epoch, train.checkpoint_every_epochs)
     if now or passed(step, done, train.checkpoint_every_steps) or stop:
         states = of_each(state if len(runs) == 1 else parallel.to_host(state), len(runs))
+        broken: UserError | None = None
         for run, own_stage, own_state, own_sums in zip(runs, stages, states, sums, strict=True):
-            own_sums.fetch(step)  # refuses to save what is not finite
-            outcome.save_checkpoint(run, own_stage, own_state, step)
+            try:
+                own_sums.fetch(step)  # refuses to save what is not finite
+            except UserError as error:
+                broken = broken or error
+            else:
+                outcome.save_checkpoint(run, own_stage, own_state, step)
+        if broken is not None:
+            for run in runs:
+                run.checkpoints.wait()
+            raise broken
     if stop:
         for run in runs:
             run.checkpoints.close()

@@ -173,9 +173,7 @@ def evaluate(
         found = evaluator(parallel.replicate(classifier.variables), heads, keep_logits, update)
     label, bad = found[""]["label"], source.report.bad_images()
     summary = {
-        "checkpoint": {
-            k: classifier.meta.get(k) for k in ("stage", "stage_index", "digest", "heads", "model", "version")
-        },
+        "checkpoint": {fact: classifier.meta.get(fact) for fact in CHECKPOINT_FACTS},
         "data": {
             "name": split.name,
             "part": part,

@@ -18,10 +18,9 @@ from shike_jax.config import to_plain, with_defaults
 from shike_jax.methods.scores import SCORES
 from shike_jax.storage.atomic import write_json
 from shike_jax.storage.card import write_card
-from shike_jax.storage.checkpoints import newest_checkpoint
 from shike_jax.storage.logs import RunLog
 from shike_jax.storage.progress import clock
-from shike_jax.storage.trouble import check_present, disk_trouble
+from shike_jax.storage.trouble import check_present, naming_disk_trouble
 from shike_jax.storage.workdir import claimed, discard_untrained, open_workdir
 from shike_jax.training import averaging, metrics, outcome, steps
 from shike_jax.training.epoch import EpochReport, calls, fit_epoch, is_evaluated
@@ -46,6 +45,7 @@ def train(config: ConfigDict, workdir: Path, started: float | None = None) -> di
       UserError: anything a user can mend.
       Preempted: a signal asked to stop; the state is saved.
     """
+    compiled = CompileTime.total if started is None else 0.0  # by this process before this run
     started = started or time.time()
     plain = to_plain(config)
     parallel.use_backend(config.train.backend)
@@ -58,14 +58,14 @@ def train(config: ConfigDict, workdir: Path, started: float | None = None) -> di
                 finished = open_workdir(workdir, plain, with_defaults)  # the process that was waited for may be done
         finished = parallel.from_main(finished)
         if finished is None:
-            return _train(config, workdir, started)
+            return _train(config, workdir, started, compiled)
     if parallel.is_main():
         print(f"{workdir} is finished (top-1 {finished['top1']:.2f} %): nothing to do")
     return finished
 
 
-def _train(config: ConfigDict, workdir: Path, started: float) -> dict[str, Any]:
-    """Trains a run that is not finished."""
+def _train(config: ConfigDict, workdir: Path, started: float, compiled: float) -> dict[str, Any]:
+    """Trains a run that is not finished; `compiled` seconds of compilation were not its own."""
     log = RunLog(workdir, config.log, parallel.is_main(), config.train.tensorboard)
     try:
         if parallel.is_main() and jax.process_count() == 1:
@@ -78,17 +78,13 @@ def _train(config: ConfigDict, workdir: Path, started: float) -> dict[str, Any]:
             discard_untrained(workdir)
         raise
     try:
-        run.history["seconds"]["start_up"] += time.time() - started - CompileTime.total
-        run.history["seconds"]["compile"] += CompileTime.total
-        with contextlib.closing(run.profile):
-            variables = _run_stages(run, stage, state)
-        return finish(run, variables)
-    except Exception as error:
-        if reason := disk_trouble(error):
-            good = newest_checkpoint(workdir) or "none"
-            message = f"--workdir={workdir}: {reason}; last good checkpoint: {good}; make room and start again"
-            raise UserError(message) from error
-        raise
+        compiling = CompileTime.total - compiled
+        run.history["seconds"]["start_up"] += time.time() - started - compiling
+        run.history["seconds"]["compile"] += compiling
+        with naming_disk_trouble(workdir):
+            with contextlib.closing(run.profile):
+                variables = _run_stages(run, stage, state)
+            return finish(run, variables)
     finally:
         preemption.stay()
         with contextlib.suppress(OSError):  # what cannot be written has been said already

@@ -39,7 +39,7 @@ class Packing:
 
     @classmethod
     def of(cls, params: PyTree, moved: PyTree) -> Packing:
-        """Of parameters, or their shapes, and booleans like them."""
+        """Builds the packing from parameters (or their shapes) and booleans of the same structure."""
         leaves, structure = jax.tree.flatten(trainable.select(params, moved))
         return cls(moved, structure, tuple(leaf.shape for leaf in leaves))
 

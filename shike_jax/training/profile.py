@@ -32,9 +32,12 @@ class Profile:
         """Args: text: `STEP:COUNT` or empty. folder: of the trace. active: False on all processes but one."""
         self._range, self._folder, self._running = parse(text if active else ""), folder, False
 
-    def before(self, step: int) -> None:
-        """Call before the compiled call that begins at `step` of the run."""
-        if self._range and not self._running and step >= self._range[0]:
+    def before(self, step: int, done: int) -> None:
+        """Call before the compiled call that makes `done` steps from `step` of the run on.
+
+        The trace holds whole calls: those that make one of the steps asked for.
+        """
+        if self._range and not self._running and step < sum(self._range) and step + done > self._range[0]:
             jax.profiler.start_trace(str(self._folder))
             self._running = True
 

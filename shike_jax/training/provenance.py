@@ -29,12 +29,16 @@ def code_version() -> str:
 def commit() -> str:
     """The commit of this code, with `-dirty` where files differ from it; `unknown` outside a repository."""
     root = Path(__file__).resolve().parents[2]
-    git = ["git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=12"]
-    try:
-        said = subprocess.run(git, capture_output=True, text=True, check=False).stdout.strip()
-    except OSError:
-        said = ""
-    return said or "unknown"
+
+    def said(*words: str) -> str:
+        try:
+            return subprocess.run(["git", "-C", str(root), *words], capture_output=True, text=True).stdout.strip()
+        except OSError:
+            return ""
+
+    if said("rev-parse", "--show-toplevel") != str(root):  # installed, perhaps inside somebody else's repository
+        return "unknown"
+    return said("describe", "--always", "--dirty", "--abbrev=12") or "unknown"
 
 
 def versions() -> dict[str, str]:

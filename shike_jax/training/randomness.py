@@ -16,7 +16,7 @@ Array = jax.Array
 ROLES = {"augment": 0, "augment2": 1, "mixup": 2, "exchange": 3, "cutmix": 4, "which_mixing": 5}
 # The order of a stage's examples is drawn from the key of the stage, under a number that no step reaches.
 ORDER = 2**31 - 1
-# So is the order of the images that BN statistics are estimated on.
+# So are order and augmentation of the images that BN statistics are estimated on.
 REESTIMATION = 2**31 - 2
 
 
@@ -31,7 +31,7 @@ def order_key(stage: Array) -> Array:
 
 
 def reestimation_key(stage: Array) -> Array:
-    """The key of the order in which images pass when a stage's BN statistics are estimated anew."""
+    """The key of the pass over the images on which a stage's BN statistics are estimated anew."""
     return jax.random.fold_in(stage, REESTIMATION)
 
 

@@ -274,7 +274,13 @@ def _stage_steps(config: ConfigDict, name: str, examples: int) -> tuple[int, int
 
 
 def _examples_left(config: ConfigDict, examples: int, index: int, step: int) -> int:
-    """Training examples still to be processed from a step of stage `index` on, padding included."""
+    """Training examples still to be processed from a step of stage `index` on."""
+
+    def until(name: str, steps: int) -> int:
+        batch, (each, _) = config.stages[name].batch_size, _stage_steps(config, name, examples)
+        epochs, rest = divmod(steps, each)
+        of_epoch = min(each * batch, examples)  # the last batch may be padded, or left out
+        return epochs * of_epoch + min(rest * batch, of_epoch)
+
     names = config.run[index:]
-    left = sum(_stage_steps(config, name, examples)[1] * config.stages[name].batch_size for name in names)
-    return left - step * config.stages[names[0]].batch_size
+    return sum(until(name, _stage_steps(config, name, examples)[1]) for name in names) - until(names[0], step)

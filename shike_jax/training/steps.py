@@ -67,9 +67,18 @@ def train_step(program: Program, state: TrainState, batch: Batch) -> tuple[Train
         grads, _ = jax.grad(objective, has_aux=True)(uphill(trained, grads, rho))
         grads = parallel.psum(grads)
     if program.network.axis_name is None:
-        # Per-device statistics: the running averages agree again by averaging over the devices.
-        batch_stats = jax.tree.map(lambda x: parallel.psum(x) / parallel.psum(1), batch_stats)
+        batch_stats = averaged_over_devices(batch_stats, batch["mask"])
     return update(program, state, grads, batch_stats), sums
+
+
+def averaged_over_devices(batch_stats: PyTree, mask: Array) -> PyTree:
+    """Running averages that each device has of its own: their mean over the devices with real examples."""
+    real = jnp.any(mask > 0)
+
+    def mean(x: Array) -> Array:
+        return parallel.psum(x * real) / jnp.maximum(parallel.psum(real.astype(x.dtype)), 1)
+
+    return jax.tree.map(mean, batch_stats)
 
 
 def update(program: Program, state: TrainState, grads: PyTree, batch_stats: PyTree) -> TrainState:
@@ -200,7 +209,8 @@ def several_steps(
       step: (program, state, one step's inputs) to (state, sums).
       state: before the first step.
       inputs: [k, ...].
-      over_runs: makes a function of one run's state one of the states that are carried: `jax.vmap` for several.
+      over_runs: turns a function of one run's state into one of what the scan carries: unchanged for one run,
+        `jax.vmap` for several.
 
     Returns:
       The state after the last step, and the sums added over the steps.

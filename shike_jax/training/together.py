@@ -19,11 +19,12 @@ import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
-from shike_jax.cluster import parallel
+from shike_jax.cluster import parallel, preemption
 from shike_jax.cluster.coordination import CompileTime
 from shike_jax.common.errors import UserError
 from shike_jax.config import to_plain, with_defaults
 from shike_jax.storage.logs import RunLog
+from shike_jax.storage.trouble import naming_disk_trouble
 from shike_jax.storage.workdir import claimed, discard_untrained, open_workdir
 from shike_jax.training import averaging, loop, outcome, steps
 from shike_jax.training.epoch import fit_epoch, is_evaluated, of_each, side_by_side
@@ -73,33 +74,38 @@ def train_seeds(config: ConfigDict, workdir: Path, started: float | None = None)
       UserError: anything a user can mend.
       Preempted: a signal asked to stop; all states are saved.
     """
+    compiled = CompileTime.total if started is None else 0.0  # by this process before these runs
     started = started or time.time()
     parallel.use_backend(config.train.backend)
     check_devices(config)
     if jax.process_count() > 1:
         raise UserError(f"config.seeds={tuple(config.seeds)!r}: expected one process, not {jax.process_count()}")
+    folders = {seed: workdir / f"seed{seed}" for seed in config.seeds}
     with contextlib.ExitStack() as held:
-        members = []
-        for seed in config.seeds:
-            member = _opened(_alone(config, seed), workdir / f"seed{seed}", held)
+        held.callback(preemption.stay)
+        held.enter_context(naming_disk_trouble(workdir, list(folders.values())))
+        members: list[Member] = []
+        opened: list[Path] = []
+        for seed, folder in folders.items():
+            member = _opened(_alone(config, seed), folder, held, opened)
             members += [member] if member else []
-        compiling = CompileTime.total
+        compiling = CompileTime.total - compiled
         starting = time.time() - started - compiling
-        for member in members:  # each gets its part of what was done for all
+        for member in members:  # time spent for all is divided among them
             member.run.history["seconds"]["start_up"] += starting / len(members)
             member.run.history["seconds"]["compile"] += compiling / len(members)
         results: list[dict[str, Any]] = []
-        compiled: dict[Any, Callable] = {}
+        calls: dict[Any, Callable] = {}
         while members:
             first = min(member.position for member in members)
             group = [member for member in members if member.position == first]
             which = group[0].stage.index, *(member.run.config.seed for member in group)
-            if which not in compiled:
+            if which not in calls:
                 fetch = group[0].run.feeds["train"].fetch
                 call = compile_group([member.stage for member in group], fetch)
                 what = f"the training step of {group[0].stage.name}, {len(group)} seeds together"
-                compiled = {which: group[0].run.log.announced(call, what)}
-            _fit_epoch(group, compiled[which])
+                calls = {which: group[0].run.log.announced(call, what)}
+            _fit_epoch(group, calls[which])
             for member in group:
                 if member.position[1] == member.stage.steps and (ended := _hand_over(member)):
                     members.remove(member)
@@ -115,8 +121,13 @@ def _alone(config: ConfigDict, seed: int) -> ConfigDict:
     return own
 
 
-def _opened(config: ConfigDict, workdir: Path, held: contextlib.ExitStack) -> Member | None:
-    """The run of one seed where it stands; None when it is finished."""
+def _opened(config: ConfigDict, workdir: Path, held: contextlib.ExitStack, opened: list[Path]) -> Member | None:
+    """The run of one seed where it stands; None when it is finished.
+
+    Args:
+      held: what is closed when all runs end.
+      opened: the work directories that are this process's; gets this one.
+    """
     plain = to_plain(config)
     finished = open_workdir(workdir, plain, with_defaults)
     if finished is None and held.enter_context(claimed(workdir)):
@@ -126,17 +137,26 @@ def _opened(config: ConfigDict, workdir: Path, held: contextlib.ExitStack) -> Me
         return None
     log = RunLog(workdir, config.log, True, config.train.tensorboard)
     held.callback(log.close)
+    opened.append(workdir)
+    preemption.leave_at_once(lambda: _discard_untrained(opened))
     try:
         member = Member(*prepare(config, workdir, log))
     except UserError:
+        preemption.stay()
         discard_untrained(workdir)
         raise
+    held.callback(member.run.profile.close)
     if member.run.source.images is None:
         discard_untrained(workdir)
         raise UserError(
             f"config.seeds: expected a data source whose images lie on the device, not {config.data.source!r}"
         )
     return member
+
+
+def _discard_untrained(folders: Sequence[Path]) -> None:
+    for folder in folders:
+        discard_untrained(folder)
 
 
 def compile_group(stages: Sequence[Stage], fetch: Callable[[PyTree, PyTree], PyTree]) -> Callable:
