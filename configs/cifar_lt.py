@@ -43,8 +43,7 @@ def get_config(arguments: str | None = None):
     config.train.checkpoint_every_epochs = max(1, args["epochs"] // 20)  # seconds on an accelerator, minutes on a CPU
     if args["preset"] == "plus":
         config.model.depths = (1, 2, 1, 2)
-        config.stages.representation.mixup = 0.2
         for name in config.run:
-            config.stages[name].update({"average": "ema", "average_decay": 0.999})
+            config.stages[name].update({"average": "ema", "average_decay": 0.99})
         config.train.eval_every_epochs = 10
     return config

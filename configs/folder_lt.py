@@ -12,9 +12,10 @@ and a name that says nothing means resnet50. Then: 224 px, 30 + 10 epochs, batch
 0.01. frozen=true (default) leaves the shared stages as they come and trains the experts; frozen=false trains all.
 
 The number of images (or of lines of the table) chooses size, network, epochs, batch and augmentation (`_SCALES` below);
-arguments override each: `official` or `paper`; root=DIR, imbalance_factor=0 (0: the folder's own counts), size=0 (pixels),
-backbone=, width=0, epochs=0, classifier_epochs=0, batch=0, lr=0 (0 or empty: by the number of images). On a CPU take a
-size from 80 on: the last maps of these networks are size / 32 pixels wide, and 3x3 convolutions on 2x2 maps are slow.
+arguments override each: `official` or `paper`; root=DIR, imbalance_factor=0 (0: the folder's own counts), size=0
+(pixels), backbone=, width=0, epochs=0, classifier_epochs=0, batch=0, lr=0 (0 or empty: by the number of images). On a
+CPU take a size from 80 on: the last maps of these networks are size / 32 pixels wide, and 3x3 convolutions on 2x2 maps
+are slow.
 Result: caltech101_lt (3,876 training photographs, IF 100), root=photos,epochs=20,classifier_epochs=8, three seeds:
 40.70 +- 0.50 % top-1, few-shot 12.53 before and 26.73 after stage two, 10 to 20 minutes each on two busy CPU cores
 (docs/results/caltech101_lt); all epochs: not yet measured.
@@ -25,8 +26,8 @@ import os
 from shike_jax import config as schema
 
 # Up to so many images, those held out included: what is trained, and for how long. Few images: a slim network that two
-# CPU cores train in less than half an hour; of those tried on 3,100 photographs (validation images taken from the training ones) it
-# learnt most per minute of processor time.
+# CPU cores train in less than half an hour; of those tried on 3,100 photographs (validation images taken from the
+# training ones) it learnt most per minute of processor time.
 _SCALES = (
     (
         20_000,

@@ -11,6 +11,7 @@ import optax
 import pytest
 from flax.traverse_util import flatten_dict, unflatten_dict
 
+from shike_jax import config as schema
 from shike_jax import models
 from shike_jax.cli.flags import load_config
 from shike_jax.cluster import parallel
@@ -19,8 +20,10 @@ from shike_jax.data import sampling
 from shike_jax.data.feeds import DeviceFeed
 from shike_jax.errors import UserError
 from shike_jax.methods.averaging import AVERAGES, AverageSettings, moved_average, uphill
-from shike_jax.training import averaging, loop, setup
+from shike_jax.training import averaging, loop, setup, steps
 from shike_jax.training.averaging import make_estimate
+from shike_jax.training.program import make_program
+from shike_jax.training.state import start_stage
 from tests.conftest import ROOT
 from tests.jobs import Job, digits
 from tests.restart_drill import Drill
@@ -75,6 +78,52 @@ def test_two_gradients_make_the_step_of_optax_contrib_sam():
         their = optax.apply_updates(their, updates)
     np.testing.assert_allclose(own, their, rtol=1e-5)
     assert np.abs(own - x).max() > 1e-3
+
+
+def test_a_step_with_sam_takes_its_gradient_uphill():
+    """Against two gradients of the cross-entropy written here, in float64; and it is not the step without it."""
+    settings = base().model
+    settings.update({"backbone": "resnet20", "width": 4, "blocks": (1, 1, 1), "depths": (1,), "fusion": False})
+    size, rate, rho = jax.device_count() * 4, 0.1, 0.2
+    batch = {
+        "image": DRAW.integers(0, 256, (size, 8, 8, 3), np.uint8),
+        "label": DRAW.integers(0, 3, size).astype(np.int32),
+        "mask": np.ones(size, np.float32),
+    }
+
+    def augment(images, keys, mask):
+        return images.astype(jnp.float64) / 256 - 0.5
+
+    with jax.enable_x64(True):
+        network = models.build_model(to_plain(settings), 3, dtype=jnp.float64, axis_name=parallel.AXIS)
+        variables = models.init_variables(network, 1, 8)
+        ends = {}
+        for radius in (0.0, rho):
+            fields = {"schedule": "constant", "lr": rate, "momentum": 0.0, "weight_decay": 0.0}
+            key, counts = jax.random.key(0), np.ones(3)
+            own = schema.stage(sam_rho=radius, **fields)
+            program = make_program(own, network, variables["params"], counts, augment, key, 1, 1)
+            call = steps.compile_train(program, lambda data, item: item)
+            start = start_stage(variables, program.optimizer, program.updated)
+            inputs = jax.tree.map(lambda x: x[:, None], parallel.split_batch(batch))
+            ends[radius] = parallel.to_host(call(parallel.replicate(start), (), inputs)[0].params)
+        alone = dataclasses.replace(network, axis_name=None)
+
+        def loss(params):
+            images = augment(batch["image"], None, None)
+            given = {"params": params, "batch_stats": variables["batch_stats"]}
+            logits, _ = alone.apply(given, images, train_trunk=True, train_experts=True, mutable=["batch_stats"])
+            return -jnp.mean(jnp.take_along_axis(jax.nn.log_softmax(logits[0]), batch["label"][:, None], 1))
+
+        params = jax.tree.map(jnp.asarray, variables["params"])
+        gradient = jax.grad(loss)(params)
+        norm = jnp.sqrt(sum(jnp.sum(leaf**2) for leaf in jax.tree.leaves(gradient)))
+        second = jax.grad(loss)(jax.tree.map(lambda p, g: p + rho * g / norm, params, gradient))
+        for radius, used in ((0.0, gradient), (rho, second)):
+            expected = jax.tree.map(lambda p, g: p - rate * g, params, used)
+            jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=0, atol=1e-10), ends[radius], expected)
+    moved = jax.tree.map(lambda a, b: np.abs(a - b).max(), ends[0.0], ends[rho])
+    assert max(jax.tree.leaves(moved)) > 1e-4
 
 
 def test_bn_statistics_are_the_two_passes_over_all_images():

@@ -74,7 +74,7 @@ def test_step_writes_what_it_measured(tmp_path, capsys):
             "--repeats=2",
             "--against=plain",
             "--seeds=2",
-            "--together",
+            "--together=experts",
             "--peak_tflops=2",
             f"--json={target}",
         ]

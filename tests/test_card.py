@@ -61,6 +61,17 @@ def test_names_from_outside_neither_write_markup_nor_reach_the_shell(tmp_path):
     assert shlex.split(command) == ["python", "-m", "shike_jax.evaluate", "--checkpoint=my run; rm -rf x"]
 
 
+def test_card_of_a_single_network_with_averaged_weights(tmp_path):
+    results = made_results()
+    results["config"]["model"].update(depths=[1], fusion=False)
+    results["config"]["stages"]["classifier"]["average"] = "ema"
+    results["stages"][-1]["examples"] = 2
+    card.write_card(tmp_path / "card.md", results)
+    text = (tmp_path / "card.md").read_text()
+    assert "A single resnet32 (1,234,567 parameters), trained on zoo" in text and "averages the experts" not in text
+    assert "On 2 images of part `test`" in text and "these are the exponential average of the weights" in text
+
+
 def test_card_holds_scores_data_training_use_and_limits(tmp_path):
     results = made_results()
     (tmp_path / "run").mkdir()

@@ -5,9 +5,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from shike_jax.cli.flags import load_config
 from shike_jax.errors import UserError
 from shike_jax.methods import ADJUSTMENTS, LOSSES, LossInputs
 from shike_jax.methods.adjustment import AdjustmentInputs, prior_of
+from tests.conftest import ROOT
 
 pytestmark = pytest.mark.usefixtures("quickly_compiled")
 
@@ -56,6 +58,29 @@ def test_focal():
         return (1 - p) ** 1.5 * cross_entropy(z, y)
 
     np.testing.assert_allclose(value("focal", focal_gamma=1.5), over_experts(one), rtol=1e-9)
+
+
+@pytest.mark.parametrize("gamma", [0.0, 0.5, 2.0])
+def test_focal_has_a_gradient_where_an_example_is_certain(gamma):
+    """In float32 p_y is 1 there, and 0 to a power below 1 has no finite derivative."""
+    certain = 1e4 * np.eye(C, dtype=np.float32)[LABELS][None]
+    gradient = jax.grad(lambda logits: jnp.sum(LOSSES["focal"].function(inputs(logits=logits), focal_gamma=gamma)))
+    assert np.isfinite(gradient(jnp.asarray(certain))).all()
+
+
+@pytest.mark.parametrize(
+    ("change", "line"),
+    [
+        ("loss.class_balanced_beta=1.0", r"class_balanced_beta=1\.0: expected a number from 0 to below 1"),
+        ("loss.focal_gamma=-1.0", r"focal_gamma=-1\.0: expected a number of at least 0"),
+        ("loss.ldam_scale=16.0", r"ldam_scale=16\.0: expected model\.head_scale=30"),
+    ],
+)
+def test_parameters_out_of_range_are_refused(change, line):
+    with pytest.raises(UserError, match=line):
+        load_config(
+            [f"--config={ROOT}/configs/baselines_cifar.py:ldam_drw", f"--config.stages.representation.{change}"]
+        )
 
 
 @pytest.mark.parametrize("beta", [0.9, 0.9999])

@@ -28,6 +28,27 @@ TABLE = {
     "unknown field": (f"train {DIGITS} --workdir={{}}/run --config.sede=1", "--config.sede=1", "no field 'sede'"),
     "value of another type": (f"train {DIGITS} --workdir={{}}/run --config.seed=one", "config.seed", "one"),
     "value out of range": (f"train {DIGITS} --workdir={{}}/run --config.log=loud", "'loud'", "quiet, info, debug"),
+    "negative seed": (f"train {DIGITS} --workdir={{}}/run --config.seed=-1", "seed=-1", "from 0 to 4294967295"),
+    "negative number of steps": (
+        f"train {DIGITS} --workdir={{}}/run --config.train.steps_per_call=-1",
+        "train.steps_per_call=-1",
+        "at least 0",
+    ),
+    "image larger than what is resized": (
+        f"train {FOLDER}:root={{}}/photos --workdir={{}}/run --config.data.resize=64",
+        "data.resize=64",
+        "at least data.image_size=96",
+    ),
+    "augmentation out of range": (
+        f"train {FOLDER}:root={{}}/photos --workdir={{}}/run --config.augment.randaugment.prob=50.0",
+        "randaugment.prob=50.0",
+        "from 0 to 1",
+    ),
+    "large configuration without a folder": (
+        f"train --config={ROOT}/configs/imagenet_lt.py --workdir={{}}/run",
+        "train_list is empty",
+        "root=FOLDER",
+    ),
     "unknown argument of a configuration": (
         f"train {DIGITS}:classes=3 --workdir={{}}/run",
         "'classes'",

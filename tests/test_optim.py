@@ -91,7 +91,7 @@ def test_parameters_without_part_do_not_train():
 def test_halves_come_together_again_and_frozen_ones_have_no_momentum():
     mask = trainable_mask(PARAMS, ("heads/.*",))
     trained, frozen = select(PARAMS, mask), select(PARAMS, mask, False)
-    assert jax.tree.map(np.array_equal, merge(trained, frozen), PARAMS)
+    jax.tree.map(np.testing.assert_array_equal, merge(trained, frozen), PARAMS)
     momentum = jax.tree.leaves(sgd(lambda step: 0.1, 0.9, 1e-4).init(trained))
     assert [leaf.shape for leaf in momentum if leaf.shape] == [(3,)]  # beside the step counter
 
@@ -122,3 +122,8 @@ def test_optimisers_of_optax_by_name():
         make_optimizer("adamv", lambda step: 0.1, 0.9, 0.0, {})
     with pytest.raises(UserError, match="nonsense"):
         make_optimizer("adamw", lambda step: 0.1, 0.9, 0.0, {"nonsense": 1})
+    with pytest.raises(UserError, match=r"'adam' has no weight decay: expected weight_decay=0 instead of 0\.01"):
+        make_optimizer("adam", lambda step: 0.1, 0.9, 0.01, {})
+    for name in ("lbfgs", "scale_by_learning_rate"):  # one needs more than gradients, the other is a part of one
+        with pytest.raises(UserError, match=name):
+            make_optimizer(name, lambda step: 0.1, 0.9, 0.0, {})

@@ -24,6 +24,18 @@ FLOAT64 = ("dtype=float64", "eval.batch_size=56")
 LAYOUTS = {"8 devices": (1, 8), "2 x 4": (2, 4), "4 x 2": (4, 2)}
 
 
+def test_processes_without_a_coordinator_are_refused(monkeypatch):
+    for name in ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID", "SLURM_NTASKS"):
+        monkeypatch.delenv(name, raising=False)
+    parallel.start_distributed(None, None, None, 60)
+    parallel.start_distributed(None, 1, 0, 60)
+    with pytest.raises(UserError, match=r"--processes=2, --process=1.*expected --coordinator=HOST:PORT"):
+        parallel.start_distributed(None, 2, 1, 60)
+    monkeypatch.setenv("JAX_NUM_PROCESSES", "4")
+    with pytest.raises(UserError, match=r"--processes=4"):
+        parallel.start_distributed(None, None, None, 60)
+
+
 def losses(workdir) -> list[float]:
     lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
     return [line["epoch_loss"] for line in lines if "epoch_loss" in line]

@@ -11,14 +11,17 @@ import subprocess
 import sys
 import time
 
+import jax
 import numpy as np
 import pytest
 
+from shike_jax import config as schema
 from shike_jax.errors import UserError
 from shike_jax.storage import progress
 from shike_jax.storage.logs import Progress, RunLog
 from shike_jax.training.overview import parameter_table
-from shike_jax.training.profile import parse
+from shike_jax.training.profile import Profile, parse
+from shike_jax.training.setup import _examples_left
 from tests.conftest import ROOT
 from tests.jobs import digits
 
@@ -90,6 +93,40 @@ def test_a_quiet_log_shows_nothing_but_keeps_its_file(tmp_path, capsys, clock):
     log.close()
     assert capsys.readouterr().out == ""
     assert "compiled the step in 2.0 s" in (tmp_path / "log.txt").read_text()
+
+
+def test_the_profiler_traces_the_calls_that_make_the_steps_asked_for(tmp_path, monkeypatch):
+    """Steps 20 to 24 in calls of 85 steps, in calls of one, and in a run that begins behind them."""
+    traced = []
+    monkeypatch.setattr(jax.profiler, "start_trace", lambda folder: traced.append("start"))
+    monkeypatch.setattr(jax.profiler, "stop_trace", lambda: traced.append("stop"))
+    for first, each, expected in (
+        (0, 85, [("start", 0), ("stop", 85)]),
+        (0, 1, [("start", 20), ("stop", 25)]),
+        (1000, 1, []),
+    ):
+        profile, seen = Profile("20:5", tmp_path, True), []
+        for step in range(first, first + 170, each):
+            traced.clear()
+            profile.before(step, each)
+            seen += [("start", step)] if traced else []
+            traced.clear()
+            profile.after(step + each, 0)
+            seen += [("stop", step + each)] if traced else []
+        assert seen == expected
+
+
+def test_nothing_is_left_at_the_end_of_a_run():
+    """489 images in batches of 32: the last batch of each epoch is partial; two stages of 2 and 1 epochs."""
+    config = schema.base()
+    config.run, stages = ("one", "two"), {"one": 2, "two": 1}
+    for name, epochs in stages.items():
+        config.stages[name] = schema.stage(epochs=epochs, batch_size=32)
+    assert _examples_left(config, 489, 0, 0) == 3 * 489
+    assert _examples_left(config, 489, 0, 17) == 3 * 489 - 489 - 32
+    assert _examples_left(config, 489, 1, 16) == 0
+    config.stages.two.keep_last = False
+    assert _examples_left(config, 489, 1, 0) == 480
 
 
 @pytest.mark.parametrize("text", ["5", "5:0", "a:b", "-1:2", "1:2:3"])

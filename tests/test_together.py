@@ -59,8 +59,10 @@ def assert_same_run(one, other, stages):
     ("seeds", "compared"), [((1, 2), (2,)), pytest.param((1, 2, 3), (1, 2, 3), marks=pytest.mark.slow)]
 )
 def test_each_seed_equals_its_run_alone(tmp_path, seeds, compared):
+    """Together in calls of two steps with joint updates; alone step by step."""
     only = ("run=('representation',)", "stages.representation.max_steps=4", "data.test_per_class=10")
-    together.train_seeds(config(*only, f"seeds={seeds}"), tmp_path / "all")
+    many = ("train.steps_per_call=2", "train.updates_together=True")
+    together.train_seeds(config(*only, *many, f"seeds={seeds}"), tmp_path / "all")
     for seed in compared:
         loop.train(config(*only, f"seed={seed}"), tmp_path / f"alone{seed}")
         assert_same_run(tmp_path / f"alone{seed}", tmp_path / "all" / f"seed{seed}", ["representation"])

@@ -40,7 +40,7 @@ SCHEDULES: Registry[Schedule] = Registry("schedule", lowest_start=None)
 
 
 def lowest_start(stage: StageLength) -> float:
-    """The `warmup_lr` at which the first epoch of `warmup_cosine` has learning rate 0; a smaller one makes it negative."""
+    """The `warmup_lr` at which the first epoch of `warmup_cosine` has learning rate 0; below that it is negative."""
     return stage.lr / max(stage.warmup_epochs, 2) if stage.warmup_epochs else 0.0
 
 

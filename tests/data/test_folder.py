@@ -54,7 +54,7 @@ def test_a_requested_imbalance_factor(tmp_path):
         ({}, r"/train: No such file.*expected \{train,test\}/CLASS"),
         ({"train_a": 1, "test_a": 1, "test_b": 1}, r"/test/b has no counterpart in .*/train"),
         ({"train_a": 1, "train_b": 0, "test_a": 1, "test_b": 1}, r"/train/b holds no image"),
-        ({"train_a": 1}, "test_part='test'.*has train$"),
+        ({"train_a": 1}, "test_part='test'.*has train; expected one of its parts"),
     ],
 )
 def test_impossible_folders(tmp_path, classes, line):

@@ -33,6 +33,7 @@ def part_of(**counts):
         (0.9, [90, 13, 2, 1, 0]),
         (5, [5, 5, 1, 1, 0]),  # half of the class stays at least
         (20, [20, 7, 1, 1, 0]),
+        (0, [0, 0, 0, 0, 0]),
     ],
 )
 def test_how_many_of_each_class(amount, expected):
@@ -123,8 +124,27 @@ def test_validation_of_a_folder_with_parts(tmp_path):
 def test_validation_instead_of_a_test_part(tmp_path):
     touch(tmp_path, train_a=10, train_b=4)
     assert "test" not in folder(tmp_path, validation=0.2).split.parts
-    with pytest.raises(UserError, match=r"config\.data\.validation=0\.1.*has train$"):
+    with pytest.raises(UserError, match=r"has train; expected one of its parts, or config\.data\.validation=0\.1"):
         folder(tmp_path)
+
+
+def test_a_part_without_images_is_refused_before_training(tmp_path):
+    touch(tmp_path, train_a=2, train_b=2)
+    (tmp_path / "test" / "a").mkdir(parents=True)
+    (tmp_path / "test" / "a" / "0.txt").write_text("no image")
+    with pytest.raises(UserError, match=r"part test is empty .*expected images to evaluate on"):
+        folder(tmp_path)
+    touch(tmp_path / "single", train_a=1, train_b=1)
+    with pytest.raises(UserError, match=r"part val is empty .every class has a single training image"):
+        folder(tmp_path / "single", validation=0.5)
+
+
+def test_a_profile_says_how_many_images_it_leaves_out(tmp_path):
+    touch(tmp_path, train_a=6, train_b=1, test_a=1, test_b=1)
+    source, _ = loaded(source="folder", root=str(tmp_path))
+    assert source.split.class_counts.tolist() == [1, 1]
+    assert "2 of 7 training images stay (config.data.profile='natural' keeps all)" in " ".join(source.report.lines())
+    assert not folder(tmp_path).report.lines()
 
 
 def test_parts_under_other_names_are_no_classes(tmp_path):
@@ -183,6 +203,7 @@ def test_table_without_parts_is_parted(tmp_path):
         ("file,class\na/1.jpg,cat\n", r"t\.csv: no column 'path'; expected path,label"),
         (CSV + "b/9.jpg,dog,train\n", r"t\.csv:7: 'b/9\.jpg' is not under"),
         (CSV + "a/1.jpg,dog,train\n", r"t\.csv:7: 'a/1\.jpg' is listed already in line 2"),
+        (CSV + "./a//1.jpg,dog,train\n", r"t\.csv:7: 'a/1\.jpg' is listed already in line 2"),
         (CSV + "b/6.jpg,,train\n", r"t\.csv:7: 'b/6\.jpg' has no label"),
         (CSV + "b/6.jpg,dog,holdout\n", r"t\.csv:7: part 'holdout' .* expected train, val, test"),
         (CSV + "b/6.jpg,dog,\n", r"t\.csv:7: no part, but other lines have one"),

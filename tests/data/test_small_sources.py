@@ -77,15 +77,15 @@ print(source.split.hash, *(int(images.astype(np.int64).sum()) for images in sour
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     sums = [str(int(images.astype(np.int64).sum())) for images in cifar100.images.values()]
     assert result.stdout.split() == [cifar100.split.hash, *sums]
-    back = arrays.load(_arrays_config(path))
+    back = arrays.load(_arrays_config(path, image_size=32))
     for part, images in cifar100.images.items():
         np.testing.assert_array_equal(back.images[part], images)
         np.testing.assert_array_equal(back.split.parts[part].members, cifar100.split.parts[part].members)
 
 
-def _arrays_config(path):
+def _arrays_config(path, **changes):
     data = schema.base().data
-    data.update({"source": "arrays", "root": str(path)})
+    data.update({"source": "arrays", "root": str(path), "image_size": 16, **changes})
     return data
 
 
@@ -159,3 +159,16 @@ def test_damaged_export_is_refused(tmp_path):
             sources.load(_arrays_config(path))
     with pytest.raises(UserError, match=r"absent\.npz: No such file"):
         sources.load(_arrays_config(tmp_path / "absent.npz"))
+    np.save(tmp_path / "one.npy", np.zeros(3))
+    with pytest.raises(UserError, match=r"one\.npy: not an exported split"):
+        sources.load(_arrays_config(tmp_path / "one.npy"))
+
+
+def test_an_export_belongs_to_its_size_of_images_and_decides_the_split(tmp_path):
+    path = tmp_path / "digits.npz"
+    arrays.save(sources.load(digits(imbalance_factor=5.0)), str(path))
+    with pytest.raises(UserError, match=r"its images have 16 pixels a side; expected config\.data\.image_size=32"):
+        sources.load(_arrays_config(path, image_size=32))
+    (note,) = sources.load(_arrays_config(path, imbalance_factor=50.0)).report.lines()
+    assert "decides which images train" in note and "imbalance_factor=50 changes nothing" in note
+    assert not sources.load(_arrays_config(path, imbalance_factor=5.0)).report.lines()

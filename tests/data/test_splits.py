@@ -46,6 +46,25 @@ def test_impossible_imbalance_factor_is_named():
         longtail_counts(500, 100, 1000, "exponential")
 
 
+def test_a_factor_that_unequal_classes_cannot_have():
+    with pytest.raises(
+        UserError, match=r"imbalance_factor=150: no exponential profile fits classes of 200 to 1 images"
+    ):
+        feasible_longtail_counts(np.array([200, 10, 5, 1]), 150, "exponential")
+    with pytest.raises(UserError, match=r"imbalance_factor=250.*expected at most 200"):
+        feasible_longtail_counts(np.array([200, 10, 5, 1]), 250, "exponential")
+
+
+def test_names_need_not_be_utf8():
+    """As Python reads such file names: with surrogates."""
+
+    def named(name):
+        train = Part(np.array([f"{name}/1.jpg", "a/1.jpg"], object), np.array([1, 0], np.int32))
+        return make_split([1, 1], class_names=("a", name), parts={"train": train})
+
+    assert named("caf\udce9").hash == named("caf\udce9").hash != named("cafe").hash
+
+
 def test_feasible_counts_keep_factor_and_rank():
     available = np.array([30, 200, 8, 100])
     counts = feasible_longtail_counts(available, 8, "exponential")
