@@ -9,7 +9,7 @@ Full-length result: not yet measured (published: 52.95 / 47.80 / 43.95 at IF 50 
 What is followed of the authors' code:
 - stage one: cross-entropy with mixup (alpha 1: one lam and one permutation a batch, after normalisation), crop and
   flip, lr 0.1, cosine per epoch without warm-up; weight decay 2e-4 in their files, 5e-4 here;
-- stage two: a fresh optimiser over the classifier alone (it continues from stage one's), lr 0.1 x 0.2, cosine per
+- stage two: a fresh optimiser for the classifier alone (its weights continue from stage one), lr 0.1 x 0.2, cosine per
   epoch; their weight decay is 5e-4 at IF 100 and 2e-4 at IF 50 and 200;
 - an epoch is one pass over the instance-sampled images in random order, the last partial batch kept; each of them meets
   a class-balanced one (a class uniformly, then one of its images), which is augmented on its own and gives the label;

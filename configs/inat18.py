@@ -1,4 +1,4 @@
-"""iNaturalist 2018 (paper, table 3): 437,513 training images of 8,142 species, 24,426 validation images to evaluate on.
+"""iNaturalist 2018 (paper, table 2): 437,513 training images of 8,142 species, 24,426 validation images to evaluate on.
 
     python -m shike_jax.main --config=configs/inat18.py:root=/data/inat18,lists=/data/lists --workdir=runs/inat18
     python -m shike_jax.main --config=configs/inat18.py:source=tfds --workdir=runs/inat18

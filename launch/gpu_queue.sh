@@ -21,7 +21,7 @@ cd "$(dirname "$0")/.."
 item=${1:-} piece=${2:-}
 OUT=${OUT:-runs/gpu} DATA=${DATA:-data} PYTHON=${PYTHON:-python3} LIMIT=${LIMIT:-540} PEAK=${PEAK:-790}
 export JAX_COMPILATION_CACHE_DIR=${JAX_COMPILATION_CACHE_DIR:-$OUT/compiled}
-mkdir -p "$OUT"
+[[ $item =~ ^[1-7]$ ]] && mkdir -p "$OUT"
 
 tiny() { [ -n "${TINY:-}" ]; }
 

@@ -134,8 +134,8 @@ def kubectl(words, place):
 
 
 def pod(words, place):
-    names = {"TPU_NAME": "n", "TPU_ZONE": "z", "TPU_TYPE": "v5litepod-16", "BUCKET": "b"}
-    printed, calls = scripted(words, place, **names)
+    names = dict(word.split("=", 1) for word in words[: words.index("bash")])
+    printed, calls = scripted(words[len(names) :], place, **names)
     assert not calls  # of gcloud
     [command] = [line for line in printed.splitlines() if "shike_jax.main" in line]
     remote = shlex.split(command.removeprefix("+ "))[-1].removeprefix("--command=")
@@ -172,7 +172,7 @@ TABLE = {
     "bash launch/local_multiprocess.sh 2 4 -- ": processes,
     "sbatch launch/gpu_slurm.sbatch ": submitted,
     "kubectl apply ": kubectl,
-    "bash launch/tpu_pod.sh --dry-run all -- ": pod,
+    "TPU_NAME=shike TPU_ZONE=us-east5-b TPU_TYPE=v5litepod-16 BUCKET=my-runs ": pod,
     "sudo bash launch/slurm_here.sh": privileged,
 }
 RECORDER = """#!/bin/bash
