@@ -121,6 +121,28 @@ def test_steps_are_those_of_a_configuration(here, name):
     assert "fits" in said[0] and "traffic" in said[1]
 
 
+def test_a_call_of_several_steps_is_a_loop(here):
+    small = ["--config=digits_lt:width=4", "--config.model.depths=(1,)", "--config.model.blocks=(1,1,1)"]
+    many = ["--config.train.steps_per_call=3", "--config.train.updates_together=True"]
+    config, _ = load_config([*small, *many])
+    found = command.compile_steps(config, here, batch_per_device=4, with_evaluation=False)
+    (one,) = found["programs"]
+    assert found["steps_per_call"] == 3 and one["loops"] >= 1 and sum(one["kernels_in_loops"].values()) > 50
+
+
+@pytest.mark.parametrize(
+    ("flags", "told"),
+    [
+        (["--config=imagenet_lt", "--config.train.steps_per_call=2"], "steps_per_call=2: expected 0 or 1"),
+        (["--config=cifar_lt", "--config.train.updates_together=True"], "steps_per_call of at least 2"),
+    ],
+)
+def test_settings_that_a_compiled_call_cannot_have(flags, told, here):
+    config, _ = load_config(flags)
+    with pytest.raises(UserError, match=told):
+        command.compile_steps(config, here)
+
+
 def test_a_large_image_comes_as_a_batch_and_a_small_one_by_index(here):
     for name, expected in (("imagenet_lt", {"image", "label", "mask"}), ("cifar_lt", {"index", "mask"})):
         config, _ = load_config([f"--config={name}"])
