@@ -130,8 +130,8 @@ def _weight_gradient(x: Array, grad: Array, size: int, stride: int) -> Array:
 def _parts(grad: Array) -> int:
     """In how many parts a batch's weight gradient is computed: each should stay in a second-level cache.
 
-    Of every part the whole gradient is read once for each input channel and offset. Parts of less than eight examples gain
-    nothing more (measured).
+    Of every part the whole gradient is read once for each input channel and offset. Parts of less than eight examples
+    gain nothing more (measured).
     """
     parts = 1
     while grad.nbytes > parts * PART_BYTES and grad.shape[0] % (2 * parts) == 0 and grad.shape[0] >= 16 * parts:
