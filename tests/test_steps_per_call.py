@@ -27,12 +27,12 @@ EXACT = 1e-8
 RUNS: dict[str, dict[str, int | bool]] = {
     "one": {"steps_per_call": 1, "updates_together": False},
     "three": {"steps_per_call": 3, "updates_together": False},
-    "joint": {"steps_per_call": 3, "updates_together": True},
+    "joint": {"steps_per_call": 4, "updates_together": True},
 }
 
 
 def test_many_steps_per_call_change_nothing_but_speed(tmp_path, monkeypatch):
-    """A stage in float64: four steps one by one, three together (a rest of one remains), and with joint updates."""
+    """A stage in float64: four steps one by one, three together (a rest of one remains), four with joint updates."""
     monkeypatch.chdir(ROOT)
     small = ("dtype=float64", "data.test_per_class=10", "model.depths=(1,)", "log=quiet", "run=('representation',)")
     with jax.enable_x64(True):

@@ -13,7 +13,7 @@ import numpy as np
 from shike_jax import config as schema
 from shike_jax import models
 from shike_jax.augment import make_train_augment
-from shike_jax.benchmark.program import program_memory
+from shike_jax.benchmark.program import data_bytes
 from shike_jax.benchmark.workload import LEARNING_RATE, Workload
 from shike_jax.cluster import parallel
 from shike_jax.data.feeds import DeviceFeed
@@ -78,8 +78,7 @@ class Ours:
         began = time.perf_counter()
         self._call = self._compiled().lower(self._state, self._data, self._inputs).compile()
         self.compile_seconds = time.perf_counter() - began
-        memory = program_memory(self._call)
-        self.memory_bytes = memory and memory["total"] - memory["code"]
+        self.memory_bytes = data_bytes(self._call)
         self.bytes_accessed = (self._call.cost_analysis() or {}).get("bytes accessed")
 
     def _stacked(self, state: TrainState) -> TrainState:

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import optax
 
 from shike_jax import config as schema
-from shike_jax.benchmark.ours import program_memory
+from shike_jax.benchmark.program import data_bytes
 from shike_jax.benchmark.workload import LEARNING_RATE, Workload
 from shike_jax.models import Backbone
 
@@ -265,7 +265,7 @@ class Plain:
         )
         self._step = compiled.compile()
         self.compile_seconds = time.perf_counter() - began
-        self.memory_bytes = program_memory(self._step)
+        self.memory_bytes = data_bytes(self._step)
 
     def run(self) -> float:
         """Waits for the result."""

@@ -126,6 +126,12 @@ def program_memory(compiled: jax.stages.Compiled) -> dict[str, int] | None:
     return parts | {"total": sum(parts.values()) - 2 * parts["shared"]}
 
 
+def data_bytes(compiled: jax.stages.Compiled) -> int | None:
+    """Bytes of a program's arguments, results and temporaries, shared ones once; None where the backend is silent."""
+    memory = program_memory(compiled)
+    return None if memory is None else memory["total"] - memory["code"]
+
+
 def _collectives(instructions: list[Instruction]) -> dict[str, dict[str, int]]:
     by_kind: dict[str, dict[str, int]] = {}
     for one in instructions:
