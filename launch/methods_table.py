@@ -1,4 +1,4 @@
-"""Prints a Markdown table of finished runs: accuracies, size, work and time of each, from their results.json.
+"""Prints a Markdown table of finished runs: accuracies, size, work and time of each, from results.json and metrics.jsonl.
 
 python launch/methods_table.py docs/results/methods/cifar100
 """
@@ -44,21 +44,32 @@ def size_and_work(config: dict[str, Any], classes: int) -> tuple[int, float]:
 
 def rows(folder: Path) -> list[str]:
     """One row for each method below a folder: METHOD/results.json, or METHOD/seedN/results.json and their spread."""
-    found: dict[str, list[dict[str, Any]]] = {}
+    found: dict[str, list[Path]] = {}
     for path in sorted(folder.rglob("results.json")):
-        found.setdefault(path.relative_to(folder).parts[0], []).append(json.loads(path.read_text()))
+        found.setdefault(path.relative_to(folder).parts[0], []).append(path)
     if not found:
         raise UserError(f"{folder}: no results.json below it")
-    return [_row(name, runs) for name, runs in found.items()]
+    return [_row(name, paths) for name, paths in found.items()]
 
 
-def _row(name: str, runs: list[dict[str, Any]]) -> str:
+def _row(name: str, paths: list[Path]) -> str:
+    runs = [json.loads(path.read_text()) for path in paths]
     scores = [_spread([run[key] for run in runs]) for key in SCORES]
     parameters, flops = size_and_work(runs[0]["config"], len(runs[0]["split"]["class_counts"]))
-    epochs = sum(stage["epochs"] for stage in runs[0]["stages"])
-    seconds = np.median([run["seconds"]["train"] / epochs for run in runs])
-    cells = [f"`{name}`", str(len(runs)), *scores, f"{parameters:,}", f"{flops / 1e6:.2f}", f"{seconds:.2g}"]
+    seconds = [one for path, run in zip(paths, runs, strict=True) for one in epoch_seconds(path, run)]
+    time = f"{np.median(seconds):.2g}" if seconds else ""
+    cells = [f"`{name}`", str(len(runs)), *scores, f"{parameters:,}", f"{flops / 1e6:.2f}", time]
     return f"| {' | '.join(cells)} |"
+
+
+def epoch_seconds(results: Path, run: dict[str, Any]) -> list[float]:
+    """Seconds of each epoch of stage one, from the rates in metrics.jsonl; empty where there is no such file."""
+    metrics = results.with_name("metrics.jsonl")
+    if not metrics.is_file():
+        return []
+    lines = [json.loads(line) for line in metrics.read_text().splitlines()]
+    images, first = sum(run["split"]["class_counts"]), run["stages"][0]["name"]
+    return [images / line["images_per_second"] for line in lines if "epoch_loss" in line and line["stage"] == first]
 
 
 def _spread(values: list[float]) -> str:

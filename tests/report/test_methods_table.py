@@ -45,12 +45,18 @@ def test_seeds_share_a_row(tmp_path):
     for seed, top1 in ((0, 80.0), (1, 82.0)):
         (tmp_path / "ce" / f"seed{seed}").mkdir(parents=True)
         found = {"top1": top1, "many": 90.0, "medium": 80.0, "few": None, "config": config}
-        found |= {"split": {"class_counts": [9] * 10}, "stages": [{"epochs": 4}], "seconds": {"train": 2.0 + seed}}
+        found |= {"split": {"class_counts": [9] * 10}, "stages": [{"name": "representation", "epochs": 3}]}
         (tmp_path / "ce" / f"seed{seed}" / "results.json").write_text(json.dumps(found))
+        epochs = [{"stage": "representation", "epoch_loss": 1.0, "images_per_second": rate} for rate in (30.0, 45.0)]
+        others = [
+            {"stage": "representation", "loss": 1.0},
+            {"stage": "classifier", "epoch_loss": 1, "images_per_second": 9},
+        ]
+        (tmp_path / "ce" / f"seed{seed}" / "metrics.jsonl").write_text("\n".join(map(json.dumps, epochs + others)))
     (row,) = table["rows"](tmp_path)
     cells = [cell.strip() for cell in row.strip("|").split("|")]
     assert cells[:6] == ["`ce`", "2", "81.00 ± 1.41", "90.00 ± 0.00", "80.00 ± 0.00", "-"]
-    assert cells[-1] == "0.62"  # the median of 0.5 and 0.75
+    assert cells[-1] == "2.5"  # 90 images at 30 and at 45 images a second: the median of 3 and 2 seconds
     with pytest.raises(Exception, match=r"no results\.json below it"):
         table["rows"](tmp_path / "ce" / "seed0" / "nothing")
 
