@@ -1,4 +1,4 @@
-"""Prints a Markdown table of finished runs: accuracies, size, work and time of each, from results.json and metrics.jsonl.
+"""Prints a Markdown table of finished runs: accuracies, size, work and time of each, from what they wrote.
 
 python launch/methods_table.py docs/results/methods/cifar100
 """

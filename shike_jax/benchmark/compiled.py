@@ -57,6 +57,8 @@ def rows(written: dict[str, Any], link: str) -> list[tuple[str, ...]]:
             )
         stage = one["what"].removeprefix("train ").replace("representation", "").strip()
         name = f"[{PurePosixPath(link).stem}]({link}){' ' + stage if stage else ''}"
+        if (steps := written.get("steps_per_call", 1)) > 1:
+            name += f", {steps} steps a call"
         batch = f"{one['batch_per_device'] * written['devices']} ({one['batch_per_device']})"
         seconds = f"{one['seconds']['compile']:.0f}"
         found.append((name, written["topology"], batch, written["dtype"], *counts, seconds))
