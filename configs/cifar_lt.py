@@ -10,11 +10,12 @@ Full-length result, IF 100, seed 0: 55.59 %, few-shot 36.87 (docs/results/cifar1
 epochs=20, classifier_epochs=8, two seeds: 28.18 and 28.48 %, few-shot 0.57 and 0.87 before, 19.07 and 18.80 after stage
 two (docs/results/cifar100_lt_20_8).
 
-`plus` is `official` with what may lift it at the same length; it has not been run, so whether any of it helps is not
-known. Each addition is one field: a fourth expert (model.depths=(1,2,1,2)), mixup in stage one
-(stages.representation.mixup=0.2) and averaged weights (stages.NAME.average=ema, decay 0.999 a step, in both stages).
-Averaging adds a pass over the training images to every evaluation, so `plus` evaluates every tenth epoch. Further
-candidates are left off: stages.representation.sam_rho=0.05 (twice the work), stages.representation.cutmix=1.0.
+`plus` is `official` with what may lift it at the same length. It has been run at 20 + 8 epochs of a small network only
+(docs/methods.md), so whether it helps at full length is not known. Each addition is one field: a fourth expert
+(model.depths=(1,2,1,2)) and averaged weights (stages.NAME.average=ema, decay 0.99 a step, in both stages). Averaging
+adds a pass over the training images to every evaluation, so `plus` evaluates every tenth epoch. Further candidates are
+left off: stages.representation.mixup=0.2 (hurt in the short runs), stages.representation.cutmix=1.0,
+stages.representation.sam_rho=0.05 (twice the work).
 """
 
 from shike_jax import config as schema
