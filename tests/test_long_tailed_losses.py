@@ -71,8 +71,8 @@ def test_focal_has_a_gradient_where_an_example_is_certain(gamma):
 @pytest.mark.parametrize(
     ("change", "line"),
     [
-        ("loss.class_balanced_beta=1.0", r"class_balanced_beta=1\.0: expected a number from 0 to below 1"),
-        ("loss.focal_gamma=-1.0", r"focal_gamma=-1\.0: expected a number of at least 0"),
+        ("loss.class_balanced_beta=1.0", r"class_balanced_beta=1\.0: expected a number of at least 0 and below 1"),
+        ("loss.focal_gamma=-1.0", r"focal_gamma=-1\.0: expected a number of at least 0 and below inf"),
         ("loss.ldam_scale=16.0", r"ldam_scale=16\.0: expected model\.head_scale=30"),
     ],
 )

@@ -62,7 +62,7 @@ def validate(config: ConfigDict, stages: bool = True) -> None:
     _require(len(model.depths) >= 1, "model.depths", tuple(model.depths), "at least one expert, such as (1, 2, 1)")
     _require(config.eval.batch_size >= 1, "eval.batch_size", config.eval.batch_size, "at least 1")
     _require(data.threads >= 0, "data.threads", data.threads, "at least 0")
-    whole = f"0 (8/7 of the image) or at least data.image_size={data.image_size}"
+    whole = f"0 (8/7 of data.image_size) or at least data.image_size={data.image_size}"
     _require(data.resize == 0 or data.resize >= data.image_size, "data.resize", data.resize, whole)
     for name in ("validation", "test_share"):
         amount = data[name]
@@ -183,11 +183,7 @@ def _validate_loss(prefix: str, loss: ConfigDict) -> None:
     _require(positive, prefix, {k: v for k, v in weights.items() if v}, "weights of at least 0, not all of them 0")
     for name, declared in parameters.items():
         if isinstance(declared, Number) and name in loss:
-            allowed = (
-                f"a number of at least {declared.low:g}"
-                if math.isinf(declared.below)
-                else (f"a number from {declared.low:g} to below {declared.below:g}")
-            )
+            allowed = f"a number of at least {declared.low:g} and below {declared.below:g}"
             _require(declared.low <= loss[name] < declared.below, f"{prefix}.{name}", loss[name], allowed)
         if isinstance(declared, Choice) and name in loss:
             allowed = f"one of {', '.join(declared.values)}"

@@ -15,7 +15,7 @@ from ml_collections import ConfigDict
 
 from shike_jax.common.errors import UserError
 from shike_jax.common.text import parse_json
-from shike_jax.data.splits import Part, Split
+from shike_jax.data.splits import Part, Split, profile_rule
 from shike_jax.data.types import Source
 from shike_jax.storage import atomic
 
@@ -91,10 +91,10 @@ def load(data: ConfigDict) -> Source:
             f"{data.image_size}, or a configuration for {side} pixels"
         )
     source = Source(split, images)
-    if data.profile != "natural" and f"imbalance {data.imbalance_factor:g}," not in split.rule:
+    if data.profile != "natural" and profile_rule(data) not in split.rule:
         source.report.notes.append(
-            f"{path} decides which images train ({split.rule}); config.data.imbalance_factor={data.imbalance_factor:g} "
-            "changes nothing"
+            f"{path} decides which images train ({split.rule}); profile, imbalance_factor and subset of config.data "
+            f"({profile_rule(data)[2:]}) change nothing"
         )
     return source
 

@@ -207,7 +207,12 @@ def longtailed(
             f"profile {data.profile}, imbalance factor {data.imbalance_factor:g}: {len(kept):,} of {len(labels):,} "
             "training images stay (config.data.profile='natural' keeps all)"
         )
-    return kept, f"{rule}, {data.profile} imbalance {data.imbalance_factor:g}, {data.subset}"
+    return kept, f"{rule}{profile_rule(data)}"
+
+
+def profile_rule(data: Any) -> str:
+    """How the rule of a split ends that `config.data` made long-tailed."""
+    return f", {data.profile} imbalance {data.imbalance_factor:g}, {data.subset}"
 
 
 def longtail_subset(labels: np.ndarray, counts: np.ndarray, subset: str, seed: int) -> np.ndarray:

@@ -113,9 +113,8 @@ def _backward(stride: int, saved: tuple[Array, Array], grad: Array) -> tuple[Arr
 
 def _input_gradient(x: Array, kernel: Array, grad: Array, stride: int) -> Array:
     """Of the convolution of x [B,H,W,C], from grad [B,h,w,F]."""
-    if (
-        columns := _columns(x, kernel, stride)
-    ) > 1:  # differentiating this form is slow, applying it to the gradient is not
+    columns = _columns(x, kernel, stride)
+    if columns > 1:  # differentiating this form is slow, applying it to the gradient is not
         return _by_columns(grad, kernel[::-1, ::-1].swapaxes(2, 3), columns)
     return jax.vjp(lambda x: _plain(x, kernel, stride), x)[1](grad)[0]
 

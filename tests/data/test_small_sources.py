@@ -170,5 +170,5 @@ def test_an_export_belongs_to_its_size_of_images_and_decides_the_split(tmp_path)
     with pytest.raises(UserError, match=r"its images have 16 pixels a side; expected config\.data\.image_size=32"):
         sources.load(_arrays_config(path, image_size=32))
     (note,) = sources.load(_arrays_config(path, imbalance_factor=50.0)).report.lines()
-    assert "decides which images train" in note and "imbalance_factor=50 changes nothing" in note
+    assert "decides which images train" in note and "(exponential imbalance 50, first) change nothing" in note
     assert not sources.load(_arrays_config(path, imbalance_factor=5.0)).report.lines()
