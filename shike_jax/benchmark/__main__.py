@@ -10,6 +10,7 @@ from shike_jax.cli.parser import run_command
 # subcommand: the module whose `main(argv)` it is, and what it measures
 COMMANDS = {
     "step": ("shike_jax.benchmark.step", "the compiled training step, beside plain Flax and PyTorch"),
+    "parts": ("shike_jax.benchmark.parts", "the layers of a training step one by one, beside PyTorch's"),
     "augment": ("shike_jax.benchmark.augmentation", "augmentation on the device, beside the same with Pillow"),
     "input": ("shike_jax.benchmark.host_input", "reading and cropping photographs, beside Pillow and tf.data"),
     "run": ("shike_jax.benchmark.whole_run", "a whole run: start-up, compilation, training, evaluation"),

@@ -99,6 +99,11 @@ def positive(text: str) -> int:
     return int(text)
 
 
+def positives(text: str) -> tuple[int, ...]:
+    """An argparse type: whole numbers of at least 1 with commas between them."""
+    return tuple(map(positive, text.split(",")))
+
+
 def _processor() -> str:
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import os
 import time
-from typing import Any
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from flax.traverse_util import flatten_dict
@@ -16,6 +17,9 @@ from shike_jax import config as schema
 from shike_jax.benchmark.workload import LEARNING_RATE, Workload
 from shike_jax.common.errors import UserError
 from shike_jax.models import Backbone
+
+if TYPE_CHECKING:
+    from shike_jax.benchmark.parts import Layer, Parts
 
 LEAVES = {"kernel": "weight", "scale": "weight", "bias": "bias", "mean": "running_mean", "var": "running_var"}
 
@@ -194,6 +198,49 @@ def representation_loss(logits: list[Any], labels: Any, alpha: float, beta: floa
     loss = loss + alpha * sum(divergence(grand, z.masked_fill(target, -30.0)) for z in logits)
     pairs = [(a, b) for j, a in enumerate(logits) for k, b in enumerate(logits) if j != k]
     return loss + beta * sum(divergence(a, b) for a, b in pairs)
+
+
+def layer_parts(layer: Layer) -> Parts:
+    """The same parts as `parts.our_parts`, in float32, channels-last."""
+    torch = require_torch()
+    torch.set_num_threads(len(os.sched_getaffinity(0)))
+    where = "cuda" if torch.cuda.is_available() else "cpu"
+
+    def draw(*shape: int) -> Any:
+        return torch.randn(*shape, device=where).contiguous(memory_format=torch.channels_last)
+
+    def timed(function: Callable[[], Any]) -> Callable[[int], None]:
+        def run(_: int) -> None:
+            function()
+            if where == "cuda":
+                torch.cuda.synchronize()
+
+        return run
+
+    batch, height, width, channels = layer.inputs
+    x = draw(batch, channels, height, width)
+    if not layer.kernel:
+        norm = torch.nn.BatchNorm2d(channels).to(where)
+        grad = draw(*x.shape)
+
+        def both() -> Any:
+            return torch.autograd.grad(torch.relu(norm(x)), [x, norm.weight, norm.bias], grad)
+
+        x.requires_grad_()
+        return {"forward and backward": timed(both)}
+    size, _, inputs, features = layer.kernel
+    kernel, stride, pad = draw(features, inputs, size, size), [layer.stride] * 2, [size // 2] * 2
+    grad = torch.nn.functional.conv2d(x, kernel, None, stride, pad, groups=layer.groups)
+
+    def backward(*wanted: bool) -> Callable[[], Any]:
+        arguments = (grad, x, kernel, None, stride, pad, [1, 1], False, [0, 0], layer.groups, [*wanted, False])
+        return lambda: torch.ops.aten.convolution_backward(*arguments)
+
+    return {
+        "forward": timed(lambda: torch.nn.functional.conv2d(x, kernel, None, stride, pad, groups=layer.groups)),
+        "to the input": timed(backward(True, False)),
+        "to the weights": timed(backward(False, True)),
+    }
 
 
 class Torch:

@@ -94,7 +94,7 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--profile", metavar="DIR", help="also trace two calls of ours for TensorBoard's profiler")
     parser.add_argument("--width", type=measure.positive, default=0, help="channels of the stem, for quick tries")
     parser.add_argument(
-        "--blocks", type=_numbers, default=(), metavar="N,N,N", help="blocks per stage, for quick tries"
+        "--blocks", type=measure.positives, default=(), metavar="N,N,N", help="blocks per stage, for quick tries"
     )
     parser.add_argument("--json", type=Path, metavar="FILE")
     return parser.parse_args(argv)
@@ -248,7 +248,3 @@ def _names(known: Sequence[str], text: str) -> tuple[str, ...]:
     if unknown:
         raise argparse.ArgumentTypeError(f"{unknown[0]!r}: expected some of {', '.join(known)}")
     return names
-
-
-def _numbers(text: str) -> tuple[int, ...]:
-    return tuple(measure.positive(part) for part in text.split(","))
