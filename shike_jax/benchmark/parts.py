@@ -134,7 +134,9 @@ def layers_of(work: workload.Workload) -> dict[Layer, int]:
 
     def watch(call: Callable, args: tuple, kwargs: dict, context: Any) -> Any:
         module = context.module
-        if isinstance(module, Conv):
+        if context.method_name != "__call__":
+            pass
+        elif isinstance(module, Conv):
             shape = (module.size, module.size, args[0].shape[-1] // module.groups, module.features)
             found[Layer(args[0].shape, shape, module.stride, module.groups, first=not found)] += 1
         elif isinstance(module, BatchNorm):

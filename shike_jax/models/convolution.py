@@ -2,17 +2,19 @@
 
 XLA computes the weight gradient as a convolution of transposed operands. On the CPU it fuses those transposes with the
 element-wise work before them (batch normalisation, ReLU) into strided loops that take longer than the convolution
-itself: nearly half of a training step. Handing the convolution finished, transposed arrays makes a step of ResNet-32
-SHIKE 1.4 times as fast there (docs/speed.md). It goes through the batch in parts that fit a core's cache.
+itself. Here a loop goes through small parts of the operands, which are transposed inside it: nothing before the loop
+fuses with them, and each part fits a core's cache. Between many channels the weight gradient is a matrix product for
+each offset of the kernel instead, and a 1x1 convolution is a single one.
 
 With few channels a CPU's vector units are partly idle. The 7x7 stem therefore folds each 2x2 block of pixels into the
 channels (space to depth); a 3x3 convolution of at most 16 channels computes two or four neighbouring columns at once,
-as extra output channels.
+as extra output channels. docs/speed.md has what each of these gains.
 """
 
 from __future__ import annotations
 
 import functools
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
@@ -20,8 +22,9 @@ from jax import lax
 
 Array = jax.Array
 NHWC = ("NHWC", "HWIO", "NHWC")
-# Of the gradient behind a convolution, for its weight gradient on a CPU. Two threads may share a second-level cache.
-PART_BYTES = 300_000
+# How the weight gradient is computed on a CPU (all measured).
+PART_BYTES = 300_000  # of the gradient behind the convolution, at most; two threads may share a second-level cache
+MANY_CHANNELS = 256  # from here on, on both sides, matrix products are faster
 
 
 def convolve(x: Array, kernel: Array, stride: int, groups: int = 1) -> Array:
@@ -83,9 +86,16 @@ def _by_columns(x: Array, kernel: Array, columns: int) -> Array:
     return out.reshape(*x.shape[:3], kernel.shape[3])
 
 
+def _by_product(x: Array, kernel: Array, stride: int) -> Array:
+    """The 1x1 convolution: each position's channels times the kernel."""
+    return jnp.einsum("bhwc,cf->bhwf", x[:, ::stride, ::stride], kernel[0, 0])
+
+
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
 def _convolve(x: Array, kernel: Array, stride: int) -> Array:
     plain = functools.partial(_plain, stride=stride)
+    if kernel.shape[0] == 1:
+        return lax.platform_dependent(x, kernel, cpu=functools.partial(_by_product, stride=stride), default=plain)
     if _is_stem(x, kernel, stride):
         return lax.platform_dependent(x, kernel, cpu=_by_blocks, default=plain)
     if (columns := _columns(x, kernel, stride)) > 1:
@@ -113,6 +123,8 @@ def _backward(stride: int, saved: tuple[Array, Array], grad: Array) -> tuple[Arr
 
 def _input_gradient(x: Array, kernel: Array, grad: Array, stride: int) -> Array:
     """Of the convolution of x [B,H,W,C], from grad [B,h,w,F]."""
+    if kernel.shape[0] == 1:
+        return jax.vjp(lambda x: _by_product(x, kernel, stride), x)[1](grad)[0]
     columns = _columns(x, kernel, stride)
     if columns > 1:  # differentiating this form is slow, applying it to the gradient is not
         return _by_columns(grad, kernel[::-1, ::-1].swapaxes(2, 3), columns)
@@ -120,44 +132,74 @@ def _input_gradient(x: Array, kernel: Array, grad: Array, stride: int) -> Array:
 
 
 def _weight_gradient(x: Array, grad: Array, size: int, stride: int) -> Array:
-    """Correlates x [B,H,W,C] with grad [B,h,w,F] over batch and positions, part by part: [size,size,C,F]."""
-    each = len(x) // _parts(grad)
-    parts = (slice(first, first + each) for first in range(0, len(x), each))
-    return functools.reduce(jnp.add, (_correlation(x, grad, size, stride, part) for part in parts))
-
-
-def _parts(grad: Array) -> int:
-    """In how many parts a batch's weight gradient is computed: each should stay in a second-level cache.
-
-    Of every part the whole gradient is read once for each input channel and offset. Parts of less than eight examples
-    gain nothing more (measured).
-    """
-    parts = 1
-    while grad.nbytes > parts * PART_BYTES and grad.shape[0] % (2 * parts) == 0 and grad.shape[0] >= 16 * parts:
-        parts *= 2
-    return parts
-
-
-def _correlation(x: Array, grad: Array, size: int, stride: int, part: slice) -> Array:
-    images = _transposed(x, (3, 1, 2, 0), part)  # C takes the batch's place, B the channels'
-    filters = _transposed(grad, (1, 2, 0, 3), part)
+    """Correlates x [B,H,W,C] with grad [B,h,w,F] over batch and positions: [size,size,C,F]."""
     low = size // 2
-    high = [size - 1 + (g - 1) * stride + 1 - n - low for n, g in zip(x.shape[1:3], grad.shape[1:3], strict=True)]
-    out = lax.conv_general_dilated(
-        images, filters, (1, 1), [(low, h) for h in high], rhs_dilation=(stride, stride), dimension_numbers=NHWC
-    )
-    return out.transpose(1, 2, 0, 3)
+    padding = [(low, (g - 1) * stride + size - n - low) for n, g in zip(x.shape[1:3], grad.shape[1:3], strict=True)]
+    if size == 1 or min(x.shape[3], grad.shape[3]) >= MANY_CHANNELS:
+        return _by_offsets(x, grad, size, stride, padding)
+    return _by_parts(x, grad, size, stride, padding)
 
 
-def _transposed(x: Array, axes: tuple[int, ...], part: slice) -> Array:
-    """Examples of x transposed, in memory of their own before they are used: XLA cannot foresee a condition, so it ends
-    a fusion. (`optimization_barrier` is removed before XLA:CPU fuses.)
+def _by_offsets(x: Array, grad: Array, size: int, stride: int, padding: Sequence[tuple[int, int]]) -> Array:
+    """For each offset of the kernel, the product of the values it met with the gradient."""
+    _, height, width, features = grad.shape
+    x = lax.pad(x, jnp.zeros((), x.dtype), [(0, 0, 0), *((*pad, 0) for pad in padding), (0, 0, 0)])
+    grad = grad.reshape(-1, features)
+
+    def at(row: int, column: int) -> Array:
+        met = x[:, row : row + (height - 1) * stride + 1 : stride, column : column + (width - 1) * stride + 1 : stride]
+        return lax.dot_general(met.reshape(-1, x.shape[3]), grad, (((0,), (0,)), ((), ())))
+
+    return jnp.stack([jnp.stack([at(row, column) for column in range(size)]) for row in range(size)])
+
+
+def _by_parts(x: Array, grad: Array, size: int, stride: int, padding: Sequence[tuple[int, int]]) -> Array:
+    """The sum over parts of the batch and of the rows; in each, channels take the batch's place and the other way."""
+    batch, height, width, features = grad.shape
+    examples, rows = _part(grad)
+    above_and_below = padding[0]
+    if rows < height:  # parts share the rows between them: padded before, not within each
+        x = jnp.pad(x, ((0, 0), (max(0, above_and_below[0]), max(0, above_and_below[1])), (0, 0), (0, 0)))
+        above_and_below = (0, 0)
+    rows_of_x = (rows - 1) * stride + size if rows < height else x.shape[1]
+    down = height // rows
+
+    def add_part(number: int | Array, total: Array) -> Array:
+        example, row = number // down * examples, number % down * rows
+        images = lax.dynamic_slice(x, (example, row * stride, 0, 0), (examples, rows_of_x, *x.shape[2:]))
+        filters = lax.dynamic_slice(grad, (example, row, 0, 0), (examples, rows, width, features))
+        part = lax.conv_general_dilated(
+            images.transpose(3, 1, 2, 0),
+            filters.transpose(1, 2, 0, 3),
+            (1, 1),
+            (above_and_below, padding[1]),
+            rhs_dilation=(stride, stride),
+            dimension_numbers=NHWC,
+        )
+        return total + part  # in float32 even where bfloat16 is computed in: there may be many parts
+
+    total = jnp.zeros((x.shape[3], size, size, features), jnp.promote_types(x.dtype, jnp.float32))
+    total = lax.fori_loop(0, batch // examples * down, add_part, total)
+    return total.transpose(1, 2, 0, 3).astype(x.dtype)
+
+
+def _part(grad: Array) -> tuple[int, int]:
+    """Examples and rows of a part of a gradient [B,h,w,F]: at most `PART_BYTES`, or the fewest that pay.
+
+    The whole part is read once for each input channel and offset. Fewer examples than 8 (with few channels: 32), which
+    become the innermost dimension, or fewer rows than 4 gain nothing more (measured).
     """
-
-    def copied(x: Array) -> Array:
-        return x[part].transpose(axes)
-
-    return lax.cond(jnp.isnan(x.reshape(-1)[0]), lambda x: copied(x + x), copied, x)
+    examples, rows, _, features = grad.shape
+    fewest = 32 if features <= 16 else 8
+    bytes_of_a_row = grad.nbytes // (examples * rows)
+    while examples * rows * bytes_of_a_row > PART_BYTES:
+        if examples % 2 == 0 and examples // 2 >= fewest:
+            examples //= 2
+        elif rows % 2 == 0 and rows // 2 >= 4:
+            rows //= 2
+        else:
+            break
+    return examples, rows
 
 
 _convolve.defvjp(_forward, _backward)
