@@ -95,6 +95,37 @@ def test_step_writes_what_it_measured(tmp_path, capsys):
     assert "img/s" in capsys.readouterr().out
 
 
+def test_parts_are_the_layers_of_the_network(tmp_path, monkeypatch):
+    """Counts by hand: one block a stage; experts at depths 1, 2 and 1 have 2, 1 and 2 alignment convolutions."""
+    monkeypatch.setenv("GLIBC_TUNABLES", "glibc.malloc.hugetlb=1")
+    target = tmp_path / "parts.json"
+    argv = ["parts", "--batch=2", "--width=4", "--blocks=1,1,1", "--image_size=16", "--repeats=1", f"--json={target}"]
+    command.main(argv)
+    found = json.loads(target.read_text())
+    assert found["environment"]["GLIBC_TUNABLES"] == "glibc.malloc.hugetlb=1"
+    layers = {layer["layer"]: layer for layer in found["layers"]}
+    counts = {name: layer["times_in_a_step"] for name, layer in layers.items()}
+    assert counts == {
+        "convolution 3x3 of 16 x 16 x 3 to 4": 1,
+        "convolution 3x3 of 16 x 16 x 4 to 4": 2,
+        "convolution 3x3 of 16 x 16 x 4 to 8, stride 2": 1 + 2,
+        "convolution 1x1 of 16 x 16 x 4 to 8, stride 2": 1,
+        "convolution 3x3 of 8 x 8 x 8 to 8": 1,
+        "convolution 3x3 of 8 x 8 x 8 to 16, stride 2": 3 + 3,
+        "convolution 1x1 of 8 x 8 x 8 to 16, stride 2": 3,
+        "convolution 3x3 of 4 x 4 x 16 to 16": 3,
+        "batch normalisation, ReLU of 16 x 16 x 4": 3,
+        "batch normalisation, ReLU of 8 x 8 x 8": 3 + 2,
+        "batch normalisation, ReLU of 4 x 4 x 16": 3 * 3 + 3,
+    }
+    assert sorted(layers["convolution 3x3 of 16 x 16 x 3 to 4"]["median_ms"]) == ["forward", "to the weights"]
+    assert layers["convolution 3x3 of 4 x 4 x 16 to 16"]["gflop"] == round(2 * 2 * 16 * 9 * 16 * 16 / 1e9, 4)
+    total = sum(
+        layer["times_in_a_step"] * sum(t["ours"] for t in layer["median_ms"].values()) for layer in layers.values()
+    )
+    assert found["in_a_step_ms"]["ours"] == pytest.approx(total, abs=0.06)
+
+
 def test_worker_processes_give_the_views_of_the_pipeline():
     from shike_jax.benchmark.host_input import encode
     from shike_jax.benchmark.scaling import Workers

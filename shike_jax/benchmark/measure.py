@@ -17,6 +17,8 @@ from typing import Any
 from shike_jax.common.errors import UserError
 from shike_jax.training.provenance import code_version, commit, versions
 
+# Variables that change speed without a trace in the command.
+ENVIRONMENT = ("GLIBC_TUNABLES", "JAX_NUM_CPU_DEVICES", "JAX_PLATFORMS", "LD_PRELOAD", "NPROC", "XLA_FLAGS")
 OPTIONAL = {"torch": "torch", "PIL": "pillow", "tensorflow": "tensorflow"}  # named when a side has imported them
 
 
@@ -57,6 +59,7 @@ def origin(subcommand: str, argv: Sequence[str]) -> dict[str, Any]:
     optional = {label: sys.modules[name].__version__ for name, label in OPTIONAL.items() if name in sys.modules}
     return {
         "command": f"python -m shike_jax.benchmark {subcommand} {shlex.join(argv)}".strip(),
+        "environment": {name: os.environ[name] for name in ENVIRONMENT if name in os.environ},
         "commit": commit(),
         "code": code_version(),
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),

@@ -134,12 +134,11 @@ def layers_of(work: workload.Workload) -> dict[Layer, int]:
 
     def watch(call: Callable, args: tuple, kwargs: dict, context: Any) -> Any:
         module = context.module
-        if context.method_name != "__call__":
-            pass
-        elif isinstance(module, Conv):
+        called = context.method_name == "__call__"
+        if called and isinstance(module, Conv):
             shape = (module.size, module.size, args[0].shape[-1] // module.groups, module.features)
             found[Layer(args[0].shape, shape, module.stride, module.groups, first=not found)] += 1
-        elif isinstance(module, BatchNorm):
+        elif called and isinstance(module, BatchNorm):
             found[Layer(args[0].shape)] += 1
         return call(*args, **kwargs)
 
