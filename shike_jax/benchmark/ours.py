@@ -17,11 +17,11 @@ from shike_jax.benchmark.program import data_bytes
 from shike_jax.benchmark.workload import LEARNING_RATE, Workload
 from shike_jax.cluster import parallel
 from shike_jax.data.feeds import DeviceFeed
-from shike_jax.training import steps
-from shike_jax.training.program import Program, make_program
-from shike_jax.training.state import TrainState, start_stage
+from shike_jax.training.epoch import side_by_side
+from shike_jax.training.program import make_program
+from shike_jax.training.state import start_stage
+from shike_jax.training.together import compile_group
 
-PyTree = Any
 NO_AUGMENTATION: dict[str, Any] = {
     "crop": "none",
     "pad": 0,
@@ -47,17 +47,20 @@ class Ours:
         not.
     """
 
-    def __init__(self, workload: Workload, augmentation: str = "none", *, updates_together: bool = False) -> None:
+    def __init__(
+        self, workload: Workload, augmentation: str = "none", *, seeds: int = 1, updates_together: bool = False
+    ) -> None:
         """Compiles.
 
         Args:
           workload: what is computed.
           augmentation: a name in `AUGMENTATIONS`, inside the step.
+          seeds: trained in one program, as by `config.seeds`, each on the same images.
           updates_together: as `config.train` has it.
         """
         stage, params, dtype = workload.stage, workload.variables["params"], jnp.dtype(workload.dtype)
         augment = NO_AUGMENTATION | AUGMENTATIONS[augmentation]
-        self._program = make_program(
+        program = make_program(
             schema.stage(**{**stage, "schedule": "constant", "lr": LEARNING_RATE}),
             models.build_model(workload.model, workload.classes, dtype=dtype, axis_name=parallel.AXIS),
             params,
@@ -71,53 +74,19 @@ class Ours:
         feed = DeviceFeed(workload.images, workload.labels)
         plan = {"index": workload.index, "mask": np.ones(workload.index.shape, np.float32)}
         [(_, inputs)] = feed.calls(plan, 0, workload.steps, None)
-        self._data, self._inputs = feed.data, jax.device_put(inputs)
-        self._fetch = feed.fetch
-        start = start_stage(workload.variables, self._program.optimizer, self._program.updated)
-        self._state = parallel.replicate(self._stacked(start))
+        self._data, self._inputs = feed.data, jax.device_put(side_by_side([inputs] * seeds, axis=1))
+        start = start_stage(workload.variables, program.optimizer, program.updated)
+        self._state = parallel.replicate(side_by_side([start] * seeds, axis=0))
+        keys = [program.key] if seeds == 1 else list(jax.random.split(program.key, seeds))
+        call = compile_group([dataclasses.replace(program, key=key) for key in keys], feed.fetch)
         began = time.perf_counter()
-        self._call = self._compiled().lower(self._state, self._data, self._inputs).compile()
+        self._call = call.lower(self._state, self._data, self._inputs).compile()
         self.compile_seconds = time.perf_counter() - began
         self.memory_bytes = data_bytes(self._call)
         self.bytes_accessed = (self._call.cost_analysis() or {}).get("bytes accessed")
-
-    def _stacked(self, state: TrainState) -> TrainState:
-        return state
-
-    def _compiled(self) -> Any:
-        return steps.compile_train(self._program, self._fetch)
 
     def run(self) -> float:
         """Waits for the result."""
         self._state, sums = self._call(self._state, self._data, self._inputs)
         jax.block_until_ready((self._state, sums))
-        return float(sums["loss"] / sums["count"])
-
-
-class OursManySeeds(Ours):
-    """The same step for several seeds in one program (`vmap` over states and keys), on the same batch of images."""
-
-    def __init__(self, workload: Workload, augmentation: str = "none", *, seeds: int) -> None:
-        """Args: seeds: S; a call makes S times the steps of `Ours`."""
-        self._seeds = seeds
-        super().__init__(workload, augmentation)
-
-    def _stacked(self, state: TrainState) -> TrainState:
-        return jax.tree.map(lambda x: np.repeat(np.asarray(x)[None], self._seeds, 0), state)
-
-    def _compiled(self) -> Any:
-        keys = jax.random.split(self._program.key, self._seeds)
-
-        def call(states: TrainState, data: PyTree, inputs: PyTree) -> tuple[TrainState, PyTree]:
-            def one(program: Program, states: TrainState, item: PyTree) -> tuple[TrainState, PyTree]:
-                batch = self._fetch(data, item)
-
-                def step(state: TrainState, key: jax.Array) -> tuple[TrainState, PyTree]:
-                    return steps.train_step(dataclasses.replace(program, key=key), state, batch)
-
-                return jax.vmap(step)(states, keys)
-
-            states, sums = steps.several_steps(self._program, one, states, inputs, jax.vmap)
-            return states, jax.tree.map(jnp.sum, sums)
-
-        return parallel.compile_step(call, replicated_in=(True, True, False), donate=True)
+        return float(jnp.sum(sums["loss"]) / jnp.sum(sums["count"]))

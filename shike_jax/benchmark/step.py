@@ -191,7 +191,7 @@ def compare(args: argparse.Namespace) -> dict[str, Any]:
 
 def _makers(args: argparse.Namespace, workload: Any) -> dict[str, Callable[[], Any]]:
     """Name to a function that builds that side, ours first."""
-    from shike_jax.benchmark.ours import Ours, OursManySeeds
+    from shike_jax.benchmark.ours import Ours
     from shike_jax.benchmark.plain import Plain
     from shike_jax.benchmark.pytorch import Torch
 
@@ -199,7 +199,7 @@ def _makers(args: argparse.Namespace, workload: Any) -> dict[str, Callable[[], A
     if args.augment != "none":
         makers["ours without augmentation"] = lambda: Ours(workload)
     if args.seeds > 1:
-        makers[f"ours, {args.seeds} seeds at once"] = lambda: OursManySeeds(workload, args.augment, seeds=args.seeds)
+        makers[f"ours, {args.seeds} seeds at once"] = lambda: Ours(workload, args.augment, seeds=args.seeds)
     for chosen in dict.fromkeys([*((what,) for what in args.together), args.together] if args.together else []):
         makers[f"ours, {' and '.join(chosen)} together"] = functools.partial(_together, workload, args.augment, chosen)
     others = {

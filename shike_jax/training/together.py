@@ -102,7 +102,7 @@ def train_seeds(config: ConfigDict, workdir: Path, started: float | None = None)
             which = group[0].stage.index, *(member.run.config.seed for member in group)
             if which not in calls:
                 fetch = group[0].run.feeds["train"].fetch
-                call = compile_group([member.stage for member in group], fetch)
+                call = compile_group([member.stage.program for member in group], fetch)
                 what = f"the training step of {group[0].stage.name}, {len(group)} seeds together"
                 calls = {which: group[0].run.log.announced(call, what)}
             _fit_epoch(group, calls[which])
@@ -159,15 +159,15 @@ def _discard_untrained(folders: Sequence[Path]) -> None:
         discard_untrained(folder)
 
 
-def compile_group(stages: Sequence[Stage], fetch: Callable[[PyTree, PyTree], PyTree]) -> Callable:
+def compile_group(programs: Sequence[Program], fetch: Callable[[PyTree, PyTree], PyTree]) -> Any:
     """Compiles (states, data, inputs) -> (states, sums) over all devices: as `steps.compile_train`, for S runs.
 
-    Of several runs, states and sums have a leading axis [S] and inputs are [devices, S, k, ...]; the runs differ in
-    their key alone. A run alone has the step of any other run.
+    Of several runs, states and sums have a leading axis [S] and inputs are [devices, S, k, ...]; their programs differ
+    in the key alone. A run alone has the step of any other run.
     """
-    if len(stages) == 1:
-        return steps.compile_train(stages[0].program, fetch)
-    program, keys = stages[0].program, jnp.stack([stage.program.key for stage in stages])
+    if len(programs) == 1:
+        return steps.compile_train(programs[0], fetch)
+    program, keys = programs[0], jnp.stack([program.key for program in programs])
 
     def call(states: TrainState, data: PyTree, inputs: PyTree) -> tuple[TrainState, PyTree]:
         def one(program: Program, states: TrainState, items: PyTree) -> tuple[TrainState, PyTree]:
