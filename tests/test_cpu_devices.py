@@ -30,7 +30,7 @@ def test_shares_are_equal_and_not_too_small(cores, batches, expected):
 @pytest.mark.parametrize(
     ("arguments", "variables", "expected"),
     [
-        ("3", {}, "3 "),
+        ("3", {}, "3 None"),
         ("batch_sizes=[31]", {}, "1 "),
         ("3", {"XLA_FLAGS": "--xla_force_host_platform_device_count=2"}, "2 None"),
         ("3", {"JAX_NUM_CPU_DEVICES": "2"}, "2 None"),

@@ -31,11 +31,10 @@ def use_cores(devices: int = 0, batch_sizes: Iterable[int] = ()) -> None:
     if chosen or _asked_for() > 0 or jax.distributed.is_initialized():
         return
     devices = devices or devices_for(_usable_cores(), batch_sizes)
+    # XLA takes a thread for each core, or for each device where these are more. That is enough, as it runs collectives
+    # one after the other, and more threads (NPROC) make a step a fifth slower: they share the caches.
     with contextlib.suppress(RuntimeError):  # JAX is awake
         jax.config.update("jax_num_cpu_devices", devices)
-        # A device's all-reduce holds a thread until all have come: with a thread for each device only, the work that
-        # the last of them waits for may find none.
-        os.environ.setdefault("NPROC", str(max(2 * devices, _usable_cores())))
 
 
 def devices_for(cores: int, batch_sizes: Iterable[int]) -> int:
