@@ -87,7 +87,7 @@ def test_help_of_the_command_lists_all(capsys):
     ("main", "typed", "words"),
     [
         (cli.main, "trian", "'trian' is no command; expected one of train, evaluate, predict"),
-        (benchmark.main, "steps", "'steps' is no command; expected one of step, augment, input, run"),
+        (benchmark.main, "steps", "'steps' is no command; expected one of step, parts, augment, input, run"),
         (summary.main, "--fast", "the following arguments are required: workdir"),
         (summary.main, "absent", "absent/results.json: no such file; expected the work directory of a finished run"),
     ],

@@ -53,8 +53,9 @@ def _run(command):
 
 def test_training_learns_and_the_third_stage_keeps_it(tour):
     names, folder = tour
-    assert names["results"]["top1"] > 20  # chance: 10
-    assert names["polished"]["top1"] > 20
+    # Chance is 10, with a standard deviation of 1.7 on 300 images.
+    assert names["results"]["top1"] > 16
+    assert names["polished"]["top1"] > 16
     assert [stage["name"] for stage in names["polished"]["stages"]] == ["polish"]
     assert (folder / "runs" / "digits" / "card.md").read_text().startswith("# digits_lt: a classifier of 10 classes")
 
