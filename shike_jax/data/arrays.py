@@ -1,4 +1,7 @@
-"""Exported splits: one compressed .npz with images, labels and the split's identity, read without TensorFlow."""
+"""Exported splits: one compressed .npz with images, labels and the split's identity, read without TensorFlow.
+
+The file holds the images as differences of neighbours, not as pixels; `load` gives the pixels back.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +22,9 @@ from shike_jax.data.splits import Part, Split, profile_rule
 from shike_jax.data.types import Source
 from shike_jax.storage import atomic
 
-FORMAT = 1  # changes when files written before can no longer be read
+# 1: the same arrays under PART_images, a name by which other programs took them for pixels. It can still be read.
+FORMAT = 2
+IMAGES = {1: "{}_images", 2: "{}_image_differences"}  # format: name of a part's array of `_differences`
 
 
 def check_output(path: str) -> None:
@@ -51,7 +56,7 @@ def save(source: Source, path: str) -> None:
     for name, part in split.parts.items():
         members = part.members if part.members.dtype.kind in "iu" else part.members.astype(str)
         content |= {f"{name}_members": members, f"{name}_labels": part.labels}
-        content[f"{name}_images"] = _differences(source.images[name])
+        content[IMAGES[FORMAT].format(name)] = _differences(source.images[name])
     target = Path(path).absolute()
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -73,10 +78,14 @@ def load(data: ConfigDict) -> Source:
     try:
         with open(path, "rb") as file, np.load(io.BytesIO(file.read()), allow_pickle=False) as content:
             meta = parse_json(str(content["meta"]))
-            if meta["format"] != FORMAT:
-                raise UserError(f"config.data.root={path}: format {meta['format']}, expected {FORMAT}; export it again")
+            if meta["format"] not in IMAGES:
+                raise UserError(
+                    f"config.data.root={path}: format {meta['format']}, expected one of {', '.join(map(str, IMAGES))}; "
+                    "export it again"
+                )
             parts = {p: Part(content[f"{p}_members"], content[f"{p}_labels"]) for p in meta["parts"]}
-            images = {p: _undo_differences(content[f"{p}_images"]) for p in meta["parts"]}
+            arrays = {p: content[IMAGES[meta["format"]].format(p)] for p in meta["parts"]}
+            images = {p: _undo_differences(array) for p, array in arrays.items()}
     except OSError as error:
         raise UserError(f"config.data.root={path}: {error.strerror}") from None
     except (KeyError, ValueError, TypeError, EOFError, zipfile.BadZipFile, zlib.error) as error:

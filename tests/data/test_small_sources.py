@@ -149,6 +149,33 @@ def test_export_refuses_to_overwrite_and_leaves_nothing_behind(tmp_path, monkeyp
     assert [file.name for file in tmp_path.iterdir()] == ["digits.npz"]
 
 
+def test_no_array_of_an_export_passes_for_pixels_and_the_older_names_can_be_read(tmp_path):
+    source, path = sources.load(digits()), tmp_path / "digits.npz"
+    arrays.save(source, str(path))
+    with np.load(path) as file:
+        content = dict(file)
+    assert sorted(content) == sorted(
+        [
+            "meta",
+            *(f"{part}_{what}" for part in ("train", "test") for what in ("members", "labels", "image_differences")),
+        ]
+    )
+    meta = str(content.pop("meta"))
+
+    def written(number):
+        older = {name.replace("_image_differences", "_images"): array for name, array in content.items()}
+        target = tmp_path / f"format_{number}.npz"
+        np.savez(target, meta=np.array(meta.replace('"format": 2', f'"format": {number}')), **older)
+        return _arrays_config(target)
+
+    back = sources.load(written(1))
+    assert back.split.hash == source.split.hash
+    for part, images in source.images.items():
+        np.testing.assert_array_equal(back.images[part], images)
+    with pytest.raises(UserError, match=r"format 3, expected one of 1, 2; export it again"):
+        sources.load(written(3))
+
+
 def test_damaged_export_is_refused(tmp_path):
     path = tmp_path / "digits.npz"
     arrays.save(sources.load(digits()), str(path))
