@@ -19,7 +19,7 @@ python=${PYTHON:-python}
 port=$("$python" -c 'import socket; s = socket.socket(); s.bind(("127.0.0.1", 0)); print(s.getsockname()[1])')
 export JAX_PLATFORMS=cpu
 export XLA_FLAGS="${XLA_FLAGS:-} --xla_force_host_platform_device_count=$devices"
-# XLA:CPU needs more threads than devices, or collectives starve each other.
+# Threads to spare: a collective holds one in each process while it waits for the others.
 export NPROC=${NPROC:-$((2 * devices > 4 ? 2 * devices : 4))}
 
 pids=()

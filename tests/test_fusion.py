@@ -240,7 +240,7 @@ def convolve(images, kernel):
 def test_eight_devices_exchange_the_same_channels():
     environment = os.environ | {
         "XLA_FLAGS": "--xla_force_host_platform_device_count=8",
-        "NPROC": "16",  # fewer threads than collectives in flight would wait for each other forever
+        "NPROC": "16",  # to spare: a collective holds a thread of each device while it waits
         "JAX_PLATFORMS": "cpu",
         EXPECTED_DEVICES: "8",
     }

@@ -86,15 +86,9 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
     parser = Parser(
         "python -m shike_jax.benchmark parts", "Times the layers of a training step of SHIKE one by one.", _EPILOG
     )
-    parser.add_argument("--model", default="shike_resnet32_cifar", help=", ".join(workload.MODELS))
-    parser.add_argument("--batch", type=measure.positive, default=64, help="images, on one device")
-    parser.add_argument("--image_size", type=measure.positive, default=0, help="pixels; default: the model's")
+    workload.add_arguments(parser, batch=64)
     parser.add_argument("--repeats", type=measure.positive, default=20, help="rounds that count")
     parser.add_argument("--against", choices=("torch",), help="the same in PyTorch, channels-last, in turns")
-    parser.add_argument("--width", type=measure.positive, default=0, help="channels of the stem, for quick tries")
-    parser.add_argument(
-        "--blocks", type=measure.positives, default=(), metavar="N,N,N", help="blocks per stage, for quick tries"
-    )
     parser.add_argument("--json", type=Path, metavar="FILE")
     return parser.parse_args(argv)
 

@@ -61,9 +61,7 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
         "Times one training step of SHIKE with synthetic images that lie on the device.",
         _EPILOG,
     )
-    parser.add_argument("--model", default="shike_resnet32_cifar", help=", ".join(workload.MODELS))
-    parser.add_argument("--batch", type=measure.positive, default=128, help="images per step")
-    parser.add_argument("--image_size", type=measure.positive, default=0, help="pixels; default: the model's")
+    workload.add_arguments(parser, batch=128)
     parser.add_argument("--classes", type=measure.positive, default=100)
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32", help="of the computation")
     parser.add_argument("--stage", choices=workload.STAGES, default="representation")
@@ -92,10 +90,6 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--compile_mode", default="default", help="of torch.compile")
     parser.add_argument("--peak_tflops", type=float, help="matrix peak that the share is stated of")
     parser.add_argument("--profile", metavar="DIR", help="also trace two calls of ours for TensorBoard's profiler")
-    parser.add_argument("--width", type=measure.positive, default=0, help="channels of the stem, for quick tries")
-    parser.add_argument(
-        "--blocks", type=measure.positives, default=(), metavar="N,N,N", help="blocks per stage, for quick tries"
-    )
     parser.add_argument("--json", type=Path, metavar="FILE")
     return parser.parse_args(argv)
 

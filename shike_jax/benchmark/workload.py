@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import dataclasses
 from typing import Any
 
@@ -9,6 +10,7 @@ import numpy as np
 
 from shike_jax import config as schema
 from shike_jax import models
+from shike_jax.benchmark import measure
 from shike_jax.common.errors import UserError
 
 MODELS = {  # name: backbone, the experts' depths, side of the images in pixels
@@ -20,6 +22,17 @@ MODELS = {  # name: backbone, the experts' depths, side of the images in pixels
 STAGES = ("representation", "classifier")
 LEARNING_RATE = 0.01  # small: the labels are random, and no side may diverge
 BATCHES = 4  # different ones, used in rotation
+
+
+def add_arguments(parser: argparse.ArgumentParser, batch: int) -> None:
+    """Adds the arguments that choose a network and its images; `batch` is the default."""
+    parser.add_argument("--model", default="shike_resnet32_cifar", help=", ".join(MODELS))
+    parser.add_argument("--batch", type=measure.positive, default=batch, help="images per step")
+    parser.add_argument("--image_size", type=measure.positive, default=0, help="pixels; default: the model's")
+    parser.add_argument("--width", type=measure.positive, default=0, help="channels of the stem, for quick tries")
+    parser.add_argument(
+        "--blocks", type=measure.positives, default=(), metavar="N,N,N", help="blocks per stage, for quick tries"
+    )
 
 
 @dataclasses.dataclass(frozen=True)

@@ -32,7 +32,7 @@ def use_cores(devices: int = 0, batch_sizes: Iterable[int] = ()) -> None:
         return
     devices = devices or devices_for(_usable_cores(), batch_sizes)
     # XLA takes a thread for each core, or for each device where these are more. That is enough, as it runs collectives
-    # one after the other, and more threads (NPROC) make a step a fifth slower: they share the caches.
+    # one after the other, and more threads (NPROC) make a step slower (docs/speed.md).
     with contextlib.suppress(RuntimeError):  # JAX is awake
         jax.config.update("jax_num_cpu_devices", devices)
 
