@@ -58,8 +58,13 @@ def figure(height: float, **subplots: Any) -> tuple[Figure, Any]:
 
 
 def legend_below(drawn: Figure, axes: Any, columns: int) -> None:
-    """One legend for the figure, from the labels of `axes`, below everything."""
-    drawn.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=columns)
+    """One legend for the figure, from the labels of `axes`, below everything, in fewer columns where they are long."""
+    entries = axes.get_legend_handles_labels()
+    for ncols in range(columns, 0, -1):
+        legend = drawn.legend(*entries, loc="outside lower center", ncols=ncols)
+        if ncols == 1 or legend.get_window_extent().width <= drawn.bbox.width:
+            return
+        legend.remove()
 
 
 def save(drawn: Figure, path: Path) -> Path:

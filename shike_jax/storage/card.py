@@ -115,7 +115,7 @@ def _training(results: Results) -> str:
         stage = stages[found["name"]]
         losses = " + ".join(map(_loss, results["losses"][found["name"]]))
         trains = ", ".join(code(pattern) for pattern in stage["train"])
-        row = (markdown(found["name"]), found["epochs"], stage["batch_size"], stage["lr"], losses, trains)
+        row = (markdown(found["name"]), found["epochs"], stage["batch_size"], f"{stage['lr']:g}", losses, trains)
         lines.append(f"| {' | '.join(map(str, row))} |")
     averages = {"none": "the weights after the last epoch", "ema": "the exponential average of the weights"}
     averages["uniform"] = "the mean of the weights over the last epochs"

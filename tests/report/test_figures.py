@@ -111,3 +111,16 @@ def test_reference_curves(tmp_path):
     path.write_text("a,b\n1,2\n")
     with pytest.raises(UserError, match=r"public\.csv.*expected a CSV file"):
         curves.of_csv(path)
+
+
+@pytest.mark.parametrize(("length", "columns"), [(5, 2), (55, 1)])
+def test_a_legend_stays_on_the_page(length, columns):
+    drawn, axes = style.figure(2.0)
+    for letter in "ab":
+        axes.plot([0, 1], label=letter * length)
+    style.legend_below(drawn, axes, 2)
+    drawn.draw_without_rendering()
+    [legend] = drawn.legends
+    assert legend.get_window_extent().x0 >= 0
+    assert legend.get_window_extent().x1 <= drawn.bbox.width
+    assert legend._ncols == columns
