@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from jax import lax
 
-from shike_jax.models import convolution
+from shike_jax.models import convolution, winograd
 from shike_jax.models.convolution import NHWC, convolve
 
 
@@ -86,3 +86,59 @@ def test_a_column_has_its_own_window():
     kernel = np.arange(1.0, 10.0).reshape(3, 3, 1, 1)  # its middle row is 4, 5, 6
     found = np.asarray(convolve(x.astype(np.float32), kernel.astype(np.float32), 1))
     np.testing.assert_array_equal(found.reshape(4), [11, 15, 9, 4])
+
+
+@pytest.mark.parametrize(
+    ("batch", "sides", "inputs", "features", "parts"),
+    [(8, (4, 6), 5, 7, 8), (6, (8, 4), 9, 3, 2), (12, (2, 2), 3, 4, 4), (1, (6, 6), 2, 2, 1)],
+)
+def test_winograd_is_the_plain_convolution(batch, sides, inputs, features, parts, monkeypatch):
+    for name, value in {"WINOGRAD_CHANNELS": 1, "WINOGRAD_CHANNELS_FOR_WEIGHTS": 1, "WINOGRAD_POSITIONS": 1}.items():
+        monkeypatch.setattr(convolution, name, value)
+    monkeypatch.setattr(convolution, "_columns", lambda x, kernel, stride: 1)
+    for name in ("FORWARD_BYTES", "WEIGHTS_BYTES"):  # of an image: as few as one makes a part, if it has the windows
+        monkeypatch.setattr(winograd, name, 8 * sides[0] * sides[1] * inputs)
+    draw = np.random.default_rng(0)
+    x, kernel = draw.standard_normal((batch, *sides, inputs)), draw.standard_normal((3, 3, inputs, features))
+    assert convolution._by_winograd(x, features, 3, 1, 1)
+    assert len(winograd._parts(x, winograd.FORWARD_BYTES)) == parts
+    check(x, kernel, 1)
+
+
+def test_where_winograd_is_taken():
+    """For even sides, stride 1, float32 or float64 and a batch of known size that has enough positions and channels."""
+
+    def taken(shape, features=64, size=3, stride=1, dtype=np.float32):
+        return convolution._by_winograd(jax.ShapeDtypeStruct(shape, dtype), features, size, stride, 32)
+
+    assert taken((64, 8, 8, 64))
+    assert taken((16, 16, 16, 32), 32, dtype=np.float64)
+    assert not taken((63, 8, 8, 64))
+    assert not taken((64, 8, 8, 64), 16)
+    assert not taken((64, 9, 8, 64))
+    assert not taken((64, 8, 8, 64), size=5)
+    assert not taken((64, 8, 8, 64), stride=2)
+    assert not taken((64, 8, 8, 64), dtype=jax.numpy.bfloat16)
+    assert not taken((*jax.export.symbolic_shape("b"), 8, 8, 64))
+
+
+def test_winograd_in_float32_is_about_as_exact_as_the_plain_form():
+    draw = np.random.default_rng(0)
+    x, kernel = draw.standard_normal((4, 16, 16, 64)), draw.standard_normal((3, 3, 64, 64))
+    with jax.enable_x64(True):
+        exact = np.asarray(plain(x, kernel, 1))
+    x, kernel = x.astype(np.float32), kernel.astype(np.float32)
+    found, usual = (
+        float(np.sqrt(np.mean((np.asarray(values) - exact) ** 2)))
+        for values in (winograd.convolve(x, kernel), plain(x, kernel, 1))
+    )
+    assert found < 3 * usual
+
+
+def test_a_window_of_winograd_by_hand():
+    """One window: zeros around 2x2 values; each output is the sum of the values under the kernel 1..9."""
+    x = np.array([[1.0, 2.0], [3.0, 4.0]], np.float32).reshape(1, 2, 2, 1)
+    kernel = np.arange(1.0, 10.0, dtype=np.float32).reshape(3, 3, 1, 1)
+    expected = [1 * 5 + 2 * 6 + 3 * 8 + 4 * 9, 1 * 4 + 2 * 5 + 3 * 7 + 4 * 8]
+    expected += [1 * 2 + 2 * 3 + 3 * 5 + 4 * 6, 1 * 1 + 2 * 2 + 3 * 4 + 4 * 5]
+    np.testing.assert_array_equal(np.asarray(winograd.convolve(x, kernel)).reshape(4), expected)

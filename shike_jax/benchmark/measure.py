@@ -19,6 +19,7 @@ from shike_jax.training.provenance import code_version, commit, versions
 
 # Variables that change speed without a trace in the command.
 ENVIRONMENT = ("GLIBC_TUNABLES", "JAX_NUM_CPU_DEVICES", "JAX_PLATFORMS", "LD_PRELOAD", "NPROC", "XLA_FLAGS")
+VECTORS = ("avx2", "avx512f")  # they decide which form of a convolution is faster
 OPTIONAL = {"torch": "torch", "PIL": "pillow", "tensorflow": "tensorflow"}  # named when a side has imported them
 
 
@@ -65,7 +66,8 @@ def origin(subcommand: str, argv: Sequence[str]) -> dict[str, Any]:
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "versions": {**versions(), **optional},
         "cores": len(os.sched_getaffinity(0)),
-        "processor": _processor(),
+        "processor": _of_processor("model name"),
+        "vector_instructions": [name for name in VECTORS if name in _of_processor("flags").split()],
         "load_average": round(os.getloadavg()[0], 1),
     }
 
@@ -107,9 +109,10 @@ def positives(text: str) -> tuple[int, ...]:
     return tuple(map(positive, text.split(",")))
 
 
-def _processor() -> str:
+def _of_processor(field: str) -> str:
+    """A field of Linux's description of the first processor; elsewhere its name."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:
         return platform.processor()
-    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "")
+    return next((line.partition(":")[2].strip() for line in lines if line.startswith(field)), "")

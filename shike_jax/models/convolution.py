@@ -8,7 +8,8 @@ each offset of the kernel instead, and a 1x1 convolution is a single one.
 
 With few channels a CPU's vector units are partly idle. The 7x7 stem therefore folds each 2x2 block of pixels into the
 channels (space to depth); a 3x3 convolution of at most 16 channels computes two or four neighbouring columns at once,
-as extra output channels. docs/speed.md has what each of these gains.
+as extra output channels. With more channels a training step takes Winograd's form of the 3x3 convolution
+(winograd.py), which multiplies less. docs/speed.md has what each of these gains.
 """
 
 from __future__ import annotations
@@ -20,11 +21,18 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from shike_jax.models import winograd
+
 Array = jax.Array
 NHWC = ("NHWC", "HWIO", "NHWC")
 # How the weight gradient is computed on a CPU (all measured).
 PART_BYTES = 300_000  # of the gradient behind the convolution, at most; two threads may share a second-level cache
 MANY_CHANNELS = 256  # from here on, on both sides, matrix products are faster
+# Winograd's form is taken from here on (measured). With fewer channels its products are too small, with fewer positions
+# in a batch it saves less than it takes to compile.
+WINOGRAD_CHANNELS = 32
+WINOGRAD_CHANNELS_FOR_WEIGHTS = 64
+WINOGRAD_POSITIONS = 4096
 
 
 def convolve(x: Array, kernel: Array, stride: int, groups: int = 1) -> Array:
@@ -86,6 +94,21 @@ def _by_columns(x: Array, kernel: Array, columns: int) -> Array:
     return out.reshape(*x.shape[:3], kernel.shape[3])
 
 
+def _by_winograd(x: Array, features: int, size: int, stride: int, fewest_channels: int) -> bool:
+    """Whether a CPU takes Winograd's form (models/winograd.py) of the convolution of x [B,H,W,C]."""
+    batch, height, width, channels = x.shape
+    return (
+        size == 3
+        and stride == 1
+        and min(channels, features) >= fewest_channels
+        and height % 2 == 0
+        and width % 2 == 0
+        and isinstance(batch, int)  # an exported function may leave it open
+        and batch * height * width >= WINOGRAD_POSITIONS
+        and x.dtype != jnp.bfloat16  # whose sums of four values are too coarse
+    )
+
+
 def _by_product(x: Array, kernel: Array, stride: int) -> Array:
     """The 1x1 convolution: each position's channels times the kernel."""
     return jnp.einsum("bhwc,cf->bhwf", x[:, ::stride, ::stride], kernel[0, 0])
@@ -104,6 +127,10 @@ def _convolve(x: Array, kernel: Array, stride: int) -> Array:
 
 
 def _forward(x: Array, kernel: Array, stride: int) -> tuple[Array, tuple[Array, Array]]:
+    """Of a training step. Evaluation takes the plain form: what it would gain is less than what it takes to compile."""
+    if _by_winograd(x, kernel.shape[3], kernel.shape[0], stride, WINOGRAD_CHANNELS):
+        plain = functools.partial(_plain, stride=stride)
+        return lax.platform_dependent(x, kernel, cpu=winograd.convolve, default=plain), (x, kernel)
     return _convolve(x, kernel, stride), (x, kernel)
 
 
@@ -128,11 +155,15 @@ def _input_gradient(x: Array, kernel: Array, grad: Array, stride: int) -> Array:
     columns = _columns(x, kernel, stride)
     if columns > 1:  # differentiating this form is slow, applying it to the gradient is not
         return _by_columns(grad, kernel[::-1, ::-1].swapaxes(2, 3), columns)
+    if _by_winograd(x, kernel.shape[3], kernel.shape[0], stride, WINOGRAD_CHANNELS):
+        return winograd.input_gradient(kernel, grad)
     return jax.vjp(lambda x: _plain(x, kernel, stride), x)[1](grad)[0]
 
 
 def _weight_gradient(x: Array, grad: Array, size: int, stride: int) -> Array:
     """Correlates x [B,H,W,C] with grad [B,h,w,F] over batch and positions: [size,size,C,F]."""
+    if _by_winograd(x, grad.shape[3], size, stride, WINOGRAD_CHANNELS_FOR_WEIGHTS):
+        return winograd.weight_gradient(x, grad)
     low = size // 2
     padding = [(low, (g - 1) * stride + size - n - low) for n, g in zip(x.shape[1:3], grad.shape[1:3], strict=True)]
     if size == 1 or min(x.shape[3], grad.shape[3]) >= MANY_CHANNELS:
