@@ -100,7 +100,7 @@ def test_winograd_is_the_plain_convolution(batch, sides, inputs, features, parts
         monkeypatch.setattr(winograd, name, 8 * sides[0] * sides[1] * inputs)
     draw = np.random.default_rng(0)
     x, kernel = draw.standard_normal((batch, *sides, inputs)), draw.standard_normal((3, 3, inputs, features))
-    assert convolution._by_winograd(x, features, 3, 1, 1)
+    assert convolution._suits_winograd(x, features, 3, 1, 1)
     assert len(winograd._parts(x, winograd.FORWARD_BYTES)) == parts
     check(x, kernel, 1)
 
@@ -109,7 +109,7 @@ def test_where_winograd_is_taken():
     """For even sides, stride 1, float32 or float64 and a batch of known size that has enough positions and channels."""
 
     def taken(shape, features=64, size=3, stride=1, dtype=np.float32):
-        return convolution._by_winograd(jax.ShapeDtypeStruct(shape, dtype), features, size, stride, 32)
+        return convolution._suits_winograd(jax.ShapeDtypeStruct(shape, dtype), features, size, stride, 32)
 
     assert taken((64, 8, 8, 64))
     assert taken((16, 16, 16, 32), 32, dtype=np.float64)

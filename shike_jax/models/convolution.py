@@ -28,11 +28,10 @@ NHWC = ("NHWC", "HWIO", "NHWC")
 # How the weight gradient is computed on a CPU (all measured).
 PART_BYTES = 300_000  # of the gradient behind the convolution, at most; two threads may share a second-level cache
 MANY_CHANNELS = 256  # from here on, on both sides, matrix products are faster
-# Winograd's form is taken from here on (measured). With fewer channels its products are too small, with fewer positions
-# in a batch it saves less than it takes to compile.
+# Winograd's form is taken from here on. With fewer channels nothing was gained in a step (measured).
 WINOGRAD_CHANNELS = 32
 WINOGRAD_CHANNELS_FOR_WEIGHTS = 64
-WINOGRAD_POSITIONS = 4096
+WINOGRAD_POSITIONS = 4096  # of a batch; a choice: small batches have little to save and take as long to compile
 
 
 def convolve(x: Array, kernel: Array, stride: int, groups: int = 1) -> Array:
@@ -94,7 +93,7 @@ def _by_columns(x: Array, kernel: Array, columns: int) -> Array:
     return out.reshape(*x.shape[:3], kernel.shape[3])
 
 
-def _by_winograd(x: Array, features: int, size: int, stride: int, fewest_channels: int) -> bool:
+def _suits_winograd(x: Array, features: int, size: int, stride: int, fewest_channels: int) -> bool:
     """Whether a CPU takes Winograd's form (models/winograd.py) of the convolution of x [B,H,W,C]."""
     batch, height, width, channels = x.shape
     return (
@@ -105,7 +104,7 @@ def _by_winograd(x: Array, features: int, size: int, stride: int, fewest_channel
         and width % 2 == 0
         and isinstance(batch, int)  # an exported function may leave it open
         and batch * height * width >= WINOGRAD_POSITIONS
-        and x.dtype != jnp.bfloat16  # whose sums of four values are too coarse
+        and x.dtype != jnp.bfloat16  # whose eight bits the sums of four values would exceed
     )
 
 
@@ -127,8 +126,8 @@ def _convolve(x: Array, kernel: Array, stride: int) -> Array:
 
 
 def _forward(x: Array, kernel: Array, stride: int) -> tuple[Array, tuple[Array, Array]]:
-    """Of a training step. Evaluation takes the plain form: what it would gain is less than what it takes to compile."""
-    if _by_winograd(x, kernel.shape[3], kernel.shape[0], stride, WINOGRAD_CHANNELS):
+    """Of a training step. Evaluation calls `_convolve`, without Winograd's form, which takes longer to compile."""
+    if _suits_winograd(x, kernel.shape[3], kernel.shape[0], stride, WINOGRAD_CHANNELS):
         plain = functools.partial(_plain, stride=stride)
         return lax.platform_dependent(x, kernel, cpu=winograd.convolve, default=plain), (x, kernel)
     return _convolve(x, kernel, stride), (x, kernel)
@@ -155,14 +154,14 @@ def _input_gradient(x: Array, kernel: Array, grad: Array, stride: int) -> Array:
     columns = _columns(x, kernel, stride)
     if columns > 1:  # differentiating this form is slow, applying it to the gradient is not
         return _by_columns(grad, kernel[::-1, ::-1].swapaxes(2, 3), columns)
-    if _by_winograd(x, kernel.shape[3], kernel.shape[0], stride, WINOGRAD_CHANNELS):
+    if _suits_winograd(x, kernel.shape[3], kernel.shape[0], stride, WINOGRAD_CHANNELS):
         return winograd.input_gradient(kernel, grad)
     return jax.vjp(lambda x: _plain(x, kernel, stride), x)[1](grad)[0]
 
 
 def _weight_gradient(x: Array, grad: Array, size: int, stride: int) -> Array:
     """Correlates x [B,H,W,C] with grad [B,h,w,F] over batch and positions: [size,size,C,F]."""
-    if _by_winograd(x, grad.shape[3], size, stride, WINOGRAD_CHANNELS_FOR_WEIGHTS):
+    if _suits_winograd(x, grad.shape[3], size, stride, WINOGRAD_CHANNELS_FOR_WEIGHTS):
         return winograd.weight_gradient(x, grad)
     low = size // 2
     padding = [(low, (g - 1) * stride + size - n - low) for n, g in zip(x.shape[1:3], grad.shape[1:3], strict=True)]
