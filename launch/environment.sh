@@ -14,9 +14,21 @@ if [ ! -e "$stamp" ]; then
       exit 2
     fi
   fi
-  echo "installing into $SHIKE_VENV (a minute or two)"
-  [ -x "$PY" ] || python3 -m venv "$SHIKE_VENV"
-  touch "$SHIKE_VENV/.requirements-begun" # an interrupted installation is continued without asking
-  "$PY" -m pip install -q --disable-pip-version-check -r requirements.txt
-  touch "$stamp"
+  python_version=$("${PYTHON:-python3}" -c 'import sys; print("%d.%d" % sys.version_info[:2])')
+  if [[ $python_version =~ ^(2\..*|3\.[0-9]|3\.10)$ ]]; then
+    echo "${PYTHON:-python3} is Python $python_version: expected 3.11 or newer (PYTHON=python3.12 names another)" >&2
+    exit 2
+  fi
+  # The marker says that the folder is this project's: an interrupted installation is continued without asking.
+  mkdir -p "$SHIKE_VENV"
+  touch "$SHIKE_VENV/.requirements-begun"
+  exec {lock}>"$SHIKE_VENV/.requirements-lock"
+  if command -v flock >/dev/null; then flock "$lock"; fi # a second first start waits for the first
+  if [ ! -e "$stamp" ]; then
+    echo "installing into $SHIKE_VENV (a minute or two)"
+    "$PY" -m pip --version >/dev/null 2>&1 || "${PYTHON:-python3}" -m venv "$SHIKE_VENV"
+    "$PY" -m pip install -q --disable-pip-version-check -r requirements.txt
+    touch "$stamp"
+  fi
+  exec {lock}>&-
 fi

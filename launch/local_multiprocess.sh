@@ -6,6 +6,7 @@
 #
 # Needs `python` of the right environment first in PATH ($PYTHON names another). SIGTERM and SIGINT go on to every
 # process. Exit status: 0 when all finished, else that of the first process (by number) that did not.
+[ -n "${BASH_VERSION:-}" ] || { echo "$0: run it with bash" >&2; exit 2; }
 set -euo pipefail
 
 usage() { echo "usage: $0 PROCESSES DEVICES_EACH -- FLAGS OF main" >&2; exit 2; }

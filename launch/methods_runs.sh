@@ -6,6 +6,7 @@
 # WORKDIR/ROW/seedN holds each run; finished ones are skipped, and unfinished ones continue. Without ROW all rows run.
 # Variables: FILE (an exported cifar100_if100.npz; without it TensorFlow reads CIFAR-100), PYTHON (default python3),
 # DRY_RUN=1 (print the commands only). Afterwards: python launch/methods_table.py WORKDIR
+[ -n "${BASH_VERSION:-}" ] || { echo "$0: run it with bash" >&2; exit 2; }
 set -euo pipefail
 workdir=${1:?usage: bash launch/methods_runs.sh WORKDIR [SEED] [ROW...]} seed=${2:-0}
 [[ $workdir == /* ]] || workdir=$PWD/$workdir

@@ -8,6 +8,7 @@
 # GPUS: how many there are here and on every other node (default: those of nvidia-smi). NODES, NODE: how many nodes, and
 # which this one is, from 0. `python` of the right environment in PATH ($PYTHON names another). SIGTERM and SIGINT go on
 # to every process. Exit status: 0 when all finished, else that of the first process (by number) that did not.
+[ -n "${BASH_VERSION:-}" ] || { echo "$0: run it with bash" >&2; exit 2; }
 set -euo pipefail
 
 cd "$(dirname "${BASH_SOURCE[0]}")/.."

@@ -6,6 +6,7 @@
 #
 # Needs: root, Debian's or Ubuntu's packages `slurm-wlm` and `munge`, and `python` of the right environment in PATH
 # ($PYTHON names another). No SLURM may be running here; the configuration in /etc is not touched.
+[ -n "${BASH_VERSION:-}" ] || { echo "$0: run it with bash" >&2; exit 2; }
 set -euo pipefail
 
 [[ $EUID -eq 0 ]] || { echo "error: needs root, for munge and slurmd" >&2; exit 2; }

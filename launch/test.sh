@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
 # Runs the tests; makes the environment first if need be. Arguments go to pytest: `bash launch/test.sh -m slow`.
+[ -n "${BASH_VERSION:-}" ] || { echo "$0: run it with bash" >&2; exit 2; }
 set -euo pipefail
 [[ ${SHIKE_VENV:-/} == /* ]] || SHIKE_VENV=$PWD/$SHIKE_VENV
 cd "$(dirname "$0")/.."

@@ -16,23 +16,38 @@
 #
 # What ends early is started again, unless its exit status is 2 (a mistake in the settings). A slice that is no longer
 # ready is replaced. When the script gives up, the slice stays, and costs money until it is deleted.
+[ -n "${BASH_VERSION:-}" ] || { echo "$0: run it with bash" >&2; exit 2; }
 set -euo pipefail
 
 usage() {
   echo "usage: TPU_NAME=.. TPU_ZONE=.. TPU_TYPE=.. BUCKET=.. $0 [--dry-run] all|create|setup|run|delete [-- FLAGS OF main]" >&2
   exit 2
 }
-dry=
-if [[ ${1:-} == --dry-run ]]; then
-  dry=1
+dry='' step=''
+while [[ $# -gt 0 && $1 != -- ]]; do
+  case $1 in
+    --dry-run) dry=1 ;;
+    all | create | setup | run | delete) [[ -z $step ]] || usage; step=$1 ;;
+    *) usage ;;
+  esac
   shift
-fi
-[[ ${1:-} =~ ^(all|create|setup|run|delete)$ ]] || usage
-step=$1
-shift
+done
+[[ -n $step ]] || usage
 if [[ ${1:-} == -- ]]; then shift; fi
 [[ -n ${TPU_NAME:-} && -n ${TPU_ZONE:-} && -n ${TPU_TYPE:-} && -n ${BUCKET:-} ]] || usage
-if [[ $step =~ ^(all|run)$ && $# -eq 0 ]]; then usage; fi
+if [[ $step =~ ^(all|run)$ ]]; then
+  [[ $# -gt 0 ]] || usage
+  workdir='' previous=''
+  for flag; do
+    if [[ $flag == --workdir=* ]]; then workdir=${flag#--workdir=}; fi
+    if [[ $previous == --workdir ]]; then workdir=$flag; fi
+    previous=$flag
+  done
+  if [[ $workdir != runs/?* ]]; then
+    echo "--workdir=$workdir: expected runs/NAME, in the bucket: another folder is lost with the slice" >&2
+    exit 2
+  fi
+fi
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
 where=(--zone="$TPU_ZONE")
@@ -48,20 +63,32 @@ go() {
 tpu() { go gcloud compute tpus tpu-vm "$@"; }
 on_all_workers() { tpu ssh "$TPU_NAME" "${where[@]}" --worker=all --command="$1"; }
 
+# Waits when the zone has no slice to give; any other failure is the user's to see.
 create() {
-  local flags
+  local flags try errors
   read -ra flags <<<"${TPU_FLAGS---spot}"
-  tpu create "$TPU_NAME" "${where[@]}" --accelerator-type="$TPU_TYPE" \
-    --version="${TPU_VERSION:-v2-alpha-tpuv5-lite}" "${flags[@]}"
+  errors=$(mktemp)
+  for ((try = 1; try <= ${TPU_RESTARTS:-100}; try++)); do
+    tpu create "$TPU_NAME" "${where[@]}" --accelerator-type="$TPU_TYPE" \
+      --version="${TPU_VERSION:-v2-alpha-tpuv5-lite}" "${flags[@]}" 2> >(tee "$errors" >&2) && return
+    wait # for tee
+    grep -qiE 'capacity|stock|resource_exhausted' "$errors" || return 1
+    echo "no slice (try $try); trying again in ${TPU_PAUSE:-30} s" >&2
+    sleep "${TPU_PAUSE:-30}"
+  done
+  return 1
 }
 
 setup() {
-  local archive=/tmp/shike_jax.tar.gz
-  go git archive --format=tar.gz --output="$archive" HEAD
-  tpu scp "$archive" "$TPU_NAME:shike_jax.tar.gz" "${where[@]}" --worker=all
-  on_all_workers "mkdir -p shike && tar -xzf shike_jax.tar.gz -C shike && cd shike && ${TPU_PYTHON:-python3} -m venv .venv &&
-    .venv/bin/pip install -q -r requirements.txt 'jax[tpu]'"
-  on_all_workers "mkdir -p shike/runs && (mountpoint -q shike/runs || gcsfuse --implicit-dirs $(printf %q "$BUCKET") shike/runs)"
+  local archive edits
+  archive=$(mktemp -d)/shike_jax.tar.gz
+  edits=$(git status --porcelain | cut -c4- | paste -sd' ')
+  if [[ -n $edits ]]; then echo "not committed, so not on the workers: $edits" >&2; fi
+  go git archive --format=tar.gz --output="$archive" HEAD &&
+    tpu scp "$archive" "$TPU_NAME:shike_jax.tar.gz" "${where[@]}" --worker=all &&
+    on_all_workers "mkdir -p shike && tar -xzf shike_jax.tar.gz -C shike && cd shike && ${TPU_PYTHON:-python3} -m venv .venv &&
+    .venv/bin/pip install -q -r requirements.txt 'jax[tpu]'" &&
+    on_all_workers "mkdir -p shike/runs && (mountpoint -q shike/runs || gcsfuse --implicit-dirs $(printf %q "$BUCKET") shike/runs)"
 }
 
 train() {
@@ -74,20 +101,23 @@ delete() { tpu delete "$TPU_NAME" "${where[@]}" --quiet; }
 
 # Runs until finished; a slice that is no longer there is replaced.
 train_with_restarts() {
-  local start state status
+  local start state status replaced=''
   for ((start = 0; start <= ${TPU_RESTARTS:-100}; start++)); do
-    train "$@" && return 0 || status=$?
-    if ((status == 2)); then
-      echo "exit status 2, a mistake in the settings: not started again; the slice stays ($0 delete)" >&2
-      return 2
+    if [[ -z $replaced ]] || setup; then
+      replaced=''
+      train "$@" && return 0 || status=$?
+      if ((status == 2)); then
+        echo "exit status 2, a mistake in the settings: not started again; the slice stays ($0 delete)" >&2
+        return 2
+      fi
     fi
     sleep "${TPU_PAUSE:-30}"
     state=$(gcloud compute tpus tpu-vm describe "$TPU_NAME" "${where[@]}" --format='value(state)' || echo GONE)
     echo "start $start ended early; the slice is $state" >&2
     if [[ $state != READY ]]; then
       delete || true
-      create
-      setup
+      create || break
+      replaced=1
     fi
   done
   echo "started $start times: giving up; the slice stays ($0 delete)" >&2

@@ -1,9 +1,11 @@
 """The launch scripts: what they run, when they start again, and that shellcheck has nothing to say."""
 
+import concurrent.futures
 import os
 import pathlib
 import shutil
 import subprocess
+import tarfile
 
 import pytest
 import yaml
@@ -13,6 +15,7 @@ from shike_jax.cluster import peers, preemption
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 LAUNCH = ROOT / "launch"
 TPU = {"TPU_NAME": "n", "TPU_ZONE": "z", "TPU_TYPE": "v5litepod-16", "BUCKET": "b", "TPU_PAUSE": "0"}
+RUN = ("--config=c.py", "--workdir=runs/a")
 
 
 def run(*command: str, **environment: str) -> subprocess.CompletedProcess:
@@ -78,8 +81,12 @@ def test_one_process_for_each_gpu_of_a_node(tmp_path):
 
 FAKE_PYTHON = """#!/bin/bash
 # A Python whose pip finds everything there or not, and which tells what it is asked for.
+[[ $1 == -c ]] && set -- -c version
 echo "$PWD: $*" >> "$CALLS"
 [[ $* == *--dry-run* ]] && exit "${LACKS:-0}"
+[[ $1 == -c ]] && echo "${PYTHON_IS:-3.12}" && exit
+[[ $* == *"-m venv"* && -n ${VENV_FAILS:-} ]] && mkdir -p "${!#}/lib" && exit 1
+[[ $* == *"pip install"* ]] && sleep "${SLOW:-0}"
 [[ $* == *"-m venv"* ]] && mkdir -p "${!#}/bin" && cp "$0" "${!#}/bin/python"
 exit 0
 """
@@ -96,7 +103,8 @@ def quickstart(tmp_path):
     calls = tmp_path / "calls"
 
     def started(**environment):
-        calls.write_text("")
+        if "SLOW" not in environment:
+            calls.write_text("")
         path = f"{tmp_path / 'bin'}:{os.environ['PATH']}"
         inherited = {k: v for k, v in os.environ.items() if k not in ("SHIKE_VENV", "WORKDIR", "SHIKE_INSTALL")}
         done = subprocess.run(
@@ -137,6 +145,97 @@ def test_an_environment_of_someone_else_s_is_not_filled_without_asking(quickstar
     assert [call for call in calls if "pip install" in call and "--dry-run" not in call]
 
 
+def test_an_interrupted_first_start_recovers(quickstart, tmp_path):
+    status, errors, calls = quickstart(SHIKE_VENV="new", VENV_FAILS="1")
+    assert status != 0 and (tmp_path / "new").exists()
+    status, errors, calls = quickstart(SHIKE_VENV="new")
+    assert status == 0, errors
+    assert sum("-m venv" in call for call in calls) == 1 and sum("pip install" in call for call in calls) == 1
+
+
+def test_two_first_starts_at_once_install_once(quickstart, tmp_path):
+    with concurrent.futures.ThreadPoolExecutor() as pool:
+        ended = list(pool.map(lambda seed: quickstart(SHIKE_VENV="new", WORKDIR=f"run{seed}", SLOW="1"), range(2)))
+    assert [status for status, _, _ in ended] == [0, 0], ended
+    calls = (tmp_path / "calls").read_text().splitlines()
+    assert sum("pip install" in call for call in calls) == 1
+
+
+def test_an_older_python_gets_one_line(quickstart):
+    status, errors, calls = quickstart(SHIKE_VENV="new", PYTHON_IS="3.10")
+    assert status == 2 and calls == [f"{ROOT}: -c version"]
+    assert errors.splitlines() == ["python3 is Python 3.10: expected 3.11 or newer (PYTHON=python3.12 names another)"]
+
+
+@pytest.mark.parametrize("script", ["quickstart.sh", "test.sh", "tpu_pod.sh", "gpu_queue.sh", "local_multiprocess.sh"])
+def test_sh_gets_one_line(script):
+    shell = shutil.which("dash")
+    if not shell:
+        pytest.skip("no dash here, and bash called sh runs the scripts")
+    done = subprocess.run([shell, str(LAUNCH / script)], capture_output=True, text=True)
+    assert done.returncode == 2
+    assert done.stderr.splitlines() == [f"{LAUNCH / script}: run it with bash"]
+
+
+# --- a lent GPU ------------------------------------------------------------------------------------------------------
+
+RESULTS_ONLY = """#!/bin/bash
+[[ $1 == - ]] && exec touch "$2/smoke.json"
+for word; do
+  case $word in
+    --json=*) touch "${word#--json=}" ;;
+    --workdir=*) [[ $word == *${STOPPED:-none}* ]] && exit 75
+      mkdir -p "${word#--workdir=}" && touch "${word#--workdir=}/results.json" ;;
+  esac
+done
+"""
+
+
+@pytest.fixture
+def quarter(tmp_path):
+    """A call of `gpu_queue.sh quarter` whose Python only leaves the results that are asked for."""
+    (tmp_path / "python").write_text(RESULTS_ONLY)
+    (tmp_path / "python").chmod(0o755)
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "cifar100_if100.npz").touch()
+
+    def call(**environment):
+        folders = {"OUT": str(tmp_path / "out"), "DATA": str(tmp_path / "data"), "PACKED": str(tmp_path / "packed.tgz")}
+        return run("launch/gpu_queue.sh", "quarter", PYTHON=str(tmp_path / "python"), **folders, **environment)
+
+    return call
+
+
+def test_a_quarter_of_an_hour_writes_each_result_and_continues_what_was_stopped(quarter, tmp_path):
+    out = tmp_path / "out"
+    done = quarter(STOPPED="seed1")
+    assert done.returncode == 75, done.stderr
+    there = [
+        "smoke.json",
+        "step_128.json",
+        "official_if100_seed0/results.json",
+        "plus/results.json",
+        "resnet50_128.json",
+    ]
+    assert all((out / name).exists() for name in there)
+    assert not (out / "official_if100_seed1" / "results.json").exists()
+    assert not (out / "official_if50_seed0").exists() and "no " in done.stdout  # without its data
+    with tarfile.open(tmp_path / "packed.tgz") as packed:
+        assert {f"./{name}" for name in there} <= set(packed.getnames())
+    done = quarter()
+    assert done.returncode == 0, done.stderr
+    started = [line.split()[1] for line in done.stdout.splitlines() if line.startswith("== ") and "-m" in line]
+    assert started == ["official_if100_seed1:"]  # everything else is there already
+
+
+def test_a_quarter_of_an_hour_skips_what_no_longer_fits(quarter, tmp_path):
+    done = quarter(SECONDS_IN_ALL="70")
+    assert done.returncode == 75
+    assert (tmp_path / "out" / "smoke.json").exists()
+    assert "step_128.json: needs 60 s" in done.stdout and "skipped" in done.stdout
+    assert not (tmp_path / "out" / "step_128.json").exists()
+
+
 # --- TPU pods -------------------------------------------------------------------------------------------------------
 
 
@@ -174,12 +273,53 @@ esac
 """
 
 
+def test_tpu_dry_run_counts_wherever_it_stands(tmp_path):
+    (tmp_path / "gcloud").write_text("#!/bin/bash\necho started >&2; exit 1")
+    (tmp_path / "gcloud").chmod(0o755)
+    path = f"{tmp_path}:{os.environ['PATH']}"
+    flags = ("--", "--config=c.py", "--workdir=runs/a")
+    for arguments in (("--dry-run", "create"), ("create", "--dry-run"), ("run", "--dry-run", *flags)):
+        done = run("launch/tpu_pod.sh", *arguments, PATH=path, **TPU)
+        assert done.returncode == 0 and "started" not in done.stderr, (arguments, done.stderr)
+
+
+@pytest.mark.parametrize("workdir", [["--workdir=/tmp/run"], ["--workdir=other/run"], ["--workdir", "run"], []])
+def test_tpu_refuses_a_work_directory_that_would_be_lost_with_the_slice(workdir):
+    done = run("launch/tpu_pod.sh", "--dry-run", "all", "--", "--config=c.py", *workdir, **TPU)
+    assert done.returncode == 2 and "gcloud" not in done.stderr
+    assert "expected runs/NAME" in done.stderr.splitlines()[-1]
+
+
+def test_tpu_waits_for_a_slice_when_there_is_none(tmp_path):
+    fake = """#!/bin/bash
+echo "$4" >> "$CALLS"
+[[ $4 == create && $(grep -c create "$CALLS") -lt 3 ]] && echo "There is no more capacity in the zone" >&2 && exit 1
+exit 0
+"""
+    (tmp_path / "gcloud").write_text(fake)
+    (tmp_path / "gcloud").chmod(0o755)
+    calls, path = tmp_path / "calls", f"{tmp_path}:{os.environ['PATH']}"
+    done = run("launch/tpu_pod.sh", "all", "--", *RUN, PATH=path, CALLS=str(calls), **TPU)
+    assert done.returncode == 0, done.stderr
+    assert calls.read_text().split() == ["create"] * 3 + ["scp", "ssh", "ssh", "ssh", "delete"]
+
+
+def test_tpu_names_what_is_not_committed(tmp_path):
+    shutil.copytree(LAUNCH, tmp_path / "launch")
+    for command in (["init", "-q"], ["add", "."], ["-c", "user.name=n", "-c", "user.email=e", "commit", "-qm", "m"]):
+        subprocess.run(["git", *command], cwd=tmp_path, check=True)
+    script = str(tmp_path / "launch" / "tpu_pod.sh")
+    assert "not committed" not in run(script, "--dry-run", "setup", **TPU).stderr
+    (tmp_path / "launch" / "mine.sh").touch()
+    assert "not committed, so not on the workers: launch/mine.sh" in run(script, "--dry-run", "setup", **TPU).stderr
+
+
 def test_tpu_slice_is_replaced_until_the_run_is_finished(tmp_path):
     (tmp_path / "gcloud").write_text(FAKE_GCLOUD)
     (tmp_path / "gcloud").chmod(0o755)
     calls = tmp_path / "calls"
     path = f"{tmp_path}:{os.environ['PATH']}"
-    done = run("launch/tpu_pod.sh", "all", "--", "--config=c.py", PATH=path, CALLS=str(calls), **TPU)
+    done = run("launch/tpu_pod.sh", "all", "--", *RUN, PATH=path, CALLS=str(calls), **TPU)
     assert done.returncode == 0, done.stderr
     start = ["create", "scp", "ssh", "ssh", "ssh"]
     lost = ["describe", "delete"]
@@ -197,7 +337,7 @@ def test_tpu_gives_up(tmp_path):
     (tmp_path / "gcloud").write_text("#!/bin/bash\n[[ $4 == describe ]] && echo READY && exit\n[[ $4 != ssh ]]")
     (tmp_path / "gcloud").chmod(0o755)
     path = f"{tmp_path}:{os.environ['PATH']}"
-    done = run("launch/tpu_pod.sh", "run", "--", "--config=c.py", PATH=path, TPU_RESTARTS="2", **TPU)
+    done = run("launch/tpu_pod.sh", "run", "--", *RUN, PATH=path, TPU_RESTARTS="2", **TPU)
     assert done.returncode == 1
     assert "started 3 times: giving up" in done.stderr
 
@@ -207,7 +347,7 @@ def test_a_mistake_is_not_started_again_on_a_tpu(tmp_path):
     (tmp_path / "gcloud").chmod(0o755)
     calls = tmp_path / "calls"
     path = f"{tmp_path}:{os.environ['PATH']}"
-    done = run("launch/tpu_pod.sh", "all", "--", "--config=c.py", PATH=path, CALLS=str(calls), STATUS="2", **TPU)
+    done = run("launch/tpu_pod.sh", "all", "--", *RUN, PATH=path, CALLS=str(calls), STATUS="2", **TPU)
     assert done.returncode == 2 and "not started again" in done.stderr
     assert [line.split()[0] for line in calls.read_text().splitlines()] == ["create", "scp", "ssh", "ssh", "ssh"]
 
@@ -279,6 +419,9 @@ def test_pod_file_is_consistent():
         tuple(r["onExitCodes"]["values"]): r["action"] for r in spec["podFailurePolicy"]["rules"] if "onExitCodes" in r
     }
     assert rules == {(2,): "FailJob", (preemption.EXIT_STATUS, peers.EXIT_STATUS): "Ignore"}
+    # `status` may be left out only from Kubernetes 1.34 on.
+    conditions = [r["onPodConditions"] for r in spec["podFailurePolicy"]["rules"] if "onPodConditions" in r]
+    assert conditions == [[{"type": "DisruptionTarget", "status": "True"}]]
     assert {r["onExitCodes"]["containerName"] for r in spec["podFailurePolicy"]["rules"] if "onExitCodes" in r} == {
         "main"
     }
