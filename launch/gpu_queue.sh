@@ -178,7 +178,6 @@ quarter)
   step step_512 --batch=512 --dtype=bfloat16 --against=torch,torch_compiled
   step step_2048 --batch=2048 --dtype=bfloat16 --against=torch,torch_compiled --steps_per_call=10
   step step_128_seeds --batch=128 --dtype=bfloat16 --seeds=3
-  step step_128_together --batch=128 --dtype=bfloat16 --together=experts,bn,updates
   step step_128_augmented --batch=128 --dtype=bfloat16 --augment=autoaugment_cifar --profile="$OUT/profile"
   ;;
 3)

@@ -64,13 +64,12 @@ def main(argv: Sequence[str]) -> int:
     start_distributed(args.coordinator, args.processes, args.process, config.train.peer_timeout)
 
     from shike_jax.cluster import cpu, peers
-    from shike_jax.training import loop, together
+    from shike_jax.training import loop
 
     cpu.use_cores(config.train.cpu_devices, [config.stages[name].batch_size for name in config.run])
     with peers.watched(config.train.peer_timeout):
         try:
-            train = together.train_seeds if config.seeds else loop.train
-            train(config, args.workdir, started)
+            loop.train(config, args.workdir, started)
         except preemption.Preempted as stopped:
             print(stopped, file=sys.stderr)
             return stopped.status

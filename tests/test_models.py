@@ -5,7 +5,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax import lax
 
 from shike_jax import config
 from shike_jax.cluster import parallel
@@ -138,57 +137,3 @@ def test_impossible_networks_are_named():
         build_model(model(depths=(1, 3)), 5)
     with pytest.raises(UserError, match="blocks"):
         build_model(model(blocks=(1, 1)), 5)
-
-
-@pytest.mark.parametrize(
-    ("switches", "changes", "size", "halves"),
-    [
-        (("experts_together",), {"depths": (1, 2, 1)}, 16, 2),
-        (("bn_together",), {"depths": (1, 2)}, 16, 2),
-        pytest.param(("experts_together", "bn_together"), {"depths": (1, 2, 1)}, 16, 2, marks=pytest.mark.slow),
-        pytest.param(
-            ("experts_together",),
-            {"depths": (2, 3), "fusion": False, "backbone": "resnext50_32x4d", "width": 16, "blocks": (1, 1, 1, 1)},
-            32,
-            1,
-            marks=pytest.mark.slow,
-        ),
-    ],
-)
-def test_what_runs_together_computes_the_same(switches, changes, size, halves):
-    """In float64: logits, gradients and running averages; with a batch over two devices too (`halves`)."""
-    alone, together = (
-        build_model(model(**dict.fromkeys(switches, value), **changes), 5, dtype=jnp.float64, axis_name="shares")
-        for value in (False, True)
-    )
-    with jax.enable_x64(True):
-        shapes = jax.eval_shape(
-            lambda x: alone.init(jax.random.key(0), x, method="init_all"), jnp.zeros((1, size, size, 3))
-        )
-        draw = np.random.default_rng(0)
-        variables = jax.tree.map(lambda leaf: jnp.asarray(0.1 + draw.random(leaf.shape)), dict(shapes))
-        images, mask = jnp.asarray(draw.normal(size=(4, size, size, 3))), jnp.asarray([1.0, 1, 0, 1])
-
-        def run(network, halves):
-            def objective(params, images, mask):
-                modes = {"train_trunk": True, "train_experts": True, "mask": mask, "mutable": ["batch_stats"]}
-                given = {"params": params, "batch_stats": variables["batch_stats"]}
-                found, changed = network.apply(given, images, method="features", **modes)
-                logits = network.apply({"params": params}, found["fused"], method="classify")
-                return jnp.sum(jnp.sin(logits).mean((0, 2)) * mask), (logits, changed)
-
-            def share(images, mask):
-                grads, (logits, changed) = jax.grad(objective, has_aux=True)(variables["params"], images, mask)
-                return lax.psum(grads, "shares"), logits, changed
-
-            shares = [x.reshape(halves, -1, *x.shape[1:]) for x in (images, mask)]
-            grads, logits, changed = jax.jit(jax.vmap(share, axis_name="shares"))(*shares)
-            first = jax.tree.map(lambda x: x[0], (grads, changed))
-            return *first, jnp.concatenate(list(logits), 1)
-
-        want, found = run(alone, 1), run(together, halves)
-        assert jax.eval_shape(together.apply, variables, images) == jax.eval_shape(alone.apply, variables, images)
-    assert jax.tree.structure(want) == jax.tree.structure(found)
-    for one, other in zip(jax.tree.leaves(want), jax.tree.leaves(found), strict=True):
-        assert one.dtype == other.dtype == jnp.float64
-        np.testing.assert_allclose(other, one, rtol=0, atol=1e-11 * max(1e-3, np.abs(one).max()))

@@ -5,39 +5,30 @@ import json
 
 import jax
 import numpy as np
-import optax
 import pytest
 from flax.traverse_util import flatten_dict
 
 from shike_jax import config as schema
 from shike_jax.cli.flags import load_config
-from shike_jax.common.errors import UserError
 from shike_jax.storage.checkpoints import load_weights
 from shike_jax.training import loop
 from shike_jax.training.epoch import steps_per_call
-from shike_jax.training.packing import Packing
-from shike_jax.training.state import TrainState
-from shike_jax.training.trainable import select
 from tests.conftest import ROOT
 from tests.jobs import digits
 
 pytestmark = pytest.mark.usefixtures("quickly_compiled")
 
 EXACT = 1e-8
-RUNS: dict[str, dict[str, int | bool]] = {
-    "one": {"steps_per_call": 1, "updates_together": False},
-    "three": {"steps_per_call": 3, "updates_together": False},
-    "joint": {"steps_per_call": 4, "updates_together": True},
-}
+RUNS = {"one": 1, "three": 3, "four": 4}  # steps per call
 
 
 def test_many_steps_per_call_change_nothing_but_speed(tmp_path, monkeypatch):
-    """A stage in float64: four steps one by one, three together (a rest of one remains), four with joint updates."""
+    """A stage in float64: four steps one by one, three together (a rest of one remains), four together."""
     monkeypatch.chdir(ROOT)
     small = ("dtype=float64", "data.test_per_class=10", "model.depths=(1,)", "log=quiet", "run=('representation',)")
     with jax.enable_x64(True):
-        for name, settings in RUNS.items():
-            changes = (*small, "stages.representation.max_steps=4", *(f"train.{k}={v}" for k, v in settings.items()))
+        for name, steps in RUNS.items():
+            changes = (*small, "stages.representation.max_steps=4", f"train.steps_per_call={steps}")
             loop.train(load_config(digits(1, 1, *changes))[0], tmp_path / name)
     one, *others = (_weights(tmp_path / name, "representation") for name in RUNS)
     for other in others:
@@ -45,7 +36,7 @@ def test_many_steps_per_call_change_nothing_but_speed(tmp_path, monkeypatch):
         for path, value in one.items():
             assert value.dtype == np.float64
             assert np.abs(other[path] - value).max() <= EXACT * np.abs(value).max(), path
-    assert _results(tmp_path / "one") == _results(tmp_path / "three") == _results(tmp_path / "joint")
+    assert _results(tmp_path / "one") == _results(tmp_path / "three") == _results(tmp_path / "four")
 
 
 def _weights(workdir, stage):
@@ -57,8 +48,7 @@ def _results(workdir):
     found = json.loads((workdir / "results.json").read_text())
     found.pop("seconds")
     found.pop("starts")
-    for setting, value in RUNS[workdir.name].items():
-        assert found["config"]["train"].pop(setting) == value
+    assert found["config"]["train"].pop("steps_per_call") == RUNS[workdir.name]
     return found
 
 
@@ -71,31 +61,6 @@ def test_a_call_is_as_long_as_asked_and_an_epoch_on_accelerators(monkeypatch):
     config.train.steps_per_call = 10
     assert steps_per_call(config, True, 85) == 10
     assert steps_per_call(config, False, 85) == 1  # images from the host come one batch at a time
-
-
-def test_a_state_is_packed_and_unpacked_as_it_was():
-    """Momentum and the moved parameters, the frozen ones in between, a batch of states too."""
-    params = {"a": np.arange(6.0).reshape(2, 3), "b": {"c": np.ones(2), "d": np.full((1, 2), 7.0)}}
-    moved = {"a": True, "b": {"c": False, "d": True}}
-    packing, optimizer = Packing.of(params, moved), optax.sgd(0.1, momentum=0.9)
-    opt_state = jax.tree.map(lambda leaf: leaf + 3, optimizer.init(select(params, moved)))
-    state = TrainState(np.int32(5), params, {}, opt_state)
-    packed = packing.pack_state(state)
-    np.testing.assert_array_equal(packed.params[0], [0, 1, 2, 3, 4, 5, 7, 7])
-    np.testing.assert_array_equal(packed.opt_state[0].trace, [3] * 8)
-    assert packed.params[1]["b"]["c"] is params["b"]["c"] and packed.params[1]["a"] is None
-    again = packing.unpack_state(packed)
-    assert jax.tree.structure(again) == jax.tree.structure(state)
-    jax.tree.map(np.testing.assert_array_equal, again, state)
-    several = jax.tree.map(lambda leaf: np.stack([leaf, leaf]), state)
-    again = jax.vmap(packing.unpack_state)(jax.vmap(packing.pack_state)(several))
-    jax.tree.map(np.testing.assert_array_equal, again, several)
-
-
-def test_an_optimiser_that_looks_at_whole_arrays_is_refused():
-    flags = ["--config.train.updates_together=True", "--config.stages.representation.optimizer=lars"]
-    with pytest.raises(UserError, match=r"stages\.representation\.optimizer='lars': expected an optimiser that treats"):
-        schema.validate(load_config([*digits(1, 1), *flags])[0])
 
 
 @pytest.mark.slow

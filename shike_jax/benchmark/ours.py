@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import time
 from typing import Any
 
@@ -20,7 +19,7 @@ from shike_jax.data.feeds import DeviceFeed
 from shike_jax.training.epoch import side_by_side
 from shike_jax.training.program import make_program
 from shike_jax.training.state import start_stage
-from shike_jax.training.together import compile_group
+from shike_jax.training.steps import compile_train
 
 NO_AUGMENTATION: dict[str, Any] = {
     "crop": "none",
@@ -47,16 +46,13 @@ class Ours:
         not.
     """
 
-    def __init__(
-        self, workload: Workload, augmentation: str = "none", *, seeds: int = 1, updates_together: bool = False
-    ) -> None:
+    def __init__(self, workload: Workload, augmentation: str = "none", *, seeds: int = 1) -> None:
         """Compiles.
 
         Args:
           workload: what is computed.
           augmentation: a name in `AUGMENTATIONS`, inside the step.
           seeds: trained in one program, as by `config.seeds`, each on the same images.
-          updates_together: as `config.train` has it.
         """
         stage, params, dtype = workload.stage, workload.variables["params"], jnp.dtype(workload.dtype)
         augment = NO_AUGMENTATION | AUGMENTATIONS[augmentation]
@@ -69,16 +65,15 @@ class Ours:
             jax.random.key(0),
             steps_per_epoch=workload.steps,
             steps=workload.steps,
-            updates_together=updates_together,
         )
         feed = DeviceFeed(workload.images, workload.labels)
         plan = {"index": workload.index, "mask": np.ones(workload.index.shape, np.float32)}
         [(_, inputs)] = feed.calls(plan, 0, workload.steps, None)
-        self._data, self._inputs = feed.data, jax.device_put(side_by_side([inputs] * seeds, axis=1))
+        self._data, self._inputs = feed.data, jax.device_put(side_by_side([inputs] * seeds, axis=2))
         start = start_stage(workload.variables, program.optimizer, program.updated)
         self._state = parallel.replicate(side_by_side([start] * seeds, axis=0))
-        keys = [program.key] if seeds == 1 else list(jax.random.split(program.key, seeds))
-        call = compile_group([dataclasses.replace(program, key=key) for key in keys], feed.fetch)
+        keys = None if seeds == 1 else jax.random.split(program.key, seeds)
+        call = compile_train(program, feed.fetch, keys)
         began = time.perf_counter()
         self._call = call.lower(self._state, self._data, self._inputs).compile()
         self.compile_seconds = time.perf_counter() - began

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import functools
 import math
 import os
@@ -17,7 +16,6 @@ from shike_jax.cli.parser import Parser
 from shike_jax.common.errors import UserError
 
 OTHERS = ("plain", "torch", "torch_compiled")
-TOGETHER = ("experts", "bn", "updates")
 _EPILOG = """\
 sides:
   ours            what a run compiles: the real step, data on the device
@@ -79,14 +77,6 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
         "--against", type=functools.partial(_names, OTHERS), default=(), metavar="SIDE,...", help=", ".join(OTHERS)
     )
     parser.add_argument("--seeds", type=measure.positive, default=1, help="adds a side that trains so many at once")
-    parser.add_argument(
-        "--together",
-        type=functools.partial(_names, TOGETHER),
-        default=(),
-        metavar="WHAT,...",
-        help="of experts, bn, updates: adds a side with config.model.experts_together, config.model.bn_together, "
-        "config.train.updates_together, and one with all that are named",
-    )
     parser.add_argument("--compile_mode", default="default", help="of torch.compile")
     parser.add_argument("--peak_tflops", type=float, help="matrix peak that the share is stated of")
     parser.add_argument("--profile", metavar="DIR", help="also trace two calls of ours for TensorBoard's profiler")
@@ -194,23 +184,12 @@ def _makers(args: argparse.Namespace, workload: Any) -> dict[str, Callable[[], A
         makers["ours without augmentation"] = lambda: Ours(workload)
     if args.seeds > 1:
         makers[f"ours, {args.seeds} seeds at once"] = lambda: Ours(workload, args.augment, seeds=args.seeds)
-    for chosen in dict.fromkeys([*((what,) for what in args.together), args.together] if args.together else []):
-        makers[f"ours, {' and '.join(chosen)} together"] = functools.partial(_together, workload, args.augment, chosen)
     others = {
         "plain": lambda: Plain(workload),
         "torch": lambda: Torch(workload),
         "torch_compiled": lambda: Torch(workload, args.compile_mode),
     }
     return makers | {name: others[name] for name in args.against}
-
-
-def _together(workload: Any, augmentation: str, chosen: Sequence[str]) -> Any:
-    from shike_jax.benchmark.ours import Ours
-
-    fields = {"experts": "experts_together", "bn": "bn_together"}
-    changes = {field: True for what, field in fields.items() if what in chosen}
-    changed = dataclasses.replace(workload, model={**workload.model, **changes})
-    return Ours(changed, augmentation, updates_together="updates" in chosen)
 
 
 def _text(result: dict[str, Any]) -> str:

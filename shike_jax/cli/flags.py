@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from ml_collections import ConfigDict, config_flags
 
 from shike_jax.common.errors import UserError
 from shike_jax.common.paths import expanded
-from shike_jax.config import base, stated, validate
+from shike_jax.config import GONE, base, gone_line, stated, validate, without_gone
 
 _HERE = Path(__file__).resolve().parents[1]
 # An installed package carries `configs/` inside, a clone has it at the top.
@@ -76,7 +77,7 @@ def override_config(plain: Mapping[str, Any], argv: Sequence[str]) -> tuple[Conf
     """
     mine, rest = split_arguments(argv)
     config = base()
-    config.update(dict(plain))
+    config.update(without_gone(plain))
     define = functools.partial(config_flags.DEFINE_config_dict, "config", config)
     return _parsed(define, mine, "(the checkpoint's)", stages=False), rest
 
@@ -136,7 +137,10 @@ def split_arguments(argv: Sequence[str]) -> tuple[list[str], list[str]]:
                 if not items:
                     raise UserError(f"{item}: a value is missing")
                 item = f"{item}={items.pop(0)}"
-            mine.append(item)
+            if name.removeprefix("--config.") in GONE:
+                print(gone_line(name.removeprefix("--config.")), file=sys.stderr)
+            else:
+                mine.append(item)
         else:
             rest.append(item)
     return mine, rest

@@ -6,18 +6,22 @@ from shike_jax.config.checks import validate
 from shike_jax.config.fields import (
     CIFAR_MEAN,
     CIFAR_STD,
+    GONE,
     IMAGENET_MEAN,
     IMAGENET_STD,
     base,
+    gone_line,
     stage,
     to_plain,
     with_defaults,
+    without_gone,
 )
 from shike_jax.config.recipes import fine_tuning, parse_arguments, photograph_recipe, shike_stages, stated
 
 __all__ = [
     "CIFAR_MEAN",
     "CIFAR_STD",
+    "GONE",
     "IMAGENET_MEAN",
     "IMAGENET_STD",
     "UserError",
@@ -25,6 +29,7 @@ __all__ = [
     "count_images",
     "count_lines",
     "fine_tuning",
+    "gone_line",
     "parse_arguments",
     "photograph_recipe",
     "shike_stages",
@@ -34,4 +39,5 @@ __all__ = [
     "to_plain",
     "validate",
     "with_defaults",
+    "without_gone",
 ]

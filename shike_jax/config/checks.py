@@ -10,7 +10,7 @@ from ml_collections import ConfigDict
 
 from shike_jax.common.errors import UserError
 from shike_jax.methods import AVERAGES, LOSSES, OPTIMIZERS, SAMPLERS, SCHEDULES, Choice, Number, StageLength
-from shike_jax.methods.optimizers import is_elementwise, is_optimizer
+from shike_jax.methods.optimizers import is_optimizer
 
 CHOICES = {
     "dtype": ("float32", "bfloat16", "float64"),
@@ -88,10 +88,7 @@ def validate(config: ConfigDict, stages: bool = True) -> None:
         _require(name in config.stages, "run", tuple(config.run), known)
         if stages:
             _validate_stage(f"stages.{name}", config.stages[name])
-            joint = not train.updates_together or is_elementwise(config.stages[name].optimizer)
             _validate_ldam(f"stages.{name}.loss.ldam_scale", config.stages[name].loss, model)
-            expected = "an optimiser that treats every number alone, such as sgd, with train.updates_together"
-            _require(joint, f"stages.{name}.optimizer", config.stages[name].optimizer, expected)
 
 
 def _require(ok: bool, path: str, value: Any, expected: str) -> None:

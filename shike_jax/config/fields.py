@@ -8,7 +8,7 @@ fields once more (`--config.stages.classifier.epochs=4`).
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from ml_collections import ConfigDict
@@ -80,15 +80,12 @@ def base() -> ConfigDict:
     config.model.head_scale = 30.0  # of the cosine
     config.model.second_head = "fresh"  # second set of classifiers: own weights, or `scaled`: factors over the first
     config.model.align_last_relu = False  # ReLU after the last alignment convolution too
-    config.model.experts_together = False  # run the experts' layers side by side, as grouped ones: for accelerators
-    config.model.bn_together = False  # sums of a batch normalisation in pairs, one reduction each: for accelerators
 
     config.run = ()
     config.stages = ConfigDict()
 
     config.train = ConfigDict()
     config.train.steps_per_call = 0  # training steps per compiled call; 0: an epoch on accelerators, 1 on the CPU
-    config.train.updates_together = False  # parameters and momentum as one vector in calls of several steps
     config.train.sync_bn = True  # BN statistics over the global batch; False: per device
     config.train.eval_every_epochs = 1  # 0: only at the end of a stage
     config.train.checkpoint_every_epochs = 1  # 0: only at the end of a stage
@@ -144,9 +141,28 @@ def stage(**changes: Any) -> ConfigDict:
     return one
 
 
-def with_defaults(plain: Mapping[str, Any]) -> dict[str, Any]:
-    """A stored configuration with the defaults of the fields that did not exist when it was written."""
-    filled = _filled(plain, to_plain(base()))
+# Speed switches of version 0.1. They never changed a number, so runs and commands that name them go on without them.
+GONE = ("model.experts_together", "model.bn_together", "train.updates_together")
+
+
+def without_gone(plain: Mapping[str, Any], tell: Callable[[str], None] | None = None) -> dict[str, Any]:
+    """A stored configuration without the fields of `GONE`; `tell` gets a line for each that was switched on."""
+    kept = {room: dict(fields) if isinstance(fields, Mapping) else fields for room, fields in plain.items()}
+    for path in GONE:
+        room, name = path.split(".")
+        if kept.get(room, {}).pop(name, False) and tell:
+            tell(gone_line(path))
+    return kept
+
+
+def gone_line(path: str) -> str:
+    """What is said of a field of `GONE` that somebody has set."""
+    return f"config.{path}: a speed switch of version 0.1 that has no effect any more; results are the same without it"
+
+
+def with_defaults(plain: Mapping[str, Any], tell: Callable[[str], None] | None = None) -> dict[str, Any]:
+    """A stored configuration as today's: with the defaults of newer fields and without those of `GONE` (`tell`)."""
+    filled = _filled(without_gone(plain, tell), to_plain(base()))
     stages = {name: _filled(one, to_plain(stage())) for name, one in filled["stages"].items()}
     return {**filled, "stages": stages}
 

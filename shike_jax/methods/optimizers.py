@@ -15,11 +15,10 @@ from shike_jax.methods.registry import Registry
 
 LearningRate = Callable[[jax.Array], jax.Array]
 # A function of (learning_rate, momentum, weight_decay) and of the entries of `optimizer_options`.
-# Option `elementwise`: it treats every number alone, so arrays may be joined before it sees them.
-OPTIMIZERS: Registry[Callable[..., optax.GradientTransformation]] = Registry("optimiser", elementwise=False)
+OPTIMIZERS: Registry[Callable[..., optax.GradientTransformation]] = Registry("optimiser")
 
 
-@OPTIMIZERS.register("sgd", elementwise=True)
+@OPTIMIZERS.register("sgd")
 def sgd(learning_rate: LearningRate, momentum: float, weight_decay: float) -> optax.GradientTransformation:
     """SGD as in PyTorch: weight decay joins the gradient, then the momentum buffer, then the learning rate."""
     return optax.chain(
@@ -30,11 +29,6 @@ def sgd(learning_rate: LearningRate, momentum: float, weight_decay: float) -> op
 def is_optimizer(name: str) -> bool:
     """Whether `make_optimizer` knows the name."""
     return name in OPTIMIZERS or _of_optax(name) is not None
-
-
-def is_elementwise(name: str) -> bool:
-    """Whether the optimiser is known to treat every number alone."""
-    return name in OPTIMIZERS and OPTIMIZERS[name].options["elementwise"]
 
 
 def make_optimizer(

@@ -58,8 +58,6 @@ def build_model(
         model["align_last_relu"],
         dtype,
         axis_name,
-        model.get("experts_together", False),
-        model.get("bn_together", False),
     )
 
 

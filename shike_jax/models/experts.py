@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
-from collections.abc import Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -12,14 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from shike_jax.models.initial import torch_default
-from shike_jax.models.layers import (
-    MOMENTS,
-    ClassScales,
-    Conv,
-    CosineClassifier,
-    LinearClassifier,
-    param_dtype,
-)
+from shike_jax.models.layers import ClassScales, Conv, CosineClassifier, LinearClassifier, param_dtype
 from shike_jax.models.resnet import Backbone, Mode, Stage, Trunk
 
 Array = jax.Array
@@ -37,16 +28,14 @@ class Align(nn.Module):
 
     halvings: int
     last_relu: bool
-    copies: int = 1  # as for `Stage`
 
     @nn.compact
     def __call__(self, x: Array, mode: Mode) -> Array:
-        """[B,H,W,C] to [B,H/2^n,W/2^n,copies*C*2^n]."""
-        features = self.copies * x.shape[-1]
+        """[B,H,W,C] to [B,H/2^n,W/2^n,C*2^n]."""
+        features = x.shape[-1]
         for i in range(self.halvings):
             features *= 2
-            groups = 1 if i == 0 else self.copies
-            x = Conv(features, 3, 2, groups, mode.dtype, init=torch_default, name=f"conv{i}")(x)
+            x = Conv(features, 3, 2, dtype=mode.dtype, init=torch_default, name=f"conv{i}")(x)
             x = mode.normalise(x, f"bn{i}")
             if i < self.halvings - 1 or self.halvings == 1 or self.last_relu:
                 x = nn.relu(x)
@@ -147,8 +136,6 @@ class ExpertNetwork(nn.Module):
       last_relu: ReLU behind the last alignment convolution too.
       dtype: compute dtype.
       axis_name: pmapped axis over which BN statistics are summed; None for a single device or per-device statistics.
-      together: the experts' layers run side by side, in fewer and larger operations; the numbers are the same.
-      bn_together: batch normalisations take their sums in pairs; likewise.
     """
 
     spec: Backbone
@@ -161,8 +148,6 @@ class ExpertNetwork(nn.Module):
     last_relu: bool = False
     dtype: Any = jnp.float32
     axis_name: str | None = None
-    together: bool = False
-    bn_together: bool = False
 
     def setup(self) -> None:
         """Names the parts as checkpoints do: trunk, expert0, ..., heads."""
@@ -188,41 +173,11 @@ class ExpertNetwork(nn.Module):
           `shared`: list of [B,H,W,C] behind each shared stage; `deep`, `aligned` (with fusion), `fused`: lists over
           experts of [B,h,w,F].
         """
-        mode = Mode(train_trunk, mask, self.axis_name, self.dtype, self.bn_together)
+        mode = Mode(train_trunk, mask, self.axis_name, self.dtype)
         shared = self.trunk(images.astype(self.dtype), mode)
         mode = dataclasses.replace(mode, train=train_experts)
-        # Initialisation, and whoever collects sums of single layers, find each expert under its own name.
-        alone = not self.together or self.is_initializing() or self.is_mutable_collection(MOMENTS)
-        parts = [expert(shared, mode) for expert in self.experts] if alone else self._side_by_side(shared, mode)
+        parts = [expert(shared, mode) for expert in self.experts]
         return {"shared": shared, **{key: [part[key] for part in parts] for key in parts[0]}}
-
-    def _side_by_side(self, shared: list[Array], mode: Mode) -> list[dict[str, Array]]:
-        """What all experts return, their equal layers run as one; `Expert` says what that is."""
-        last, everyone = len(self.spec.blocks), range(len(self.depths))
-        stage = Stage(self.spec, last, len(self.depths), parent=None)
-        deep = self._as_one(stage, f"stage{last}", everyone, shared[-1], mode)
-        if not self.fusion:
-            return [{"deep": maps, "fused": maps} for maps in deep]
-        aligned: dict[int, Array] = {}
-        for depth in set(self.depths):  # those that begin at the same features
-            members = [m for m in everyone if self.depths[m] == depth]
-            align = Align(last - depth, self.last_relu, len(members), parent=None)
-            maps = self._as_one(align, "align", members, shared[depth - 1], mode)
-            aligned.update(zip(members, maps, strict=True))
-        return [{"deep": maps, "aligned": aligned[m], "fused": aligned[m] * maps} for m, maps in enumerate(deep)]
-
-    def _as_one(self, part: nn.Module, name: str, members: Sequence[int], x: Array, mode: Mode) -> list[Array]:
-        """Applies the experts' parts of one name to x: `part`, their copies as one. Their variables stay separate."""
-        experts = [self.experts[m] for m in members]
-        each = [{kind: variables[name] for kind, variables in expert.variables.items()} for expert in experts]
-        wide = jax.tree.map(lambda *leaves: jnp.concatenate(leaves, -1), *each)
-        mutable = ["batch_stats"] if self.is_mutable_collection("batch_stats") else []
-        maps, changed = part.apply(wide, x, mode, mutable=mutable)
-        split = functools.partial(jnp.split, indices_or_sections=len(members), axis=-1)
-        for kind, values in changed.items():
-            for place, expert in enumerate(experts):
-                expert.put_variable(kind, name, jax.tree.map(lambda v, p=place: split(v)[p], values))
-        return split(maps)
 
     def classify(self, fused: list[Array], heads: str = "representation") -> Array:
         """Fused maps (list over experts of [B,h,w,F]) to logits [M,B,C] in float32 (float64)."""

@@ -9,7 +9,6 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from shike_jax.models import paired_sums
 from shike_jax.models.convolution import convolve
 from shike_jax.models.initial import he_normal, uniform
 
@@ -48,13 +47,11 @@ class BatchNorm(nn.Module):
     (n / (n - 1)), momentum 0.1 in PyTorch's sense. Examples whose mask is 0 (padding of the last partial batch) take
     no part. With `axis_name` the sums run over all devices, so that N devices with B / N examples equal one with B.
     Statistics and the normalisation are computed in float32 (float64), the result is returned in the input's dtype.
-    `together` takes each pair of sums, forward and backward, in one reduction of two arrays; the numbers are the same.
     """
 
     axis_name: str | None = None
     momentum: float = 0.1
     epsilon: float = 1e-5
-    together: bool = False
 
     @nn.compact
     def __call__(self, x: Array, *, train: bool, mask: Array | None = None) -> Array:
@@ -83,8 +80,7 @@ class BatchNorm(nn.Module):
             mean, var = running_mean.value, running_var.value
         factor = scale * lax.rsqrt(var + self.epsilon)
         shift, x_full = bias - mean * factor, x.astype(kind)
-        y = paired_sums.scale_and_shift(x_full, factor, shift) if self.together else x_full * factor + shift
-        return y.astype(x.dtype)
+        return (x_full * factor + shift).astype(x.dtype)
 
     def _moments(self, x: Array, mask: Array | None) -> tuple[Array, Array, Array]:
         """Mean and biased variance [C] over batch, height and width, and the number of values behind them."""
@@ -92,10 +88,7 @@ class BatchNorm(nn.Module):
         # One pass over the data: both sums fuse into one reduction, and the mask multiplies one number per example and
         # channel (multiplying every value costs a tenth of a step on the CPU). Sums are not centred: float32 is enough
         # because activations are of order one (the golden gradients hold the bound).
-        if self.together:
-            of_each, squares_of_each = paired_sums.sum_and_squares(x)
-        else:
-            of_each, squares_of_each = jnp.sum(x, (1, 2)), jnp.sum(x * x, (1, 2))
+        of_each, squares_of_each = jnp.sum(x, (1, 2)), jnp.sum(x * x, (1, 2))
         if mask is None:
             count = jnp.asarray(x.shape[0] * area, x.dtype)
         else:

@@ -58,7 +58,7 @@ class Mode:
     Attributes:
       train: BN in training mode.
       mask: of real examples [B].
-      axis_name, bn_together: as `BatchNorm` has them.
+      axis_name: as `BatchNorm` has it.
       dtype: of the computation.
     """
 
@@ -66,94 +66,78 @@ class Mode:
     mask: Array | None = None
     axis_name: str | None = None
     dtype: Any = jnp.float32
-    bn_together: bool = False
 
     def normalise(self, x: Array, name: str) -> Array:
         """Batch normalisation `name` of x [B,H,W,C]; for use inside compact modules."""
-        layer = BatchNorm(self.axis_name, together=self.bn_together, name=name)
-        return layer(x, train=self.train, mask=self.mask)
+        return BatchNorm(self.axis_name, name=name)(x, train=self.train, mask=self.mask)
 
 
-def conv_bn(name: str, x: Array, mode: Mode, features: int, size: int = 3, stride: int = 1, groups: int = 1) -> Array:
-    """Convolution `conv{name}` and its batch normalisation `bn{name}`; for use inside compact modules."""
-    conv, bn = (f"{name}_conv", f"{name}_bn") if name.isalpha() else (f"conv{name}", f"bn{name}")
-    x = Conv(features, size, stride, groups, mode.dtype, name=conv)(x)
-    return mode.normalise(x, bn)
+def conv_bn(
+    names: tuple[str, str], x: Array, mode: Mode, features: int, size: int = 3, stride: int = 1, groups: int = 1
+) -> Array:
+    """A convolution and its batch normalisation, named in this order; for use inside compact modules."""
+    conv, bn = names
+    return mode.normalise(Conv(features, size, stride, groups, mode.dtype, name=conv)(x), bn)
+
+
+FIRST, SECOND, THIRD = (("conv1", "bn1"), ("conv2", "bn2"), ("conv3", "bn3"))
+SHORTCUT = ("shortcut_conv", "shortcut_bn")
 
 
 class BasicBlock(nn.Module):
-    """Two 3x3 convolutions around a shortcut; [B,H,W,C] to [B,H/stride,W/stride,features].
-
-    `copies` and `shared_input` as for `Stage`.
-    """
+    """Two 3x3 convolutions around a shortcut; [B,H,W,C] to [B,H/stride,W/stride,features]."""
 
     spec: Backbone
     features: int
     stride: int
-    copies: int = 1
-    shared_input: bool = False
 
     @nn.compact
     def __call__(self, x: Array, mode: Mode) -> Array:
         """Applies the block."""
-        features, groups = self.copies * self.features, 1 if self.shared_input else self.copies
-        y = nn.relu(conv_bn("1", x, mode, features, 3, self.stride, groups))
-        y = conv_bn("2", y, mode, features, groups=self.copies)
-        if self.stride != 1 or x.shape[-1] != features:
+        y = nn.relu(conv_bn(FIRST, x, mode, self.features, 3, self.stride))
+        y = conv_bn(SECOND, y, mode, self.features)
+        if self.stride != 1 or x.shape[-1] != self.features:
             if self.spec.shortcut == "A":
                 missing = self.features - x.shape[-1]
                 before = missing // 2
                 x = jnp.pad(x[:, :: self.stride, :: self.stride], ((0, 0), (0, 0), (0, 0), (before, missing - before)))
-                x = jnp.tile(x, self.copies)
             else:
-                x = conv_bn("shortcut", x, mode, features, 1, self.stride, groups)
+                x = conv_bn(SHORTCUT, x, mode, self.features, 1, self.stride)
         return nn.relu(y + x)
 
 
 class Bottleneck(nn.Module):
-    """1x1, 3x3 (stride, groups), 1x1 with four times the channels; torchvision's v1.5 layout.
-
-    `copies` and `shared_input` as for `Stage`.
-    """
+    """1x1, 3x3 (stride, groups), 1x1 with four times the channels; torchvision's v1.5 layout."""
 
     spec: Backbone
     features: int
     stride: int
-    copies: int = 1
-    shared_input: bool = False
 
     @nn.compact
     def __call__(self, x: Array, mode: Mode) -> Array:
         """Applies the block."""
-        features, groups = self.copies * self.features, 1 if self.shared_input else self.copies
-        inner = features // 4 * self.spec.group_width * self.spec.groups // 64
-        y = nn.relu(conv_bn("1", x, mode, inner, 1, groups=groups))
-        y = nn.relu(conv_bn("2", y, mode, inner, 3, self.stride, self.copies * self.spec.groups))
-        y = conv_bn("3", y, mode, features, 1, groups=self.copies)
-        if self.stride != 1 or x.shape[-1] != features:
-            x = conv_bn("shortcut", x, mode, features, 1, self.stride, groups)
+        inner = self.features // 4 * self.spec.group_width * self.spec.groups // 64
+        y = nn.relu(conv_bn(FIRST, x, mode, inner, 1))
+        y = nn.relu(conv_bn(SECOND, y, mode, inner, 3, self.stride, self.spec.groups))
+        y = conv_bn(THIRD, y, mode, self.features, 1)
+        if self.stride != 1 or x.shape[-1] != self.features:
+            x = conv_bn(SHORTCUT, x, mode, self.features, 1, self.stride)
         return nn.relu(y + x)
 
 
 class Stage(nn.Module):
-    """Stage `index` (1, 2, ...) of a backbone: its blocks in order; from stage 2 on the first halves the resolution.
-
-    With `copies` it is that many stages side by side over one input: their outputs, like their variables, are
-    concatenated along the channels, and convolutions within them are grouped.
-    """
+    """Stage `index` (1, 2, ...) of a backbone: its blocks in order; from stage 2 on the first halves the resolution."""
 
     spec: Backbone
     index: int
-    copies: int = 1
 
     @nn.compact
     def __call__(self, x: Array, mode: Mode) -> Array:
-        """[B,H,W,C] to [B,H/2,W/2,copies * channels(index)] (stage 1 keeps the resolution)."""
+        """[B,H,W,C] to [B,H/2,W/2,channels(index)] (stage 1 keeps the resolution)."""
         block = Bottleneck if self.spec.bottleneck else BasicBlock
         for i in range(self.spec.blocks[self.index - 1]):
             stride = 2 if i == 0 and self.index > 1 else 1
-            features, shared = self.spec.channels(self.index), self.copies > 1 and i == 0
-            x = block(self.spec, features, stride, self.copies, shared, name=f"block{i}")(x, mode)
+            x = block(self.spec, self.spec.channels(self.index), stride, name=f"block{i}")(x, mode)
         return x
 
 
@@ -166,10 +150,10 @@ class Trunk(nn.Module):
     def __call__(self, x: Array, mode: Mode) -> list[Array]:
         """Returns the features f_1, ..., f_S behind each shared stage for images [B,H,W,3]."""
         if self.spec.imagenet_stem:
-            x = nn.relu(conv_bn("1", x, mode, self.spec.width, 7, 2))
+            x = nn.relu(conv_bn(FIRST, x, mode, self.spec.width, 7, 2))
             x = max_pool(x)
         else:
-            x = nn.relu(conv_bn("1", x, mode, self.spec.width))
+            x = nn.relu(conv_bn(FIRST, x, mode, self.spec.width))
         features = []
         for s in range(1, len(self.spec.blocks)):
             x = Stage(self.spec, s, name=f"stage{s}")(x, mode)

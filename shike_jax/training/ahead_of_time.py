@@ -27,7 +27,7 @@ from shike_jax.data.splits import longtail_counts
 from shike_jax.methods import SAMPLERS
 from shike_jax.training import steps
 from shike_jax.training.evaluation import predict_step
-from shike_jax.training.program import Program, make_program
+from shike_jax.training.program import make_program
 from shike_jax.training.state import TrainState, variables_of
 from shike_jax.training.trainable import select
 
@@ -108,11 +108,6 @@ class Steps:
         if steps > 1 and views.is_decoded_on_host(self.config.data):
             expected = "0 or 1, as images that are decoded on the host come one batch a call"
             raise UserError(f"config.train.steps_per_call={steps}: expected {expected}")
-        if train.updates_together and steps == 1:
-            raise UserError(
-                "config.train.updates_together=True changes calls of several steps only: expected "
-                "config.train.steps_per_call of at least 2 with it"
-            )
         return steps
 
     def train(self, stage: str, batch: int) -> jax.stages.Lowered:
@@ -137,7 +132,6 @@ class Steps:
             jax.random.key(self.config.seed),
             steps_per_epoch=each,
             steps=each * fields.epochs,
-            updates_together=self.config.train.updates_together,
         )
         moved = select(variables["params"], program.updated)
         opt_state = jax.eval_shape(program.optimizer.init, moved)
@@ -146,10 +140,10 @@ class Steps:
         state = TrainState(step, variables["params"], variables["batch_stats"], opt_state, average)
 
         def call(state: TrainState, data: PyTree, inputs: PyTree) -> tuple[TrainState, PyTree]:
-            def one(program: Program, state: TrainState, item: PyTree) -> tuple[TrainState, PyTree]:
+            def one(state: TrainState, item: PyTree) -> tuple[TrainState, PyTree]:
                 return steps.train_step(program, state, self._fetch(data, item))
 
-            return steps.several_steps(program, one, state, inputs)
+            return steps.several_steps(one, state, inputs)
 
         paired = bool(SAMPLERS[fields.sampler].options["partner"])
         inputs = jax.tree.map(

@@ -1,7 +1,7 @@
 """One epoch of training: call after compiled call, with log records, checkpoints and requests to stop on the way.
 
-What passes through here is one run, or the runs of several seeds that share a compiled step (`together`). They stand at
-the same step of the same stage and differ in nothing but their keys.
+What passes through here is one run, or the runs of several seeds that share a compiled step (`loop`). They stand at the
+same step of the same stage and differ in nothing but their keys.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ def fit_epoch(
 
     Args:
       runs, stages: of each run, the stage that it stands in. The first speaks for what is equal in all of them.
-      call: `steps.compile_train` of a run alone, `together.compile_group` of several.
+      call: of `steps.compile_train`.
       state: replicated; of several runs with a leading axis [S].
       step: of the stage.
 
@@ -154,10 +154,10 @@ def calls(run: Run, stage: Stage, step: int) -> Iterator[tuple[int, int, PyTree]
 
 
 def _calls_of_all(runs: Sequence[Run], stages: Sequence[Stage], step: int) -> Iterator[tuple[int, int, PyTree]]:
-    """As `calls`, for all runs of a group: inputs [devices, k, ...] of one, [devices, S, k, ...] of several."""
+    """As `calls`, for all runs of a group: inputs [devices, k, ...] of one, [devices, k, S, ...] of several."""
     for items in zip(*(calls(run, stage, step) for run, stage in zip(runs, stages, strict=True)), strict=True):
         done, count, _ = items[0]
-        yield done, count, side_by_side([inputs for _, _, inputs in items], axis=1)
+        yield done, count, side_by_side([inputs for _, _, inputs in items], axis=2)
 
 
 def steps_per_call(config: ConfigDict, can_hold_several: bool, steps_per_epoch: int) -> int:

@@ -1,13 +1,24 @@
-"""A run: stage after stage, each of them epochs of steps, an evaluation and a hand-over; then the results."""
+"""Training: stage after stage, each of them epochs of steps, an evaluation and a hand-over; then the results.
+
+`config.seeds` trains several seeds in one program. A network as small as CIFAR's fills a small part of an accelerator,
+whose kernels are shorter than their launches: several of them in one program take little longer than one. Each seed is
+a run with its own work directory, checkpoints, logs and results, equal to what it would be alone; only the training
+step is shared. Runs that stand at different steps (some were stopped later than others) train in turn, those furthest
+behind first. A run alone is a list of one.
+"""
 
 from __future__ import annotations
 
 import contextlib
+import dataclasses
+import functools
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
@@ -23,23 +34,66 @@ from shike_jax.storage.progress import clock
 from shike_jax.storage.trouble import check_present, naming_disk_trouble
 from shike_jax.storage.workdir import claimed, discard_untrained, open_workdir
 from shike_jax.training import averaging, metrics, outcome, steps
-from shike_jax.training.epoch import EpochReport, calls, fit_epoch, is_evaluated
+from shike_jax.training.epoch import EpochReport, calls, fit_epoch, is_evaluated, of_each, side_by_side
 from shike_jax.training.setup import Run, Stage, check_devices, make_stage, prepare
 from shike_jax.training.state import TrainState
 
 PyTree = Any
 
 
-def train(config: ConfigDict, workdir: Path, started: float | None = None) -> dict[str, Any]:
-    """Trains, evaluates and resumes; the whole of `python -m shike_jax.main`.
+@dataclasses.dataclass
+class Member:
+    """A run and where it stands.
+
+    Attributes:
+      run, stage: as `prepare` returns them.
+      state: on the host, or replicated over the devices; `step` is its step of the stage.
+      variables: {`params`, `batch_stats`} of the newest evaluation, replicated; None before there is one.
+    """
+
+    run: Run
+    stage: Stage
+    state: TrainState
+    variables: PyTree = None
+
+    def __post_init__(self) -> None:
+        """Nothing is compiled yet."""
+        self.step = int(self.state.step)
+        self._variables_of = averaging.make_outcome(self.run, self.stage)
+
+    @property
+    def position(self) -> tuple[int, int]:
+        """Stage and step of it."""
+        return self.stage.index, self.step
+
+    def evaluate(self) -> dict[str, Any]:
+        """Scores of `metrics.analyse` on the evaluation part, with the stage's set of classifiers."""
+        run, heads, split = self.run, self.stage.settings.heads, self.run.source.split
+        self.variables = self._variables_of(_on_devices(self.state))
+        with run.timed("evaluate"):
+            with run.log.meter("evaluating", run.evaluator.batches) as update:
+                found = run.evaluator(self.variables, (heads,), update=update)
+            return metrics.analyse(found[heads], found[""]["label"], split.num_classes, split.divisions)
+
+    def next_stage(self, variables: PyTree) -> None:
+        """Begins the next stage with the variables that the last one handed over; a checkpoint holds its start."""
+        self.stage = make_stage(self.run, self.stage.index + 1, variables["params"])
+        self.state, self.step, self.variables = self.stage.start(variables), 0, None
+        self._variables_of = averaging.make_outcome(self.run, self.stage)
+        outcome.save_checkpoint(self.run, self.stage, self.state, 0)
+        self.run.checkpoints.wait()
+
+
+def train(config: ConfigDict, workdir: Path, started: float | None = None) -> dict[str, Any] | list[dict[str, Any]]:
+    """Trains, evaluates and resumes; the whole of the command `train`.
 
     Args:
       config: validated.
-      workdir: of this run; continues what it finds there.
+      workdir: of this run, continued from what is found there; of `config.seeds` each trains in WORKDIR/seedN.
       started: `time.time()` when the program began, for the start-up time.
 
     Returns:
-      The results, also written to `workdir/results.json`.
+      The results, also written to `results.json` in the work directory; of `config.seeds` a list of them in order.
 
     Raises:
       UserError: anything a user can mend.
@@ -47,106 +101,148 @@ def train(config: ConfigDict, workdir: Path, started: float | None = None) -> di
     """
     compiled = CompileTime.total if started is None else 0.0  # by this process before this run
     started = started or time.time()
-    plain = to_plain(config)
     parallel.use_backend(config.train.backend)
     check_devices(config)
+    if config.seeds and jax.process_count() > 1:
+        raise UserError(f"config.seeds={tuple(config.seeds)!r}: expected one process, not {jax.process_count()}")
+    runs = {workdir / f"seed{seed}": _of_seed(config, seed) for seed in config.seeds} or {workdir: config}
     with contextlib.ExitStack() as held:
-        finished = None
-        if parallel.is_main():
-            finished = open_workdir(workdir, plain, with_defaults)
-            if finished is None and held.enter_context(claimed(workdir)):
-                finished = open_workdir(workdir, plain, with_defaults)  # the process that was waited for may be done
-        finished = parallel.from_main(finished)
-        if finished is None:
-            return _train(config, workdir, started, compiled)
+        held.callback(preemption.stay)
+        held.enter_context(naming_disk_trouble(workdir, list(runs)))
+        results: dict[Path, dict[str, Any]] = {}
+        members: list[Member] = []
+        for folder, own in runs.items():
+            finished = _finished(own, folder, held)
+            if finished is None:
+                opened = [*(member.run.workdir for member in members), folder]
+                members.append(_opened(own, folder, held, opened))
+                if config.seeds and members[-1].run.source.images is None:
+                    discard_untrained(folder)
+                    expected = "a data source whose images lie on the device"
+                    raise UserError(f"config.seeds: expected {expected}, not {config.data.source!r}")
+            else:
+                results[folder] = finished
+        compiling = CompileTime.total - compiled
+        starting = time.time() - started - compiling
+        for member in members:  # time spent for all is divided among them
+            member.run.history["seconds"]["start_up"] += starting / len(members)
+            member.run.history["seconds"]["compile"] += compiling / len(members)
+        _train(members, results)
+    return [results[folder] for folder in runs] if config.seeds else results[workdir]
+
+
+def _of_seed(config: ConfigDict, seed: int) -> ConfigDict:
+    """The configuration of one seed's own run."""
+    own = config.copy_and_resolve_references()
+    with own.unlocked():
+        own.seed, own.seeds = seed, ()
+    return own
+
+
+def _finished(config: ConfigDict, workdir: Path, held: contextlib.ExitStack) -> dict[str, Any] | None:
+    """Opens the work directory and keeps other processes out of it while `held`; returns the results of a run that is
+    finished already.
+    """
+    found = None
     if parallel.is_main():
-        print(f"{workdir} is finished (top-1 {finished['top1']:.2f} %): nothing to do")
-    return finished
+        opening = functools.partial(open_workdir, workdir, to_plain(config))
+        found = opening(functools.partial(with_defaults, tell=print))
+        if found is None and held.enter_context(claimed(workdir)):
+            found = opening(with_defaults)  # the process that was waited for may be done
+    found = parallel.from_main(found)
+    if found is not None and parallel.is_main():
+        print(f"{workdir} is finished (top-1 {found['top1']:.2f} %): nothing to do")
+    return found
 
 
-def _train(config: ConfigDict, workdir: Path, started: float, compiled: float) -> dict[str, Any]:
-    """Trains a run that is not finished; `compiled` seconds of compilation were not its own."""
+def _opened(config: ConfigDict, workdir: Path, held: contextlib.ExitStack, opened: Sequence[Path]) -> Member:
+    """The run where it stands; what it opens is closed with `held`.
+
+    Args:
+      opened: the work directories of this process's runs so far, this one included.
+    """
     log = RunLog(workdir, config.log, parallel.is_main(), config.train.tensorboard)
+    held.callback(_close, log)
+    if parallel.is_main() and jax.process_count() == 1:
+        preemption.leave_at_once(functools.partial(_discard_untrained, opened))
     try:
-        if parallel.is_main() and jax.process_count() == 1:
-            preemption.leave_at_once(lambda: discard_untrained(workdir))
-        run, stage, state = prepare(config, workdir, log)
+        member = Member(*prepare(config, workdir, log))
     except UserError:
         preemption.stay()
-        log.close()
         if parallel.is_main():
             discard_untrained(workdir)
         raise
-    try:
-        compiling = CompileTime.total - compiled
-        run.history["seconds"]["start_up"] += time.time() - started - compiling
-        run.history["seconds"]["compile"] += compiling
-        with naming_disk_trouble(workdir):
-            with contextlib.closing(run.profile):
-                variables = _run_stages(run, stage, state)
-            return finish(run, variables)
-    finally:
-        preemption.stay()
-        with contextlib.suppress(OSError):  # what cannot be written has been said already
-            log.close()
+    held.callback(member.run.profile.close)
+    return member
 
 
-def _run_stages(run: Run, stage: Stage, state: TrainState) -> PyTree:
-    """Trains from `stage` to the last one; returns the network's variables at the end, on the host."""
-    while True:
-        variables = fit_stage(run, stage, state)
-        outcome.save_stage_weights(run, stage, variables)
-        if stage.index + 1 == len(run.config.run):
-            run.checkpoints.close()
-            return variables
-        stage = make_stage(run, stage.index + 1, variables["params"])
-        state = stage.start(variables)
-        outcome.save_checkpoint(run, stage, state, 0)
-        run.checkpoints.wait()
+def _discard_untrained(folders: Sequence[Path]) -> None:
+    for folder in folders:
+        discard_untrained(folder)
 
 
-def fit_stage(run: Run, stage: Stage, state: TrainState) -> PyTree:
-    """Trains a stage from where its state stands to its end, and evaluates it.
-
-    Args:
-      state: on the host.
-
-    Returns:
-      The network's variables {`params`, `batch_stats`} at the end, on the host.
-    """
-    call = steps.compile_train(stage.program, run.feeds["train"].fetch)
-    call = run.log.announced(call, f"the training step of {stage.name}")
-    variables_of, variables = averaging.make_outcome(run, stage), None
-    step, evaluation = int(state.step), None
-    show_first_batch(run, stage, step)
-    state = parallel.replicate(state)
-    while step < stage.steps:
-        epoch = step // stage.steps_per_epoch
-        state, (trained,) = fit_epoch([run], [stage], call, state, step)
-        step = min((epoch + 1) * stage.steps_per_epoch, stage.steps)
-        looked_at = is_evaluated(run, stage, step)
-        if looked_at:
-            variables = variables_of(state)
-        evaluation = evaluate(run, variables, stage.settings.heads) if looked_at else None
-        report_epoch(run, stage, epoch, step, trained, evaluation)
-    if evaluation is None:  # a run that was stopped exactly at the end of a stage is evaluated when it comes back
-        variables = variables_of(state)
-        evaluation = evaluate(run, variables, stage.settings.heads)
-    run.history["stages"].append(outcome.stage_record(stage, evaluation))
-    return parallel.to_host(variables)
+def _close(log: RunLog) -> None:
+    with contextlib.suppress(OSError):  # what cannot be written has been said already
+        log.close()
 
 
-def evaluate(run: Run, variables: PyTree, heads: str) -> dict[str, Any]:
-    """Scores of `metrics.analyse` on the evaluation part with one set of classifiers; variables are replicated."""
-    split = run.source.split
-    with run.timed("evaluate"):
-        with run.log.meter("evaluating", run.evaluator.batches) as update:
-            found = run.evaluator(variables, (heads,), update=update)
-        return metrics.analyse(found[heads], found[""]["label"], split.num_classes, split.divisions)
+def _train(members: list[Member], results: dict[Path, dict[str, Any]]) -> None:
+    """Trains runs to their ends, an epoch of those furthest behind at a time; adds their results by work directory."""
+    compiled: dict[Any, Any] = {}
+    while members:
+        position = min(member.position for member in members)
+        group = [member for member in members if member.position == position]
+        which = group[0].stage.index, *(member.run.config.seed for member in group)
+        if which not in compiled:  # the last one is not needed any more: a new group or stage has come
+            compiled = {which: _compiled_step(group)}
+        _fit_epoch(group, compiled[which])
+        for member in group:
+            if member.step < member.stage.steps:
+                continue
+            variables = parallel.to_host(member.variables)
+            outcome.save_stage_weights(member.run, member.stage, variables)
+            if member.stage.index + 1 < len(member.run.config.run):
+                member.next_stage(variables)
+            else:
+                members.remove(member)
+                results[member.run.workdir] = finish(member.run, variables)
+
+
+def _compiled_step(group: Sequence[Member]) -> Any:
+    """The training step of members that stand in one stage; it compiles when it is called first."""
+    first = group[0]
+    keys = jnp.stack([member.stage.program.key for member in group]) if len(group) > 1 else None
+    call = steps.compile_train(first.stage.program, first.run.feeds["train"].fetch, keys)
+    several = f", {len(group)} seeds together" if len(group) > 1 else ""
+    return first.run.log.announced(call, f"the training step of {first.stage.name}{several}")
+
+
+def _fit_epoch(group: Sequence[Member], call: Any) -> None:
+    """Trains members that stand at one step to the end of its epoch, and evaluates each as configured."""
+    stage, step = group[0].stage, group[0].step
+    for member in group:
+        show_first_batch(member.run, member.stage, step)
+    state = _on_devices(side_by_side([member.state for member in group], axis=0))
+    state, reports = fit_epoch([m.run for m in group], [m.stage for m in group], call, state, step)
+    epoch = step // stage.steps_per_epoch
+    end = min((epoch + 1) * stage.steps_per_epoch, stage.steps)
+    states = of_each(state if len(group) == 1 else parallel.to_host(state), len(group))
+    for member, own, report in zip(group, states, reports, strict=True):
+        member.state, member.step = own, end
+        evaluation = member.evaluate() if is_evaluated(member.run, stage, end) else None
+        report_epoch(member.run, member.stage, epoch, end, report, evaluation)
+        if evaluation and end == stage.steps:
+            member.run.history["stages"].append(outcome.stage_record(member.stage, evaluation))
+
+
+def _on_devices(state: TrainState) -> TrainState:
+    """The state replicated over the devices, where it may lie already: after a step it does."""
+    return state if isinstance(state.step, jax.Array) else parallel.replicate(state)
 
 
 def finish(run: Run, variables: PyTree) -> dict[str, Any]:
     """Writes the results and the card of a run whose last stage is done."""
+    run.checkpoints.close()
     outcome.share_bad_images(run)
     if parallel.is_main():
         check_present(run.workdir)

@@ -18,7 +18,6 @@ from shike_jax.config import to_plain
 from shike_jax.methods import AVERAGES, SCHEDULES, StageLength
 from shike_jax.methods.averaging import AverageSettings
 from shike_jax.methods.optimizers import make_optimizer
-from shike_jax.training.packing import Packing
 from shike_jax.training.trainable import trainable_mask
 
 Array = jax.Array
@@ -41,7 +40,6 @@ class Program:
       steps: length of the stage.
       augment: (images uint8 [b,H,W,3], keys [b], mask=[b]) to normalised float images.
       key: PRNG key of the stage.
-      packing: how what the optimiser moves becomes one vector in calls of several steps; None: it does not.
     """
 
     network: models.ExpertNetwork
@@ -55,7 +53,6 @@ class Program:
     steps: int
     augment: Callable[..., Array]
     key: Array
-    packing: Packing | None = None
 
 
 def make_program(
@@ -67,7 +64,6 @@ def make_program(
     key: Array,
     steps_per_epoch: int,
     steps: int,
-    updates_together: bool = False,
 ) -> Program:
     """Builds the program of a stage from its configuration.
 
@@ -76,7 +72,6 @@ def make_program(
       params: the network's parameters, or shapes; their names decide what trains.
       class_counts, augment, key, steps: as in `Program`.
       steps_per_epoch: for the schedule.
-      updates_together: as `config.train` has it.
 
     Raises:
       UserError: patterns that match no parameter, an unknown schedule or optimiser.
@@ -102,7 +97,6 @@ def make_program(
         steps=steps,
         augment=augment,
         key=key,
-        packing=Packing.of(params, updated) if updates_together else None,
     )
 
 

@@ -195,7 +195,6 @@ def make_stage(run: Run, index: int, params: PyTree) -> Stage:
         randomness.stage_key(config.seed, index),
         each,
         total,
-        config.train.updates_together,
     )
     before = sum(_stage_steps(config, other, len(run.labels))[1] for other in config.run[:index])
     return Stage(index, name, settings, program, each, total, before)

@@ -177,59 +177,49 @@ def _mix(stage: dict[str, Any], images: Array, batch: Batch, key: Array) -> tupl
     return mixed, Mixing(lam, everyone["label"][partner])
 
 
-def compile_train(program: Program, fetch: Callable[[PyTree, PyTree], Batch]) -> Callable:
+def compile_train(program: Program, fetch: Callable[[PyTree, PyTree], Batch], keys: Array | None = None) -> Any:
     """Compiles (state, data, inputs) -> (state, sums) over all devices.
 
     Args:
       program: of the stage.
       fetch: turns (data, one step's inputs) into a batch; runs inside the compiled step.
+      keys: of several runs [S], whose programs differ in the key alone; None: one run, with the program's key.
 
     Returns:
       A function of the replicated state (donated), the replicated data and inputs [devices, k, ...]: k steps in one
-      call, k being free to vary. The sums are added over the k steps.
+      call, k being free to vary. The sums are added over the k steps. For several runs, states and sums have a leading
+      axis [S], and inputs are [devices, k, S, ...].
     """
 
+    def one(key: Array, state: TrainState, data: PyTree, item: PyTree) -> tuple[TrainState, PyTree]:
+        return train_step(dataclasses.replace(program, key=key), state, fetch(data, item))
+
     def call(state: TrainState, data: PyTree, inputs: PyTree) -> tuple[TrainState, PyTree]:
-        return several_steps(program, lambda one, state, item: train_step(one, state, fetch(data, item)), state, inputs)
+        if keys is None:
+            step = functools.partial(one, program.key)
+        else:
+            step = functools.partial(jax.vmap(one, (0, 0, None, 0)), keys)
+        return several_steps(lambda state, item: step(state, data, item), state, inputs)
 
     return parallel.compile_step(call, replicated_in=(True, True, False), donate=True)
 
 
 def several_steps(
-    program: Program,
-    step: Callable[[Program, TrainState, PyTree], tuple[TrainState, PyTree]],
-    state: TrainState,
-    inputs: PyTree,
-    over_runs: Callable[[Callable], Callable] = lambda function: function,
+    step: Callable[[TrainState, PyTree], tuple[TrainState, PyTree]], state: TrainState, inputs: PyTree
 ) -> tuple[TrainState, PyTree]:
     """Makes k steps inside a compiled call.
 
     Args:
-      program: of the stage.
-      step: (program, state, one step's inputs) to (state, sums).
+      step: (state, one step's inputs) to (state, sums).
       state: before the first step.
       inputs: [k, ...].
-      over_runs: turns a function of one run's state into one of what the scan carries: unchanged for one run,
-        `jax.vmap` for several.
 
     Returns:
       The state after the last step, and the sums added over the steps.
     """
     if len(jax.tree.leaves(inputs)[0]) == 1:  # XLA:CPU runs convolutions inside a scan many times slower
-        return step(program, state, jax.tree.map(lambda x: x[0], inputs))
-    if (packing := program.packing) is None:
-        state, sums = lax.scan(functools.partial(step, program), state, inputs)
-    else:
-        packed_program = dataclasses.replace(program, optimizer=packing.optimizer(program.optimizer))
-        pack, unpack = over_runs(packing.pack_state), over_runs(packing.unpack_state)
-        unpack_params, pack_params = over_runs(packing.unpack_params), over_runs(packing.pack_params)
-
-        def one(state: TrainState, item: PyTree) -> tuple[TrainState, PyTree]:
-            state, sums = step(packed_program, unpack_params(state), item)
-            return pack_params(state), sums
-
-        state, sums = lax.scan(one, pack(state), inputs)
-        state = unpack(state)
+        return step(state, jax.tree.map(lambda x: x[0], inputs))
+    state, sums = lax.scan(step, state, inputs)
     return state, jax.tree.map(lambda x: jnp.sum(x, 0), sums)
 
 

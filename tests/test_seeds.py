@@ -12,7 +12,7 @@ from shike_jax.cli.flags import load_config
 from shike_jax.cluster.preemption import Preempted, StopRequest
 from shike_jax.errors import UserError
 from shike_jax.storage.checkpoints import load_weights
-from shike_jax.training import loop, together
+from shike_jax.training import loop
 from tests.conftest import ROOT
 from tests.jobs import digits
 
@@ -59,10 +59,10 @@ def assert_same_run(one, other, stages):
     ("seeds", "compared"), [((1, 2), (2,)), pytest.param((1, 2, 3), (1, 2, 3), marks=pytest.mark.slow)]
 )
 def test_each_seed_equals_its_run_alone(tmp_path, seeds, compared):
-    """Together in calls of two steps with joint updates; alone step by step."""
+    """Together in calls of two steps; alone step by step."""
     only = ("run=('representation',)", "stages.representation.max_steps=4", "data.test_per_class=10")
-    many = ("train.steps_per_call=2", "train.updates_together=True")
-    together.train_seeds(config(*only, *many, f"seeds={seeds}"), tmp_path / "all")
+    results = loop.train(config(*only, "train.steps_per_call=2", f"seeds={seeds}"), tmp_path / "all")
+    assert [result["seed"] for result in results] == list(seeds)
     for seed in compared:
         loop.train(config(*only, f"seed={seed}"), tmp_path / f"alone{seed}")
         assert_same_run(tmp_path / f"alone{seed}", tmp_path / "all" / f"seed{seed}", ["representation"])
@@ -79,13 +79,13 @@ def test_stopped_and_continued_seeds_equal_their_runs_alone(tmp_path, monkeypatc
         for calls in (12, 6):  # seed 2 makes 7 steps, seed 1 three, both two; then five, and one of the second stage
             stop_after(patch, calls)
             with pytest.raises(Preempted):
-                together.train_seeds(both, folder)
-    assert len(together.train_seeds(both, folder)) == 2
+                loop.train(both, folder)
+    assert len(loop.train(both, folder)) == 2
     for seed in (1, 2):
         loop.train(config(f"seed={seed}", epochs=(2, 1)), tmp_path / f"alone{seed}")
         assert_same_run(tmp_path / f"alone{seed}", folder / f"seed{seed}", ["representation", "classifier"])
     capsys.readouterr()
-    assert together.train_seeds(both, folder) == []
+    assert [result["seed"] for result in loop.train(both, folder)] == [1, 2]
     assert capsys.readouterr().out.count("is finished") == 2
 
 
@@ -94,5 +94,5 @@ def test_seeds_must_differ_and_need_images_on_the_device(tmp_path, monkeypatch):
         config("seeds=(1,1)")
     monkeypatch.setattr(jax, "process_count", lambda: 2)
     with pytest.raises(UserError, match=r"config.seeds=\(1, 2\): expected one process, not 2"):
-        together.train_seeds(config("seeds=(1,2)"), tmp_path / "none")
+        loop.train(config("seeds=(1,2)"), tmp_path / "none")
     assert not (tmp_path / "none").exists()
