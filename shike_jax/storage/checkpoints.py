@@ -31,7 +31,7 @@ from flax import serialization, traverse_util
 
 from shike_jax.cluster import parallel
 from shike_jax.common.errors import UserError
-from shike_jax.common.text import parse_json
+from shike_jax.common.text import parse_json, to_json
 from shike_jax.storage import manifest
 from shike_jax.storage.atomic import write_json
 
@@ -112,7 +112,7 @@ class Checkpoints:
         if step in _steps(self.root):
             return
         # Copies: the devices' buffers are given to the next step, and `meta` goes on changing.
-        tree, text = jax.tree.map(np.array, to_tree(state)), json.dumps(meta)
+        tree, text = jax.tree.map(np.array, to_tree(state)), to_json(meta)
         self._saving = self._worker.submit(self._save, step, tree, json.loads(text))
 
     def _save(self, step: int, tree: PyTree, meta: Meta) -> None:

@@ -7,12 +7,11 @@ it.
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Iterator
 
 from etils import epath
 
-from shike_jax.common.text import parse_json
+from shike_jax.common.text import parse_json, to_json
 
 NAME = "manifest.json"
 
@@ -21,7 +20,7 @@ def write(folder: epath.Path) -> None:
     """Writes NAME into a finished folder (path or bucket URL): {relative path: SHA-256 in hex} of every file."""
     files = {str(p.relative_to(folder)): _digest(p) for p in _files(folder)}
     partial = folder / f".{NAME}"
-    partial.write_text(json.dumps(files, indent=1))
+    partial.write_text(to_json(files, indent=1))
     partial.replace(folder / NAME)
 
 

@@ -24,6 +24,7 @@ from shike_jax.storage.trouble import check_present, naming_disk_trouble
 from shike_jax.storage.workdir import claimed, discard_untrained, open_workdir
 from shike_jax.training import averaging, metrics, outcome, steps
 from shike_jax.training.epoch import EpochReport, calls, fit_epoch, is_evaluated
+from shike_jax.training.finite import check_logits, check_variables
 from shike_jax.training.setup import Run, Stage, check_devices, make_stage, prepare
 from shike_jax.training.state import TrainState
 
@@ -127,22 +128,30 @@ def fit_stage(run: Run, stage: Stage, state: TrainState) -> PyTree:
         looked_at = is_evaluated(run, stage, step)
         if looked_at:
             variables = variables_of(state)
-        evaluation = evaluate(run, variables, stage.settings.heads) if looked_at else None
+        evaluation = evaluate(run, stage, variables, step) if looked_at else None
         report_epoch(run, stage, epoch, step, trained, evaluation)
     if evaluation is None:  # a run that was stopped exactly at the end of a stage is evaluated when it comes back
         variables = variables_of(state)
-        evaluation = evaluate(run, variables, stage.settings.heads)
+        evaluation = evaluate(run, stage, variables, step)
     run.history["stages"].append(outcome.stage_record(stage, evaluation))
     return parallel.to_host(variables)
 
 
-def evaluate(run: Run, variables: PyTree, heads: str) -> dict[str, Any]:
-    """Scores of `metrics.analyse` on the evaluation part with one set of classifiers; variables are replicated."""
-    split = run.source.split
+def evaluate(run: Run, stage: Stage, variables: PyTree, step: int) -> dict[str, Any]:
+    """Scores of `metrics.analyse` on the evaluation part with the stage's classifiers; variables are replicated.
+
+    Raises:
+      UserError: weights, running statistics or logits are not finite.
+    """
+    split, heads = run.source.split, stage.settings.heads
+    place = f"stage {stage.name}", step, run.checkpoints.latest
+    check_variables(variables, *place)
     with run.timed("evaluate"):
         with run.log.meter("evaluating", run.evaluator.batches) as update:
             found = run.evaluator(variables, (heads,), update=update)
-        return metrics.analyse(found[heads], found[""]["label"], split.num_classes, split.divisions)
+        scores = metrics.analyse(found[heads], found[""]["label"], split.num_classes, split.divisions)
+    check_logits(scores["not_finite"], scores["examples"], *place)
+    return scores
 
 
 def finish(run: Run, variables: PyTree) -> dict[str, Any]:

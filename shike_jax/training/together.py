@@ -194,7 +194,7 @@ def _fit_epoch(group: Sequence[Member], call: Callable) -> None:
         member.state = state
         end = member.position[1]
         looked_at = is_evaluated(member.run, stage, end)
-        evaluation = loop.evaluate(member.run, _variables(member), stage.settings.heads) if looked_at else None
+        evaluation = loop.evaluate(member.run, member.stage, _variables(member), end) if looked_at else None
         loop.report_epoch(member.run, member.stage, step // stage.steps_per_epoch, end, report, evaluation)
         if evaluation and end == stage.steps:
             member.run.history["stages"].append(outcome.stage_record(member.stage, evaluation))
