@@ -62,7 +62,7 @@ def describe(summary: dict[str, Any]) -> str:
         for m, (top1, division) in enumerate(zip(found["experts"], found["experts_divisions"], strict=True)):
             alone = {"top1": top1, **division}
             rows.append([f"  expert {m + 1} alone", *(_cell(alone.get(key)) for key in columns)])
-    lines += [*aligned(rows), *_earlier_heads(summary), ""]
+    lines += [*aligned(rows), *_not_finite(summary), *_earlier_heads(summary), ""]
     rows = [["percent", "pairs differ", "unanimous", "any right", "all right", "none right", "p(hardest wrong) > 0.5"]]
     for name, found in heads.items():
         shares = found["agreement"]
@@ -75,6 +75,16 @@ def describe(summary: dict[str, Any]) -> str:
     if "post_hoc" in summary:
         lines += ["", *_post_hoc_lines(summary)]
     return "\n".join(lines)
+
+
+def _not_finite(summary: dict[str, Any]) -> list[str]:
+    """Says of how many images the network's output is no finite number."""
+    counts = {name: found["not_finite"] for name, found in summary["heads"].items() if found["not_finite"]}
+    examples = summary["data"]["examples"]
+    return [
+        f"The {name} heads' logits of {count:,} of {examples:,} images are not finite: wrong in every score."
+        for name, count in counts.items()
+    ]
 
 
 def _earlier_heads(summary: dict[str, Any]) -> list[str]:

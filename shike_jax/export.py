@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 import tempfile
 import time
@@ -147,7 +146,7 @@ def export(classifier: Classifier, target: Path, kind: str = "jax") -> None:
             finished = Path(scratch) / "exported"
             finished.mkdir()
             WRITERS[kind](classifier, finished)
-            (finished / "model.json").write_text(json.dumps(describe(classifier), indent=1) + "\n")
+            atomic.write_json(finished / "model.json", describe(classifier))
             finished.rename(target)  # replaces an empty folder
     except OSError as error:
         raise UserError(f"--output={target}: {error.strerror or error}") from error

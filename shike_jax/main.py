@@ -19,9 +19,9 @@ examples:
       --config.seed=1 --config.stages.classifier.epochs=10
 
 The same command started again continues where the run was stopped; a finished run is left as it is. On SIGTERM the run
-is saved when the running call ends (one step on a CPU, by default an epoch on accelerators), and the exit status is 75;
-76 says that another process of the job was lost. Several processes: give each --coordinator, --processes and --process,
-or start them under SLURM or on a TPU pod, where they are found.
+is saved when the running call ends (one step on a CPU, by default an epoch on accelerators), and the exit status is 75,
+as it is where a checkpoint cannot be read for now; 76 says that another process of the job was lost. Several processes:
+give each --coordinator, --processes and --process, or start them under SLURM or on a TPU pod, where they are found.
 """
 
 

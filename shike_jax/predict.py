@@ -27,7 +27,8 @@ examples:
 
 --images takes files, folders (with all below them), a .txt list of paths, or one .npy array: uint8 [N,height,width,3],
 or float32 [N,height,width,3] already normalised (used as it is). Pictures are resized and cropped as in the evaluation
-that followed training. Broken ones are named and left out; the exit status is 0 when at least one could be read.
+that followed training. Broken ones are named and left out; the exit status is 0 when at least one could be read. Images
+for which the network gives numbers that are not finite are named and left out too, and the exit status is 1.
 
 .csv: file, then class_1, probability_1, ... and with --per_expert each expert's own first class and its probability.
       A name that a spreadsheet would take for a formula begins with an apostrophe; control characters are escaped.
@@ -35,6 +36,7 @@ that followed training. Broken ones are named and left out; the exit status is 0
       class_names [C], files [N], skipped.
 """
 Files = list[str]
+NOT_FINITE = "the network's output is not finite"
 NAMED = 20  # unreadable pictures that are named at the end
 
 
@@ -158,19 +160,23 @@ def predict(
       The number of images classified, and the skipped ones with reasons.
 
     Raises:
-      UserError: nothing there to classify, or nothing that can be read.
+      UserError: nothing there to classify, nothing that can be read, or no output that is finite.
     """
     total, batches, skipped = _open(classifier, images, batch_size)
     run = BatchedLogits(classifier, min(batch_size, total))
     count = 0
     with meter("predicting", total, sys.stderr) if show else contextlib.nullcontext(unseen) as update:
         for files, pixels in batches:
-            sink.add(files, run(pixels))
-            count += len(files)
+            logits = run(pixels)
+            finite = np.isfinite(logits).all((0, 2))
+            skipped |= {file: NOT_FINITE for file, good in zip(files, finite, strict=True) if not good}
+            if finite.any():
+                sink.add([file for file, good in zip(files, finite, strict=True) if good], logits[:, finite])
+            count += int(finite.sum())
             update(count + len(skipped))
     if not count:
         file, reason = next(iter(skipped.items()))
-        raise UserError(f"none of the {total} images could be read; the first: {file}: {reason}")
+        raise UserError(f"none of the {total} images could be classified; the first: {file}: {reason}")
     sink.finish(skipped)
     return count, skipped
 
@@ -217,8 +223,8 @@ def parser() -> Parser:
     return found
 
 
-def main(argv: Sequence[str]) -> None:
-    """Runs the command."""
+def main(argv: Sequence[str]) -> int:
+    """Runs the command; 1 where the output for some images is not finite."""
     args = parser().parse_args(argv)
     for name in ("top_k", "batch_size"):
         if getattr(args, name) < 1:
@@ -237,6 +243,7 @@ def main(argv: Sequence[str]) -> None:
         say(f"skipped {printable(file)}: {reason}", file=sys.stderr)
     if len(skipped) > NAMED:
         print(f"... and {len(skipped) - NAMED} more (a .npz names all)", file=sys.stderr)
+    return int(NOT_FINITE in skipped.values())
 
 
 def _to_file(

@@ -1,5 +1,6 @@
 """Checkpoints: what is read back is what was written, or an error says so; never something else."""
 
+import errno
 import json
 import random
 import shutil
@@ -8,8 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from shike_jax.errors import UserError
-from shike_jax.storage import checkpoints
+from shike_jax.cli.command import run_main
+from shike_jax.common.errors import TryAgain, UserError
+from shike_jax.storage import checkpoints, manifest, reading
 from shike_jax.storage.checkpoints import Checkpoints, load_weights, remove_unfinished, restore_into, save_weights
 from shike_jax.training.state import TrainState
 
@@ -190,6 +192,85 @@ def test_no_manifest_leaves_the_digest(workdir):
     loaded, said = restore(workdir)
     assert_is(loaded, 20)
     assert "do not match their digest" in said[0]
+
+
+def broken_read(monkeypatch, where, error, times):
+    """Makes reading fail a number of times, in `manifest` or inside Orbax; returns the list of what was tried."""
+    monkeypatch.setattr(reading, "PAUSES", (0, 0))
+    owner, name = {"manifest": (manifest, "_digest"), "orbax": (checkpoints.ocp.Checkpointer, "restore")}[where]
+    sound, tried = getattr(owner, name), []
+
+    def fails(*arguments, **options):
+        tried.append(arguments)
+        if len(tried) <= times:
+            raise error
+        return sound(*arguments, **options)
+
+    monkeypatch.setattr(owner, name, fails)
+    return tried
+
+
+def listing(folder):
+    return {p.relative_to(folder): p.stat().st_mtime_ns for p in folder.rglob("*")}
+
+
+EIO = OSError(errno.EIO, "Input/output error")
+WRAPPED = ValueError("UNAVAILABLE: Error reading local file [OS error 5: EIO Input/output error]")
+
+
+@pytest.mark.parametrize(("where", "error"), [("manifest", EIO), ("orbax", EIO), ("orbax", WRAPPED)])
+def test_what_fails_once_is_read_again(workdir, monkeypatch, where, error):
+    tried = broken_read(monkeypatch, where, error, 2)
+    loaded, said = restore(workdir)
+    assert_is(loaded, 30)
+    assert said == [] and len(tried) > 2
+
+
+@pytest.mark.parametrize(
+    ("where", "error", "status", "words"),
+    [
+        ("manifest", EIO, 75, "could not be read in 3 tries (Input/output error); nothing was changed"),
+        ("orbax", EIO, 75, "could not be read in 3 tries (Input/output error)"),
+        ("orbax", WRAPPED, 75, "could not be read in 3 tries (UNAVAILABLE"),
+        ("orbax", MemoryError(), 75, "could not be read in 3 tries (MemoryError)"),
+        ("manifest", PermissionError(errno.EACCES, "Permission denied"), 2, "Permission denied; expected files that"),
+        (
+            "orbax",
+            ValueError("PERMISSION_DENIED: Error opening"),
+            2,
+            "PERMISSION_DENIED: Error opening; expected",
+        ),
+    ],
+)
+def test_what_cannot_be_read_is_no_damage(workdir, monkeypatch, where, error, status, words):
+    if where == "orbax":  # where nothing says that the bytes are good
+        (workdir / "checkpoints" / "30" / "manifest.json").unlink()
+    before = listing(workdir)
+    tried = broken_read(monkeypatch, where, error, 99)
+    with pytest.raises(UserError) as stopped:
+        restore(workdir)
+    assert f"checkpoint {workdir}/checkpoints/30" in str(stopped.value) and words in str(stopped.value)
+    assert stopped.value.status == status
+    assert len(tried) == (3 if status == 75 else 1)
+    assert listing(workdir) == before
+
+
+def test_a_short_file_without_a_manifest_is_damage(workdir):
+    newest = workdir / "checkpoints" / "30"
+    (newest / "manifest.json").unlink()
+    largest_file(truncate)(newest, random.Random(1))
+    loaded, said = restore(workdir)
+    assert_is(loaded, 20)
+    assert "/30 is damaged" in said[0]
+
+
+def test_the_exit_status_is_that_of_the_error(capsys):
+    def main(argv):
+        raise TryAgain("the disk is away")
+
+    with pytest.raises(SystemExit) as stopped:
+        run_main(main, [])
+    assert stopped.value.code == 75 and capsys.readouterr().err == "error: the disk is away\n"
 
 
 def test_two_damaged_fall_back_to_the_third(workdir):

@@ -118,3 +118,22 @@ def test_absent_classes_and_empty_divisions_are_none():
     assert (found["many"], found["medium"], found["few"]) == (100, None, None)
     assert found["per_class"] == [None, 100, None]
     assert found["f1_per_class"] == [None, 100, None]
+
+
+def test_logits_that_are_not_finite_are_wrong_in_every_score():
+    """Six images of one expert that is sure and right, and one that says the same but for three broken images."""
+    labels = np.array([0, 0, 1, 1, 2, 2])
+    logits = np.repeat(20 * np.eye(3, dtype=np.float32)[labels][None], 2, 0)
+    logits[1, 0, 0], logits[1, 2, 2], logits[1, 4] = np.nan, np.inf, np.nan  # the label's, another's, all
+    examples = {name: np.asarray(value) for name, value in metrics.per_example(logits, labels).items()}
+    assert examples["rank"].tolist() == [2**31 - 1, 0] * 3
+    assert examples["predicted"].tolist() == [-1, 0, -1, 1, -1, 2]
+    assert examples["expert_predicted"][0].tolist() == labels.tolist()
+    found = metrics.analyse(examples, labels, 3, {"many": np.array([0]), "medium": np.array([1]), "few": np.array([2])})
+    assert (found["not_finite"], found["examples"]) == (3, 6)
+    assert [found[name] for name in ("top1", "top5", "many", "medium", "few")] == [50, 50, 50, 50, 50]
+    assert found["macro_f1"] == pytest.approx(100 * 2 / 3, abs=1e-3)  # of each class 2 * 1 / (2 + 1)
+    assert (found["experts"], found["per_class"]) == ([100, 50], [50, 50, 50])
+    assert (found["ece"], found["loss"]) == (None, None)
+    agreement = found["agreement"]
+    assert (agreement["disagreement"], agreement["unanimous"], agreement["all_right"]) == (50, 50, 50)

@@ -192,9 +192,26 @@ def test_one_trace_serves_whole_and_partial_batches():
 
 
 def test_nothing_readable_is_an_error_and_leaves_no_file(checkpoint, photos, tmp_path):
-    with pytest.raises(UserError, match=r"none of the 1 images could be read; the first: .*broken\.jpg"):
+    with pytest.raises(UserError, match=r"none of the 1 images could be classified; the first: .*broken\.jpg"):
         run(checkpoint, tmp_path / "o.csv", f"--images={photos / 'deep' / 'broken.jpg'}")
     assert not list(tmp_path.iterdir())
+
+
+def test_images_without_a_finite_output_are_named_and_left_out(checkpoint, tmp_path, capsys):
+    images = np.zeros((3, tiny.SIZE, tiny.SIZE, 3), np.float32)
+    images[1, 0, 0] = np.nan
+    np.save(tmp_path / "x.npy", images)
+    for ending in ("csv", "npz"):
+        output = tmp_path / f"o.{ending}"
+        assert predict.main([f"--checkpoint={checkpoint}", f"--images={tmp_path / 'x.npy'}", f"--output={output}"]) == 1
+        assert "skipped x.npy[1]: the network's output is not finite" in capsys.readouterr().err
+    assert [row[0] for row in csv.reader((tmp_path / "o.csv").open())] == ["file", "x.npy[0]", "x.npy[2]"]
+    with np.load(tmp_path / "o.npz") as found:
+        assert found["files"].tolist() == ["x.npy[0]", "x.npy[2]"] and found["skipped"].tolist() == ["x.npy[1]"]
+        assert np.isfinite(found["logits"]).all()
+    np.save(tmp_path / "x.npy", images[1:2])
+    with pytest.raises(UserError, match=r"none of the 1 images could be classified; the first: .*not finite"):
+        run(checkpoint, tmp_path / "none.csv", f"--images={tmp_path / 'x.npy'}")
 
 
 def test_work_directory_gives_its_last_stage(tmp_path):

@@ -1,8 +1,11 @@
 """Names from outside: what reaches a terminal, a Markdown page and a spreadsheet."""
 
+import json
+import math
+
 import pytest
 
-from shike_jax.common.text import code, markdown, printable, spreadsheet
+from shike_jax.common.text import code, markdown, printable, spreadsheet, to_json
 
 
 @pytest.mark.parametrize(
@@ -65,3 +68,9 @@ def test_code_spans(text, expected):
 )
 def test_formulas(text, expected):
     assert spreadsheet(text) == expected
+
+
+def test_json_has_no_word_for_numbers_that_are_not_finite():
+    value = {"a": math.nan, "b": [1.5, (math.inf, 2)], "c": {"d": -math.inf, "e": None, "f": True}}
+    expected = {"a": None, "b": [1.5, [None, 2]], "c": {"d": None, "e": None, "f": True}}
+    assert json.loads(to_json(value, indent=1), parse_constant=pytest.fail) == expected

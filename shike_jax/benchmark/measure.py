@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import datetime
-import json
 import os
 import platform
 import shlex
@@ -15,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from shike_jax.common.errors import UserError
+from shike_jax.common.text import to_json
 from shike_jax.training.provenance import code_version, commit, versions
 
 # Variables that change speed without a trace in the command.
@@ -84,7 +84,7 @@ def write(result: Mapping[str, Any], path: Path | None) -> None:
     """Writes a result as JSON, if a path was asked for."""
     if path is not None:
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(result, indent=1) + "\n")
+        path.write_text(to_json(result, indent=1) + "\n")
         print(f"written: {path}")
 
 

@@ -34,7 +34,7 @@ def _jax() -> str:
 
 
 def run_main(main: Callable[[Sequence[str]], int | None], argv: Sequence[str] | None = None) -> None:
-    """Runs `main(argv without the program name)` and exits with its value, or 2 after a `UserError` in one line."""
+    """Runs `main(argv without the program name)` and exits with its value; a `UserError` is one line and its status."""
     argv = list(sys.argv[1:] if argv is None else argv)
     try:
         if "--version" in argv:  # of every command, whatever else it asks for
@@ -43,7 +43,7 @@ def run_main(main: Callable[[Sequence[str]], int | None], argv: Sequence[str] | 
         code = main(argv)
     except UserError as error:
         say("error: " + " ".join(str(error).split()), file=sys.stderr)
-        code = 2
+        code = error.status
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         code = 130

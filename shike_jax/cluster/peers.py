@@ -56,7 +56,7 @@ def _account(error: Exception) -> tuple[int, str, str]:
     """(exit status, reason for the others, message here) of a failure."""
     text = " ".join(str(error).split())
     if isinstance(error, UserError):
-        return 2, text, f"error: {text}"
+        return error.status, text, f"error: {text}"
     if isinstance(error, jax.errors.JaxRuntimeError) and "RESOURCE_EXHAUSTED" not in text:
         reason = f"lost contact with another process ({text[:300]})"
         return EXIT_STATUS, reason, f"error: {reason}; {_START_AGAIN}"

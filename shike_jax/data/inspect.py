@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,7 @@ from shike_jax.cli.flags import load_config
 from shike_jax.cli.parser import Parser
 from shike_jax.common.errors import UserError
 from shike_jax.common.extras import optional
-from shike_jax.common.text import printable, say
+from shike_jax.common.text import printable, say, to_json
 from shike_jax.data import fonts, sources
 from shike_jax.data.held_out import evaluated_part
 from shike_jax.data.host_pipeline import HostPipeline
@@ -159,7 +158,7 @@ def main(argv: Sequence[str]) -> None:
         say(line)
     try:
         if options.json:
-            options.json.write_text(json.dumps(summary(source.split, evaluated_part(config.data)), indent=1) + "\n")
+            options.json.write_text(to_json(summary(source.split, evaluated_part(config.data)), indent=1) + "\n")
         if options.figure:
             draw(source, config, options.figure)
     except OSError as error:

@@ -38,16 +38,18 @@ class AdjustmentInputs:
     biases: np.ndarray | None = None
 
 
-ADJUSTMENTS: Registry[Callable[[AdjustmentInputs, float], np.ndarray]] = Registry("adjustment")
+# `each_alone=True` says that an image's adjusted logits do not depend on the other images, so that large sets may be
+# adjusted in pieces.
+ADJUSTMENTS: Registry[Callable[[AdjustmentInputs, float], np.ndarray]] = Registry("adjustment", each_alone=False)
 
 
-@ADJUSTMENTS.register("none")
+@ADJUSTMENTS.register("none", each_alone=True)
 def none(inputs: AdjustmentInputs, tau: float) -> np.ndarray:
     """The logits as they are."""
     return inputs.logits
 
 
-@ADJUSTMENTS.register("train_prior")
+@ADJUSTMENTS.register("train_prior", each_alone=True)
 def train_prior(inputs: AdjustmentInputs, tau: float) -> np.ndarray:
     """Post-hoc logit adjustment (Menon et al. 2021, eq. 9): z - tau log pi_train + tau log pi_test.
 
@@ -56,14 +58,14 @@ def train_prior(inputs: AdjustmentInputs, tau: float) -> np.ndarray:
     return inputs.logits + tau * (np.log(inputs.test_prior) - np.log(inputs.train_prior))
 
 
-@ADJUSTMENTS.register("test_prior")
+@ADJUSTMENTS.register("test_prior", each_alone=True)
 def test_prior(inputs: AdjustmentInputs, tau: float) -> np.ndarray:
     """z + tau log pi_test: for a classifier whose outputs are already balanced, such as SHIKE's second set."""
     uniform = np.log(1 / len(inputs.test_prior))
     return inputs.logits + tau * (np.log(inputs.test_prior) - uniform)
 
 
-@ADJUSTMENTS.register("tau_norm")
+@ADJUSTMENTS.register("tau_norm", each_alone=True)
 def tau_norm(inputs: AdjustmentInputs, tau: float) -> np.ndarray:
     """tau-normalisation (Kang et al. 2020, sec. 4): class weights divided by their norm to the power tau, no bias.
 
@@ -81,12 +83,17 @@ def predict(inputs: AdjustmentInputs, name: str, tau: float, chunk: int = 4096) 
 
     Args:
       name: of the adjustment.
-      chunk: examples that are adjusted at once; bounds the memory, changes nothing else.
+      chunk: images that are adjusted at once where each is adjusted alone; bounds the memory, changes nothing else.
+
+    Returns:
+      -1 for an image with a logit that is no number: it has no class.
     """
-    found = []
-    for start in range(0, inputs.logits.shape[1], chunk):
-        part = dataclasses.replace(inputs, logits=inputs.logits[:, start : start + chunk])
-        found.append(np.argmax(np.mean(ADJUSTMENTS[name].function(part, tau), 0), -1))
+    entry, images = ADJUSTMENTS[name], inputs.logits.shape[1]
+    each, found = chunk if entry.options["each_alone"] else max(images, 1), []
+    for start in range(0, images, each):
+        part = dataclasses.replace(inputs, logits=inputs.logits[:, start : start + each])
+        mean = np.mean(entry.function(part, tau), 0)
+        found.append(np.where(np.isnan(mean).any(-1), -1, np.argmax(mean, -1)))
     return np.concatenate(found)
 
 

@@ -29,8 +29,8 @@ class Predictions:
 
     Attributes:
       labels: int [N].
-      rank: int [N], the classes that score above the label (0: right).
-      predicted: int [N].
+      rank: int [N], the classes that score above the label (0: right; 2**31 - 1 where logits are not finite).
+      predicted: int [N]; -1 where logits are not finite, which predict no class.
       expert_predicted: int [M,N], of each expert alone.
       confidence: float [N], the largest probability.
       hardest_negative: float [N], the largest probability of a wrong class (fig. 4).
@@ -143,7 +143,7 @@ def calibration(confidence: np.ndarray, right: np.ndarray, bins: int = CALIBRATI
     Returns:
       `ece` in percent; per bin `count`, and `confidence` and `accuracy` as means in 0..1 (None where empty).
     """
-    place = np.clip(np.ceil(np.asarray(confidence, np.float64) * bins).astype(int) - 1, 0, bins - 1)
+    place = np.clip(np.ceil(np.nan_to_num(confidence).astype(np.float64) * bins).astype(int) - 1, 0, bins - 1)
     count = np.bincount(place, minlength=bins)
     sums = [np.bincount(place, weights=values, minlength=bins) for values in (confidence, right)]
     gaps = np.abs(sums[0] - sums[1]).sum() / max(len(place), 1)
@@ -157,9 +157,12 @@ def calibration(confidence: np.ndarray, right: np.ndarray, bins: int = CALIBRATI
 
 
 def f1_scores(predicted: np.ndarray, labels: np.ndarray, num_classes: int) -> np.ndarray:
-    """F1 of each class, 0..1, float64 [C]; NaN for a class neither labelled nor predicted; predictions, labels [N]."""
+    """F1 of each class, 0..1, float64 [C]; NaN for a class neither labelled nor predicted; predictions, labels [N].
+
+    A prediction of -1 is none.
+    """
     hits = np.bincount(labels[predicted == labels], minlength=num_classes)
-    both = np.bincount(labels, minlength=num_classes) + np.bincount(predicted, minlength=num_classes)
+    both = np.bincount(labels, minlength=num_classes) + np.bincount(predicted[predicted >= 0], minlength=num_classes)
     return np.divide(2.0 * hits, both, out=np.full(num_classes, np.nan), where=both > 0)
 
 
@@ -167,7 +170,7 @@ def agreement(expert_predicted: np.ndarray, labels: np.ndarray) -> dict[str, Any
     """How far the experts agree, in percent of the examples.
 
     Args:
-      expert_predicted: int [M,N].
+      expert_predicted: int [M,N]; -1, no prediction, agrees with nothing.
       labels: int [N].
 
     Returns:
@@ -175,10 +178,10 @@ def agreement(expert_predicted: np.ndarray, labels: np.ndarray) -> dict[str, Any
       `unanimous`: all predict the same; `oracle`: at least one is right; `all_right`; `none_right`.
     """
     m = len(expert_predicted)
-    pairwise = 100 * np.array([[np.mean(a == b) for b in expert_predicted] for a in expert_predicted])
+    pairwise = 100 * np.array([[np.mean((a == b) & (a >= 0)) for b in expert_predicted] for a in expert_predicted])
     right = expert_predicted == labels
     shares = {
-        "unanimous": (expert_predicted == expert_predicted[0]).all(0),
+        "unanimous": ((expert_predicted == expert_predicted[0]) & (expert_predicted >= 0)).all(0),
         "oracle": right.any(0),
         "all_right": right.all(0),
         "none_right": ~right.any(0),

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+
+from shike_jax.common.text import to_json
 
 
 @contextlib.contextmanager
@@ -31,5 +32,5 @@ def write_text(path: Path, text: str) -> None:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Writes a JSON file."""
-    write_text(path, json.dumps(value, indent=1) + "\n")
+    """Writes a JSON file; numbers that are not finite become null."""
+    write_text(path, to_json(value, indent=1) + "\n")

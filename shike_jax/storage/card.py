@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import shlex
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from shike_jax.common.text import code, markdown, printable
+from shike_jax.common.text import code, markdown, printable, to_json
 
 Results = Mapping[str, Any]
 
@@ -173,5 +172,5 @@ def _limits(results: Results) -> str:
 
 def _details(results: Results) -> str:
     versions = ", ".join(f"{name} {version}" for name, version in results["versions"].items())
-    config = json.dumps(results["config"], indent=1)
+    config = to_json(results["config"], indent=1)
     return f"## Versions\n\n{versions}\n\n## Configuration\n\n```json\n{config}\n```"

@@ -31,9 +31,10 @@ from flax import serialization, traverse_util
 
 from shike_jax.cluster import parallel
 from shike_jax.common.errors import UserError
-from shike_jax.common.text import parse_json
+from shike_jax.common.text import parse_json, to_json
 from shike_jax.storage import manifest
 from shike_jax.storage.atomic import write_json
+from shike_jax.storage.reading import Damaged, is_forbidden, is_of_the_system, patiently
 
 PyTree = Any
 Meta = dict[str, Any]
@@ -112,7 +113,7 @@ class Checkpoints:
         if step in _steps(self.root):
             return
         # Copies: the devices' buffers are given to the next step, and `meta` goes on changing.
-        tree, text = jax.tree.map(np.array, to_tree(state)), json.dumps(meta)
+        tree, text = jax.tree.map(np.array, to_tree(state)), to_json(meta)
         self._saving = self._worker.submit(self._save, step, tree, json.loads(text))
 
     def _save(self, step: int, tree: PyTree, meta: Meta) -> None:
@@ -148,19 +149,20 @@ class Checkpoints:
     def restore(self, say: Callable[[str], None]) -> tuple[PyTree, Meta] | None:
         """Reads the newest good checkpoint, for every process; None when there has never been one.
 
-        Damaged ones are named (`say`), and renamed to damaged-STEP.
+          Damaged ones are named (`say`), and renamed to damaged-STEP.
 
-        Raises:
-          UserError: there are, or have been, checkpoints, but none is good.
+          Raises:
+            UserError: there are, or have been, checkpoints, but none is good; or they must not be read.
+        TryAgain: one cannot be read now; nothing is changed then, and no older one is taken instead.
         """
         return parallel.from_main(self._newest_good(say) if parallel.is_main() else None)
 
     def _newest_good(self, say: Callable[[str], None]) -> tuple[PyTree, Meta] | None:
         known = self._noted_step()
-        for step in reversed(_steps(self.root)):
+        for step in reversed(patiently(self.root, lambda: _steps(self.root))):
             try:
                 loaded = _read(self.root / str(step), "state")
-            except UserError as error:
+            except Damaged as error:
                 say(f"{error}; set aside as {_set_aside(self.root / str(step))}")
                 continue
             if known is not None and step < known:
@@ -254,23 +256,35 @@ def remove_unfinished(directory: Any) -> None:
 
 
 def _read(path: epath.Path, item: str) -> tuple[PyTree, Meta]:
-    """Restores one checkpoint after comparing its files with their manifest, and its arrays with their digest."""
+    """Restores one checkpoint after comparing its files with their manifest, and its arrays with their digest.
+
+    Raises:
+      Damaged, UserError, TryAgain: as `patiently` tells them apart.
+    """
+    return patiently(f"checkpoint {path}", lambda: _read_once(path, item))
+
+
+def _read_once(path: epath.Path, item: str) -> tuple[PyTree, Meta]:
     if changed := manifest.differences(path):
         more = f" and {len(changed) - 1} more" if len(changed) > 1 else ""
-        raise UserError(f"checkpoint {path} is damaged: {changed[0]}{more}")
+        raise Damaged(f"checkpoint {path} is damaged: {changed[0]}{more}")
     args: Mapping[str, Any] = {item: ocp.args.StandardRestore(), "meta": ocp.args.JsonRestore()}
     checkpointer = _checkpointer()
     try:
         loaded = checkpointer.restore(path, args=ocp.args.Composite(**args))
         tree, meta = loaded[item], dict(loaded["meta"])
         good = digest(tree) == meta.get("digest")
-    except Exception as error:  # a damaged file can fail anywhere below: parsing, checksums, missing keys
+    except Exception as error:
+        # Files that agree with their manifest are good, whatever fails. Without one, a missing or short file can fail
+        # anywhere below: parsing, checksums, missing keys.
+        if (path / manifest.NAME).exists() or is_forbidden(error) or is_of_the_system(error):
+            raise
         reason = " ".join(str(error).split())[:160] or type(error).__name__
-        raise UserError(f"checkpoint {path} is damaged: {reason}") from error
+        raise Damaged(f"checkpoint {path} is damaged: {reason}") from error
     finally:
         checkpointer.close()
     if not good:
-        raise UserError(f"checkpoint {path} is damaged: its arrays do not match their digest")
+        raise Damaged(f"checkpoint {path} is damaged: its arrays do not match their digest")
     return tree, meta
 
 

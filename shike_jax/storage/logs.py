@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -15,7 +14,7 @@ import numpy as np
 from shike_jax.common.errors import UserError
 from shike_jax.common.extras import optional
 from shike_jax.common.quiet import quiet_third_parties
-from shike_jax.common.text import printable, say
+from shike_jax.common.text import printable, say, to_json
 from shike_jax.storage import progress
 
 
@@ -115,7 +114,7 @@ class RunLog:
         if self._json is None:
             return
         values = {k: v for k, v in values.items() if v is not None}
-        self._json.write(json.dumps({"step": step, **labels, **values}) + "\n")
+        self._json.write(to_json({"step": step, **labels, **values}) + "\n")
         if self._writer is not None:
             flat = {k: float(v) for k, v in values.items() if isinstance(v, int | float | np.number)}
             flat |= {f"{k}/{i}": float(x) for k, v in values.items() if isinstance(v, list) for i, x in enumerate(v)}

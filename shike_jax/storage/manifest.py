@@ -7,12 +7,11 @@ it.
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Iterator
 
 from etils import epath
 
-from shike_jax.common.text import parse_json
+from shike_jax.common.text import parse_json, to_json
 
 NAME = "manifest.json"
 
@@ -21,7 +20,7 @@ def write(folder: epath.Path) -> None:
     """Writes NAME into a finished folder (path or bucket URL): {relative path: SHA-256 in hex} of every file."""
     files = {str(p.relative_to(folder)): _digest(p) for p in _files(folder)}
     partial = folder / f".{NAME}"
-    partial.write_text(json.dumps(files, indent=1))
+    partial.write_text(to_json(files, indent=1))
     partial.replace(folder / NAME)
 
 
@@ -29,20 +28,35 @@ def differences(folder: epath.Path) -> list[str]:
     """Says of each listed file that is missing or has changed; nothing for a folder without a manifest.
 
     (A folder that was finished in the moment before a kill has none yet.)
+
+    Raises:
+      OSError: a file is there and cannot be read, which says nothing of what is in it.
     """
-    if not (folder / NAME).exists():
-        return []
     try:
         listed = dict(parse_json((folder / NAME).read_text()))
     except ValueError as error:
         return [f"{NAME} cannot be read ({error})"]
+    except Exception as error:
+        if _is_missing(folder / NAME, error):
+            return []
+        raise
     changes = []
     for name, expected in listed.items():
-        if not (folder / name).exists():
+        try:
+            if _digest(folder / name) != expected:
+                changes.append(f"{name} has changed")
+        except Exception as error:
+            if not _is_missing(folder / name, error):
+                raise
             changes.append(f"{name} is missing")
-        elif _digest(folder / name) != expected:
-            changes.append(f"{name} has changed")
     return changes
+
+
+def _is_missing(path: epath.Path, error: Exception) -> bool:
+    """Whether reading failed because there is no such file; buckets raise errors of their own kinds."""
+    if isinstance(error, OSError):
+        return isinstance(error, FileNotFoundError | NotADirectoryError)
+    return not path.exists()
 
 
 def _files(folder: epath.Path) -> Iterator[epath.Path]:

@@ -7,7 +7,7 @@ import errno
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from shike_jax.common.errors import UserError
+from shike_jax.common.errors import UserError, causes
 from shike_jax.storage.checkpoints import newest_checkpoint
 
 _ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.EFBIG, errno.ESTALE)
@@ -19,16 +19,13 @@ def disk_trouble(error: BaseException | None) -> str:
 
     Orbax and TensorStore wrap the system's error in exceptions of other kinds, so its words are looked for too.
     """
-    seen: set[int] = set()
-    while error is not None and id(error) not in seen:
-        seen.add(id(error))
-        if isinstance(error, OSError) and error.errno in _ERRORS:
-            return error.strerror or str(error)
-        text = str(error).lower()
+    for cause in causes(error):
+        if isinstance(cause, OSError) and cause.errno in _ERRORS:
+            return cause.strerror or str(cause)
+        text = str(cause).lower()
         for words in _WORDS:
             if words in text:
                 return words[0].upper() + words[1:]
-        error = error.__cause__ or error.__context__
     return ""
 
 

@@ -22,8 +22,9 @@ from shike_jax.common.errors import UserError
 from shike_jax.data import sampling
 from shike_jax.storage.trouble import check_present
 from shike_jax.training import outcome, randomness
+from shike_jax.training.finite import check_variables
 from shike_jax.training.setup import Run, Stage
-from shike_jax.training.state import TrainState
+from shike_jax.training.state import TrainState, variables_of
 from shike_jax.training.sums import EpochSums
 
 PyTree = Any
@@ -77,7 +78,7 @@ def fit_epoch(
             run.profile.before(stage.steps_before + step, done)
             state, new = call(state, run.feeds["train"].data, inputs)
             for own, part in zip(sums, of_each(new, len(runs)), strict=True):
-                own.add(part)
+                own.add(part, step + done)
             preemption.stay()
             step, examples = step + done, examples + count
             _wait(new, running)
@@ -87,9 +88,9 @@ def fit_epoch(
             update(step - epoch * stage.steps_per_epoch, beside)
             if passed(step, done, run.config.train.log_every_steps):
                 for one, own in zip(runs, sums, strict=True):
-                    one.log.scalars(stage.steps_before + step, own.recent(step), stage=stage.name, epoch=epoch)
+                    one.log.scalars(stage.steps_before + step, own.recent(), stage=stage.name, epoch=epoch)
             _save_if_due(runs, stages, state, step, done, sums)
-    means = [own.means(step) for own in sums]  # waits for the last call
+    means = [own.means() for own in sums]  # waits for the last call
     compile_seconds = CompileTime.total - compiled
     seconds = max(time.time() - began - compile_seconds, 1e-9)
     return state, [
@@ -184,7 +185,7 @@ def _save_if_due(
 
     Raises:
       Preempted: a stop was requested; the states are saved.
-      UserError: a loss is not finite; the states of the other runs are saved.
+      UserError: a loss, weights or statistics are not finite; the states of the other runs are saved.
     """
     stage, train, stop = stages[0], runs[0].config.train, runs[0].stop.requested()
     if step == stage.steps:
@@ -195,7 +196,9 @@ def _save_if_due(
         broken: UserError | None = None
         for run, own_stage, own_state, own_sums in zip(runs, stages, states, sums, strict=True):
             try:
-                own_sums.fetch(step)  # refuses to save what is not finite
+                own_sums.fetch()  # refuses to save what is not finite
+                where = f"stage {stage.name}"
+                check_variables(variables_of(own_state), where, step, run.checkpoints.latest)
             except UserError as error:
                 broken = broken or error
             else:

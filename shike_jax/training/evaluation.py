@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import sys
 from collections.abc import Callable, Sequence
@@ -17,6 +16,7 @@ from ml_collections import ConfigDict
 from shike_jax.augment import make_eval_transform
 from shike_jax.cluster import parallel
 from shike_jax.common.errors import UserError
+from shike_jax.common.text import to_json
 from shike_jax.data import sampling, sources
 from shike_jax.data.feeds import Feed, make_feeds
 from shike_jax.models import HEAD_SETS, ExpertNetwork
@@ -202,11 +202,11 @@ def save(path: Path, summary: dict[str, Any], found: dict[str, Arrays]) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         with atomic.replacing(path) as partial:
             if path.suffix == ".json":
-                partial.write_text(json.dumps(summary, indent=1) + "\n")
+                partial.write_text(to_json(summary, indent=1) + "\n")
             else:
                 arrays: dict[str, Any] = {}
                 for name, per_set in found.items():
                     arrays |= {f"{name}/{key}" if name else key: values for key, values in per_set.items()}
-                np.savez_compressed(partial, summary=json.dumps(summary), **arrays)
+                np.savez_compressed(partial, summary=to_json(summary), **arrays)
     except OSError as error:
         raise UserError(f"--output={path}: {error.strerror or error}") from error

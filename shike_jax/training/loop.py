@@ -35,6 +35,7 @@ from shike_jax.storage.trouble import check_present, naming_disk_trouble
 from shike_jax.storage.workdir import claimed, discard_untrained, open_workdir
 from shike_jax.training import averaging, metrics, outcome, steps
 from shike_jax.training.epoch import EpochReport, calls, fit_epoch, is_evaluated, of_each, side_by_side
+from shike_jax.training.finite import check_logits, check_variables
 from shike_jax.training.setup import Run, Stage, check_devices, make_stage, prepare
 from shike_jax.training.state import TrainState
 
@@ -67,13 +68,21 @@ class Member:
         return self.stage.index, self.step
 
     def evaluate(self) -> dict[str, Any]:
-        """Scores of `metrics.analyse` on the evaluation part, with the stage's set of classifiers."""
+        """Scores of `metrics.analyse` on the evaluation part, with the stage's set of classifiers.
+
+        Raises:
+          UserError: weights, running statistics or logits are not finite.
+        """
         run, heads, split = self.run, self.stage.settings.heads, self.run.source.split
         self.variables = self._variables_of(_on_devices(self.state))
+        place = f"stage {self.stage.name}", self.step, run.checkpoints.latest
+        check_variables(self.variables, *place)
         with run.timed("evaluate"):
             with run.log.meter("evaluating", run.evaluator.batches) as update:
                 found = run.evaluator(self.variables, (heads,), update=update)
-            return metrics.analyse(found[heads], found[""]["label"], split.num_classes, split.divisions)
+            scores = metrics.analyse(found[heads], found[""]["label"], split.num_classes, split.divisions)
+        check_logits(scores["not_finite"], scores["examples"], *place)
+        return scores
 
     def next_stage(self, variables: PyTree) -> None:
         """Begins the next stage with the variables that the last one handed over; a checkpoint holds its start."""

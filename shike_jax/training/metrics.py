@@ -19,6 +19,7 @@ from shike_jax.methods.scores import (
 )
 
 Array = jax.Array
+NO_RANK = np.iinfo(np.int32).max  # of a label among logits that are not finite: beyond the k of any top-k
 
 
 def per_example(logits: Array, labels: Array) -> dict[str, Array]:
@@ -32,15 +33,17 @@ def per_example(logits: Array, labels: Array) -> dict[str, Array]:
       `rank` int32 [B]: classes that score above the label (0: right); `predicted` int32 [B]; `expert_predicted` int32
       [M,B]: of each expert alone; `confidence` [B]: the largest probability; `hardest_negative` [B]: the largest
       probability of a wrong class (fig. 4); `loss` [B]: cross-entropy in nats. The last three are float32, and
-      probabilities are the softmax over all classes.
+      probabilities are the softmax over all classes. Logits that are not finite predict no class: rank `NO_RANK`,
+      class -1.
     """
     mean = jnp.mean(logits, 0)
+    sound = jnp.isfinite(mean).all(-1)
     log_p = jax.nn.log_softmax(mean)
     is_label = jnp.arange(logits.shape[-1]) == labels[:, None]
     return {
-        "rank": _target_rank(mean, labels).astype(jnp.int32),
-        "predicted": jnp.argmax(mean, -1).astype(jnp.int32),
-        "expert_predicted": jnp.argmax(logits, -1).astype(jnp.int32),
+        "rank": jnp.where(sound, _target_rank(mean, labels), NO_RANK).astype(jnp.int32),
+        "predicted": jnp.where(sound, jnp.argmax(mean, -1), -1).astype(jnp.int32),
+        "expert_predicted": jnp.where(jnp.isfinite(logits).all(-1), jnp.argmax(logits, -1), -1).astype(jnp.int32),
         "confidence": jnp.exp(jnp.max(log_p, -1)).astype(jnp.float32),
         "hardest_negative": jnp.exp(jnp.max(jnp.where(is_label, -jnp.inf, log_p), -1)).astype(jnp.float32),
         "loss": -_at_label(log_p, labels).astype(jnp.float32),
@@ -59,7 +62,8 @@ def analyse(
       divisions: class indices of `many`, `medium`, `few`.
 
     Returns:
-      Every registered score by name (`methods.scores.SCORES`); `examples`; `experts`: top-1 of each; `per_class`,
+      Every registered score by name (`methods.scores.SCORES`); `examples`, and `not_finite`: those
+      whose logits are not; `experts`: top-1 of each; `per_class`,
       `experts_per_class`, `f1_per_class` (percent, None where a class has no example) and `experts_divisions` (list
       over experts of {division: accuracy}); `examples_per_class`; `calibration`, `agreement`, `hardest_negative` as
       the functions of these names return them.
@@ -71,6 +75,7 @@ def analyse(
     return {
         **{entry.name: _rounded(entry.function(predictions)) for entry in SCORES.entries()},
         "examples": len(labels),
+        "not_finite": int(np.sum(predictions.predicted < 0)),
         "experts": [_rounded(100 * float(np.mean(right[m]))) for m in experts],
         "per_class": _listed(predictions.class_accuracy()),
         "experts_per_class": [_listed(predictions.class_accuracy(m)) for m in experts],
@@ -103,7 +108,7 @@ def _at_label(values: Array, labels: Array) -> Array:
 
 
 def _rounded(value: float | None) -> float | None:
-    return None if value is None else round(float(value), 4)
+    return None if value is None or not np.isfinite(value) else round(float(value), 4)
 
 
 def _listed(values: np.ndarray) -> list[float | None]:

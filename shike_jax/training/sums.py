@@ -8,9 +8,10 @@ from typing import Any
 import numpy as np
 
 from shike_jax.cluster import parallel
-from shike_jax.common.errors import UserError
+from shike_jax.training.finite import NO_RATE, RATE, refusal
 
 PyTree = Any
+_COUNTS = ("count", "correct")
 
 
 class EpochSums:
@@ -19,26 +20,26 @@ class EpochSums:
     def __init__(self, where: str, last_good: Callable[[], str | None]) -> None:
         """Args: where: stage and epoch, for messages. last_good: names the newest checkpoint."""
         self._where, self._last_good = where, last_good
-        self._pending: list[PyTree] = []
+        self._pending: list[tuple[int, PyTree]] = []
+        self._broken: tuple[int, dict[str, float]] | None = None  # the first call whose loss is not finite
         self._total: dict[str, float] = {}
         self._reported: dict[str, float] = {}
 
-    def add(self, sums: PyTree) -> None:
-        """Keeps device arrays; nothing is fetched."""
-        self._pending.append(sums)
+    def add(self, sums: PyTree, step: int) -> None:
+        """Keeps the device arrays of a call that ended at `step` of the stage; nothing is fetched."""
+        self._pending.append((step, sums))
 
-    def fetch(self, step: int) -> dict[str, float]:
+    def fetch(self) -> dict[str, float]:
         """Fetches what is pending and returns the totals so far.
 
         Raises:
           UserError: the loss is not finite.
         """
         self._collect(len(self._pending))
-        if not np.isfinite(self._total.get("loss", 0.0)):
-            terms = ", ".join(f"{k} {v / self._total['count']:.4g}" for k, v in self._total.items() if k != "count")
-            raise UserError(
-                f"the loss is not finite in {self._where}, by step {step} ({terms}); last good checkpoint: "
-                f"{self._last_good() or 'none'}; try a lower learning rate"
+        if self._broken is not None:
+            step, means = self._broken
+            raise refusal(
+                f"{_name(means)} is", self._where, step, self._last_good(), RATE if step > 1 else NO_RATE, means
             )
         return self._total
 
@@ -48,25 +49,34 @@ class EpochSums:
         return self._total.get("loss", np.nan) / max(self._total.get("count", 0.0), 1.0)
 
     def _collect(self, calls: int) -> None:
-        for sums in self._pending[:calls]:
-            for name, value in parallel.to_host(sums).items():
-                self._total[name] = self._total.get(name, 0.0) + float(value)
+        for step, sums in self._pending[:calls]:
+            values = {name: float(value) for name, value in parallel.to_host(sums).items()}
+            if self._broken is None and not np.isfinite(values["loss"]):
+                self._broken = step, {k: v / values["count"] for k, v in values.items() if k not in _COUNTS}
+            for name, value in values.items():
+                self._total[name] = self._total.get(name, 0.0) + value
         self._pending = self._pending[calls:]
 
-    def recent(self, step: int) -> dict[str, float]:
+    def recent(self) -> dict[str, float]:
         """Means since the last call."""
-        total = dict(self.fetch(step))
+        total = dict(self.fetch())
         part = {name: value - self._reported.get(name, 0.0) for name, value in total.items()}
         self._reported = total
         return _means(part)
 
-    def means(self, step: int) -> dict[str, float]:
+    def means(self) -> dict[str, float]:
         """Means over everything."""
-        return _means(self.fetch(step))
+        return _means(self.fetch())
+
+
+def _name(means: dict[str, float]) -> str:
+    """What to call a loss that is not finite: its terms that are not while others are, else the loss as a whole."""
+    bad = [name for name, value in means.items() if not np.isfinite(value) and name != "loss"]
+    return "the loss" if len(bad) in (0, len(means) - 1) else f"the loss {' and '.join(bad)}"
 
 
 def _means(sums: dict[str, float]) -> dict[str, float]:
     """Means per example; `correct` becomes `train_top1` in percent."""
     count = max(sums.get("count", 0.0), 1.0)
-    means = {name: value / count for name, value in sums.items() if name not in ("count", "correct")}
+    means = {name: value / count for name, value in sums.items() if name not in _COUNTS}
     return {**means, "train_top1": 100 * sums.get("correct", 0.0) / count}

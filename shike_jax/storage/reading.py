@@ -1,0 +1,72 @@
+"""Reading what may be damaged, forbidden, or out of reach for a moment: three things with three answers.
+
+Damage is a fact about the bytes: files that are missing or short, or that disagree with their digest. Whatever else
+fails while reading says nothing of them: it is tried again, and the files stay as they are.
+"""
+
+from __future__ import annotations
+
+import errno
+import re
+import time
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+from shike_jax.common.errors import TryAgain, UserError, causes
+
+Result = TypeVar("Result")
+PAUSES = (0.5, 2.0)  # seconds before the second and the third try
+_FORBIDDEN = (errno.EACCES, errno.EPERM)
+_OS_ERROR = re.compile(r"\[OS error (?!2\b)\d+")  # TensorStore's words; number 2 is a missing file
+
+
+class Damaged(UserError):
+    """Files are missing or short, or their bytes disagree with their digest."""
+
+
+def patiently(what: Any, read: Callable[[], Result]) -> Result:
+    """The result of `read`, which is tried again when it fails.
+
+    Args:
+      what: is read, for messages.
+
+    Raises:
+      Damaged: by `read`.
+      UserError: no permission, which no further try can change.
+      TryAgain: it failed in every try.
+    """
+    for pause in (*PAUSES, None):
+        try:
+            return read()
+        except UserError:
+            raise
+        except Exception as error:
+            if is_forbidden(error):
+                raise UserError(f"{what}: {_reason(error)}; expected files that this user may read") from error
+            if pause is None:
+                tried = f"could not be read in {len(PAUSES) + 1} tries ({_reason(error)})"
+                raise TryAgain(f"{what} {tried}; nothing was changed") from error
+            time.sleep(pause)
+    raise AssertionError("the last try returns or raises")
+
+
+def is_forbidden(error: Exception) -> bool:
+    """Whether the system, or a library that read for us, says that permission is lacking."""
+    return any(
+        (isinstance(cause, OSError) and cause.errno in _FORBIDDEN)
+        or "permission denied" in str(cause).lower().replace("_", " ")
+        for cause in causes(error)
+    )
+
+
+def is_of_the_system(error: Exception) -> bool:
+    """Whether the system failed to give the bytes of a file that is there: the bytes themselves may be good."""
+    missing = (FileNotFoundError, NotADirectoryError, IsADirectoryError)
+    found = list(causes(error))
+    raised = any(isinstance(cause, OSError | MemoryError) and not isinstance(cause, missing) for cause in found)
+    return raised or any(_OS_ERROR.search(str(cause)) for cause in found)
+
+
+def _reason(error: Exception) -> str:
+    strerror = getattr(error, "strerror", None)
+    return strerror or " ".join(str(error).split())[:160] or type(error).__name__
