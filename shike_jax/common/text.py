@@ -26,6 +26,11 @@ def parse_json(text: str | bytes) -> Any:
         raise ValueError("nested too deeply") from None
 
 
+def lines_of(text: str) -> list[str]:
+    """The lines of a text file, whose names may hold what `str.splitlines` takes for a line's end (U+2028, NEL, FF)."""
+    return re.split(r"\r\n|\r|\n", text)
+
+
 def printable(text: str, keep: str = "") -> str:
     """Replaces what controls a terminal by escapes that can be read: control characters, bidirectional overrides.
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import codecs
 import collections
 import gzip
 import os
 import posixpath
+import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -13,6 +15,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from shike_jax.common.errors import UserError
+from shike_jax.common.text import lines_of
 from shike_jax.data.files import missing_files, reader
 from shike_jax.data.splits import Part, Split, longtailed
 from shike_jax.data.types import Report, Source, allowed_faults
@@ -77,7 +80,7 @@ def parse_list(path: str, policy: LinePolicy | None = None) -> ListFile:
     first_line: dict[str, int] = {}
     labels: list[int] = []
     bad = 0
-    for number, line in enumerate(text.splitlines(), 1):
+    for number, line in enumerate(lines_of(text), 1):
         fields = line.strip().rsplit(None, 1)
         if not fields:
             continue
@@ -98,15 +101,24 @@ def parse_list(path: str, policy: LinePolicy | None = None) -> ListFile:
 
 
 def read_text(path: str) -> str:
-    """The text of a list file, plain or gzip; a byte order mark is dropped. Raises UserError when there is none."""
+    """The text of a list file, plain or gzip; a byte order mark is dropped.
+
+    Bytes that are no UTF-8 become lone surrogates, as in names of files.
+
+    Raises:
+      UserError: no such file, damaged, or UTF-16.
+    """
     try:
         with open(path, "rb") as file:
             content = file.read()
-        return (gzip.decompress(content) if content[:2] == b"\x1f\x8b" else content).decode("utf-8-sig")
+        content = gzip.decompress(content) if content[:2] == b"\x1f\x8b" else content
     except OSError as error:
         raise UserError(f"list file {path}: {error.strerror or error}") from None
-    except (EOFError, UnicodeDecodeError) as error:
-        raise UserError(f"list file {path}: not text, or damaged ({error})") from None
+    except (EOFError, zlib.error) as error:
+        raise UserError(f"list file {path}: damaged ({error})") from None
+    if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        raise UserError(f"list file {path}: not text in UTF-8 but in UTF-16; expected UTF-8")
+    return content.decode("utf-8-sig", errors="surrogateescape")
 
 
 def _line_fault(member: str, label: str, seen: dict[str, int]) -> str:

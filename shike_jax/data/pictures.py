@@ -12,6 +12,7 @@ import numpy as np
 
 from shike_jax.common.errors import UserError
 from shike_jax.common.paths import EXTENSIONS, files_below, is_image
+from shike_jax.common.text import lines_of
 from shike_jax.data.images import ImageError, center_crop, center_crop_pixels
 
 
@@ -51,7 +52,7 @@ def _below(folder: str) -> list[str]:
 
 def _listed(path: Path) -> list[str]:
     try:
-        lines = [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines()]
+        lines = [line.strip() for line in lines_of(path.read_text(encoding="utf-8-sig"))]
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"--images={path}: cannot be read as a list of paths ({error})") from None
     beside = {line: path.parent / line for line in lines if line and not line.startswith("#")}
