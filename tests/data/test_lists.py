@@ -177,9 +177,7 @@ def test_lists_that_number_the_classes_differently(tmp_path):
     """In each list folders name the classes, but a label of the one is another class in the other."""
     train = [f"train/{name}/{i}.jpg {label}" for label, name in enumerate(("cat", "dog", "owl")) for i in range(9)]
     test = [f"test/{name}/{i}.jpg {label}" for label, name in enumerate(("dog", "cat", "owl")) for i in range(3)]
-    with pytest.raises(
-        UserError, match=r"test\.txt: folder '(cat|dog)' has label [01], but [01] in .*\(2 such"
-    ):
+    with pytest.raises(UserError, match=r"test\.txt: folder '(cat|dog)' has label [01], but [01] in .*\(2 such"):
         load(tmp_path, train, test)
     flat = [f"val/{i}.jpg {i % 3}" for i in range(9)]  # no folders of classes: nothing to compare
     assert load(tmp_path, train, flat).split.num_classes == 3
