@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import math
+import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ from shike_jax.methods.scores import describe_scores
 from shike_jax.models import HEAD_SETS
 from shike_jax.serving.classifier import Classifier, load_classifier
 from shike_jax.training import post_hoc
-from shike_jax.training.evaluation import evaluate, save
+from shike_jax.training.evaluation import evaluate, save, with_classes_of
 
 _EPILOG = """\
 examples:
@@ -35,8 +36,10 @@ examples:
   python -m shike_jax.evaluate --checkpoint=runs/if100 --prior=train --tune
 
 The data are those of the checkpoint's configuration; --config.field=value changes it (where the data lie, the batch
-size), --config=FILE takes other data with the same number of classes, seen as the network was trained: its image size,
-mean and std. Many, medium and few go by the training images of the data.
+size), --config=FILE takes other data, seen as the network was trained: its image size, mean and std. They need the same
+classes, by name and in any order (by number where a checkpoint names none). A folder or table without parts is scored
+whole; --part=test scores what the configuration holds out of it. Many, medium and few go by the images that trained the
+checkpoint, or by the training images of the data where it does not say how many these were.
 
 .json: for each set of classifiers all scores. .npz: the same as JSON text in `summary`; `label` [N]; per set
 `SET/predicted`, `rank`, `confidence`, `hardest_negative`, `loss` [N], `expert_predicted` [M,N], and with --logits
@@ -54,7 +57,10 @@ def describe(summary: dict[str, Any]) -> str:
     """Returns the scores as text for people; per-class rows for at most 100 classes."""
     data, heads = summary["data"], summary["heads"]
     lines = [f"{data['name']}, {data['part']}: {data['examples']:,} examples, {len(data['class_names'])} classes"]
-    lines += ["" if data["same_split"] else "(another split than the checkpoint's)"]
+    lines += [] if data["same_split"] else ["(another split than the checkpoint's)"]
+    if data["classes_by"] == "number":
+        lines += ["(classes matched by number: the checkpoint does not name them)"]
+    lines += [""]
     columns = {name: about["title"] for name, about in describe_scores().items() if about["detail"]}
     rows = [["percent", *columns.values()]]
     for name, found in heads.items():
@@ -226,6 +232,24 @@ class _Adjusting:
         summary["post_hoc"] = {"prior": self.text, "shares": self.prior.tolist(), "tuned_on": self.tune}
 
 
+def _load(classifier: Classifier, config: ConfigDict, part: str | None) -> tuple[sources.Source, str]:
+    """The data with the checkpoint's classes, and the part to score: of other data without parts, all images."""
+    own = (classifier.meta.get("config") or {}).get("data", {})
+    given = any(os.path.realpath(config.data[key]) != os.path.realpath(own.get(key) or "") for key in ("root", "table"))
+    whole = sources.load_whole(config.data) if given and not part else None
+    if whole is not None and not _trained_on(config, classifier):
+        return with_classes_of(classifier, whole), "test"
+    return with_classes_of(classifier, sources.load(config.data)), part or config.data.test_part
+
+
+def _trained_on(config: ConfigDict, classifier: Classifier) -> bool:
+    """Whether the data, divided as the configuration says, are those of the checkpoint, which may have moved."""
+    try:
+        return sources.load(config.data).split.hash == classifier.meta.get("split_hash")
+    except UserError:  # nothing can be held out of them
+        return False
+
+
 def main(argv: Sequence[str]) -> None:
     """Runs the command."""
     changes, rest = split_arguments(argv)
@@ -238,9 +262,8 @@ def main(argv: Sequence[str]) -> None:
     cpu.use_cores()
     classifier = load_classifier(args.checkpoint)
     config = checkpoint_config(classifier.meta, changes)
-    source = sources.load(config.data)
+    source, part = _load(classifier, config, args.part)
     heads = HEAD_SETS if args.heads == "both" else (args.heads,)
-    part = args.part or config.data.test_part
     adjusting = _Adjusting.of(args, classifier, source, heads)
     summary, found = evaluate(classifier, config, source, part, heads, args.logits or adjusting is not None)
     if adjusting is not None:

@@ -93,11 +93,15 @@ def write_saved_model(classifier: Classifier, folder: Path) -> None:
     )
     module = tf.Module()
     module.weights = {path: tf.Variable(array, trainable=False) for path, array in weights.items()}
-    module.call = tf.function(
-        lambda images: converted(module.weights, images),
-        autograph=False,
-        input_signature=[tf.TensorSpec((None, size, size, 3), tf.uint8, name="images")],
-    )
+
+    def call(images: Any) -> dict[str, Any]:
+        count = tf.shape(images)[0]
+        absent = tf.zeros((1 - tf.minimum(count, 1), size, size, 3), tf.uint8)  # JAX takes at least one image
+        found = converted(module.weights, tf.concat([images, absent], 0))
+        return {name: values[..., :count, :] for name, values in found.items()}
+
+    signature = [tf.TensorSpec((None, size, size, 3), tf.uint8, name="images")]
+    module.call = tf.function(call, autograph=False, input_signature=signature)
     tf.saved_model.save(module, str(folder), signatures={"serving_default": module.call})
 
 

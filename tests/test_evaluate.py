@@ -155,7 +155,7 @@ def test_mistakes_are_named(checkpoint, arguments, expected):
 
 def test_another_number_of_classes_is_named(checkpoint):
     classifier = evaluate.load_classifier(str(checkpoint[0]))
-    classifier.meta["num_classes"] = 12
+    classifier.meta.update({"num_classes": 12, "class_names": None})
     config = checkpoint_config(classifier.meta)
     with pytest.raises(UserError, match=r"has 10 classes; expected the checkpoint's 12"):
         evaluate.evaluate(classifier, config, sources.load(config.data), "test")

@@ -18,6 +18,7 @@ from shike_jax.errors import UserError
 from shike_jax.serving import load_exported as exported
 from tests import tiny
 from tests.conftest import GOLDEN
+from tests.data.test_images import ODD_ORIENTATIONS
 from tests.odd_images import odd_images
 
 COUNTS = (1, 7, 64)
@@ -99,10 +100,32 @@ def test_example_prepares_picture_files_as_prediction_does(folder, tmp_path):
 
 def test_example_reads_odd_files_as_prediction_does(folder, tmp_path):
     classifier = exported.Exported(folder)
-    for name, (content, _, _) in odd_images().items():
+    odd = {name: content for name, (content, _, _) in odd_images().items()}
+    for name, content in (odd | {f"{k}.jpg": v for k, v in ODD_ORIENTATIONS.items()}).items():
         (tmp_path / name).write_bytes(content)
         expected = center_crop(content, tiny.SIZE, tiny.RESIZE)
         np.testing.assert_array_equal(classifier.picture(tmp_path / name), expected, err_msg=name)
+
+
+def test_no_images_give_empty_arrays(folder):
+    found = exported.Exported(folder)(np.zeros((0, tiny.SIZE, tiny.SIZE, 3), np.uint8))
+    assert found["probabilities"].shape == (0, 3) and found["logits"].shape == (3, 0, 3)
+
+
+@pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
+def test_example_names_pictures_that_it_cannot_read_and_goes_on(folder, tmp_path):
+    Image.new("1", (10_000, 10_000)).save(tmp_path / "huge.png")
+    (tmp_path / "text.jpg").write_text("<html>404 Not Found</html>")
+    Image.new("RGB", (20, 20)).save(tmp_path / "good.png")
+    assert exported.MAX_PIXELS == images.MAX_PIXELS
+    classifier = exported.Exported(folder)
+    with pytest.raises(ValueError, match=r"huge\.png: 10000 x 10000 pixels, more than 89478485"):
+        classifier.picture(tmp_path / "huge.png")
+    command = [sys.executable, "-W", "ignore", folder / "load.py"]
+    found = subprocess.run([*command, "huge.png", "text.jpg", "good.png"], cwd=tmp_path, capture_output=True, text=True)
+    assert found.returncode == 0 and found.stdout.startswith("good.png  ")
+    assert found.stderr.count("skipped ") == 2 and "skipped text.jpg: " in found.stderr
+    assert subprocess.run([*command, "text.jpg"], cwd=tmp_path, capture_output=True).returncode == 1
 
 
 @pytest.mark.parametrize("name", ["orientation", "to_rgb"])
@@ -174,3 +197,4 @@ def test_saved_model_gives_the_same_probabilities(checkpoint, tmp_path):
     for count in COUNTS:
         theirs = serve(images=tf.constant(images[:count]))["probabilities"].numpy()
         np.testing.assert_allclose(theirs, ours["probabilities"][:count], atol=1e-5)
+    assert serve(images=tf.constant(images[:0]))["logits"].shape == (3, 0, 3)

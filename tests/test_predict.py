@@ -10,6 +10,7 @@ from PIL import Image
 
 from shike_jax import predict
 from shike_jax.convert.__main__ import main as convert
+from shike_jax.data import pictures
 from shike_jax.errors import UserError
 from shike_jax.serving.classifier import BatchedLogits, load_classifier
 from tests import tiny
@@ -221,3 +222,21 @@ def test_work_directory_gives_its_last_stage(tmp_path):
     assert load_classifier(tmp_path / "run", "representation").heads == "representation"
     shutil.rmtree(last)
     assert load_classifier(tmp_path / "run").heads == "representation"
+
+
+def test_lists_keep_names_with_line_separators_of_unicode(photos, tmp_path):
+    odd = tmp_path / "x\u2028y.png"
+    shutil.copyfile(photos / "a.png", odd)
+    (tmp_path / "list.txt").write_text(f"{odd.name}\n", encoding="utf-8")
+    assert pictures.find([str(tmp_path / "list.txt")]) == [str(odd)]
+
+
+@pytest.mark.parametrize(
+    ("largest", "low", "remark"), [(255.0, 0.0, True), (1.0, 0.0, True), (2.0, -2.0, False), (400.0, -2.0, True)]
+)
+def test_floats_that_are_hardly_normalised_are_remarked_on(checkpoint, tmp_path, capsys, largest, low, remark):
+    """Normalised pixels lie in -2.5 (0.5 / 0.2) to 3 (0.6 / 0.2 is 3): 0..255 and 0..1 are something else."""
+    floats = np.random.default_rng(0).uniform(low, largest, (2, tiny.SIZE, tiny.SIZE, 3)).astype(np.float32)
+    np.save(tmp_path / "x.npy", floats)
+    predict.main([f"--checkpoint={checkpoint}", f"--images={tmp_path / 'x.npy'}"])
+    assert ("are used as they are; normalised pixels" in capsys.readouterr().err) == remark

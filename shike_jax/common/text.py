@@ -40,6 +40,11 @@ def _finite(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
+def lines_of(text: str) -> list[str]:
+    """The lines of a text file, whose names may hold what `str.splitlines` takes for a line's end (U+2028, NEL, FF)."""
+    return re.split(r"\r\n|\r|\n", text)
+
+
 def printable(text: str, keep: str = "") -> str:
     """Replaces what controls a terminal by escapes that can be read: control characters, bidirectional overrides.
 

@@ -4,28 +4,36 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
+from shike_jax.common import class_names
 from shike_jax.common.errors import UserError
 
 
 @dataclasses.dataclass(frozen=True)
 class WarmStart:
-    """Which paths of the network were loaded and which stay fresh, and which of the source were left out."""
+    """Which paths of the network were loaded and which stay fresh, and which of the source were left out.
+
+    Attributes:
+      classifiers: a sentence on how the classes of both were matched; empty where the source has no classifier to take.
+    """
 
     loaded: list[str]
     left_out: list[str]
     fresh: list[str]
+    classifiers: str = ""
 
     def summary(self) -> str:
-        """Three lines: how many arrays of which parts."""
-        return "\n".join(
+        """Lines: how many arrays of which parts, and what became of the classifiers."""
+        lines = [
             f"{what}: {len(paths)} arrays ({', '.join(_parts(paths)) or 'none'})"
             for what, paths in (("loaded", self.loaded), ("left out", self.left_out), ("fresh", self.fresh))
-        )
+        ]
+        return "\n".join([*lines, f"classifiers: {self.classifiers}"] if self.classifiers else lines)
 
 
 def _parts(paths: list[str]) -> list[str]:
@@ -69,14 +77,21 @@ def torchvision_to_shike(backbone: Mapping[str, Any], fresh: Mapping[str, Any]) 
     return unflatten_dict(merged, sep="/"), report
 
 
-def warm_start(source: Mapping[str, Any], fresh: Mapping[str, Any]) -> tuple[dict[str, Any], WarmStart]:
+def warm_start(
+    source: Mapping[str, Any],
+    fresh: Mapping[str, Any],
+    source_classes: Sequence[str] | None = None,
+    classes: Sequence[str] | None = None,
+) -> tuple[dict[str, Any], WarmStart]:
     """Starts a network from saved weights: of the same network, or of a plain backbone.
 
-    From the same network everything is taken over; a classifier set for another number of classes stays fresh.
+    From the same network everything is taken over. Its classifiers follow the names of their classes; those of other
+    classes stay fresh. A source without names is matched by the numbers of its classes.
 
     Args:
       source: variables {`params`, `batch_stats`} to start from.
       fresh: initialised variables of the network that is about to train.
+      source_classes, classes: names of the classes of both, in the order of their outputs; None: not known.
 
     Returns:
       The variables, with the structure of `fresh`, and what became of every path.
@@ -88,9 +103,21 @@ def warm_start(source: Mapping[str, Any], fresh: Mapping[str, Any]) -> tuple[dic
     body = {path for path in want if not path.startswith("params/heads/")}
     if not body <= have.keys():
         return torchvision_to_shike(source, fresh)
+    said = "taken over by the numbers of their classes: the source does not name them"
+    if source_classes and classes:
+        matching = class_names.match(source_classes, classes)
+        said = "taken over by the names of their classes"
+        if matching.places:
+            places = np.array(matching.places)  # along the last axis of every array of a classifier
+            have = {p: a if p in body else np.asarray(a)[..., places] for p, a in have.items()}
+        else:
+            said = f"fresh, as the source has other classes ({matching.differences()})"
+            have = {path: array for path, array in have.items() if path in body}
     fits = {path for path in want if path in have and have[path].shape == want[path].shape}
     if wrong := sorted(body - fits):
         path = wrong[0]
         raise UserError(f"warm start: {path} has shape {have[path].shape}, expected {want[path].shape}")
-    report = WarmStart(sorted(fits), sorted(have.keys() - fits), sorted(want.keys() - fits))
+    left_out = sorted(flatten_dict(source, sep="/").keys() - fits)
+    classifiers = said if said.startswith("fresh") or fits > body else ""
+    report = WarmStart(sorted(fits), left_out, sorted(want.keys() - fits), classifiers)
     return unflatten_dict({path: have[path] if path in fits else leaf for path, leaf in want.items()}, sep="/"), report

@@ -39,7 +39,8 @@ def load(data: ConfigDict) -> Source:
         if len(held_out):
             parts["test"] = Part(everything.members[held_out], everything.labels[held_out])
         rule += f", {each_class(data.test_share)} for testing by name"
-        report.notes.append(f"{root} has no train/: {each_class(data.test_share)} held out for testing")
+        if data.test_share:
+            report.notes.append(f"{root} has no train/: {each_class(data.test_share)} held out for testing")
     else:
         class_names = _class_names(root, "train")
         there = [part for part in ("train", "val", "test") if os.path.isdir(os.path.join(root, part))]
@@ -51,11 +52,6 @@ def load(data: ConfigDict) -> Source:
             f"{os.path.join(root, '' if drawn else 'train', empty[0])} holds no image, also not in its "
             f"subfolders ({len(empty)} empty classes); expected files ending in {', '.join(EXTENSIONS)}"
         )
-    for part in parts.keys() - {"train"}:
-        absent = len(class_names) - len(np.unique(parts[part].labels))
-        if absent:
-            report.notes.append(f"{absent} classes have no image in part {part}: their accuracy cannot be measured")
-
     train = parts["train"]
     kept, rule = longtailed(train.labels, len(class_names), data, rule, notes=report.notes)
     parts["train"] = Part(train.members[kept], train.labels[kept])

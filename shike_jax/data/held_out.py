@@ -91,9 +91,6 @@ def with_validation(source: Source, data: ConfigDict) -> Source:
     rule = f"{split.rule}; {each_class(amount)} held out for validation by name"
     # Another name: reports put runs into one table by it, and accuracies of other images do not belong there.
     changed = dataclasses.replace(split, name=f"{split.name}-val{amount:g}", rule=rule, parts=parts)
-    without = split.num_classes - len(np.unique(parts["val"].labels))
-    if without:
-        source.report.notes.append(f"{without} classes have a single training image, and none for validation")
     images, read = source.images, source.read
     if images is not None:
         images = images | {name: images["train"][chosen] for name, chosen in taken.items()}
@@ -109,13 +106,16 @@ def with_validation(source: Source, data: ConfigDict) -> Source:
 def write_csv(path: Path, split: Split) -> None:
     """Writes which image is in which part, as `path,label,part` with the names of the classes.
 
-    Names stand as they are, so that the file can be read back as a source: it is data, not for a spreadsheet.
+    Names stand as they are, so that the file can be read back as a source: it is data, not for a spreadsheet. Every
+    value is quoted where a name begins or ends with a blank or holds a carriage return: such files are read exactly.
     """
+    names = (*split.class_names, *(str(member) for part in split.parts.values() for member in part.members))
+    odd = any(name != name.strip() or "\r" in name for name in names)
     with (
         atomic.replacing(path) as partial,
         partial.open("w", newline="", encoding="utf-8", errors="surrogateescape") as file,
     ):
-        writer = csv.writer(file, lineterminator="\n")
+        writer = csv.writer(file, lineterminator="\n", quoting=csv.QUOTE_ALL if odd else csv.QUOTE_MINIMAL)
         writer.writerow(COLUMNS)
         for name, part in split.parts.items():
             for member, label in zip(part.members, part.labels, strict=True):

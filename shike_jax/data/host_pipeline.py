@@ -16,7 +16,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from shike_jax.common.errors import UserError
-from shike_jax.data.images import ImageError, center_crop, random_resized_crop
+from shike_jax.data.images import center_crop, random_resized_crop
 from shike_jax.data.types import Source, allowed_faults
 from shike_jax.data.views import host_augment
 
@@ -45,6 +45,7 @@ class HostPipeline:
             raise UserError(f"{source.split.name}: there are no image files to read (is config.data.root empty?)")
         self._read, self._part, self._report = source.read, part, source.report
         self._members, self._labels = source.split.parts[part].members, source.split.parts[part].labels
+        self._class_names = source.split.class_names
         self._size = config.data.image_size
         self._resize = short_side(config.data)
         self._random_crop = config.augment.crop == "random_resized"
@@ -67,7 +68,8 @@ class HostPipeline:
           `image` uint8 [B, S, S, 3], `label` int32 [B], `mask` float32 [B] (0: padding or unreadable).
 
         Raises:
-          UserError: an unreadable image under policy `stop`, or more of them than the limit allows.
+          UserError: an unreadable image under policy `stop`, more of them than the limit allows, or a class of the part
+            `train` none of whose images can be read.
         """
         pending: collections.deque[tuple[Batch, list[Future[None]]]] = collections.deque()
         pool = ThreadPoolExecutor(self._threads, thread_name_prefix="images")
@@ -100,25 +102,27 @@ class HostPipeline:
     ) -> None:
         for i in chunk:
             if mask[i]:
+                seed = None if seeds is None else seeds[i]
                 try:
-                    images[i] = self._view(int(index[i]), None if seeds is None else seeds[i])
-                except (ImageError, OSError) as error:
+                    view = self._view(int(index[i]), seed)
+                except Exception as error:  # whatever reading one image raises is its own reason
                     mask[i] = 0
                     self._note_bad(int(index[i]), error)
+                else:
+                    images[i] = self._augment(view, seed) if self._augment and seed is not None else view
 
     def _view(self, index: int, seed: np.ndarray | None) -> np.ndarray:
         encoded = self._read(self._part, [index])[0]
         if seed is None:
             return center_crop(encoded, self._size, self._resize)
         if self._random_crop:
-            view = random_resized_crop(encoded, self._size, seed, self._scale, self._flip)
-        else:
-            view = center_crop(encoded, self._size, self._size)
-        return self._augment(view, seed) if self._augment else view
+            return random_resized_crop(encoded, self._size, seed, self._scale, self._flip)
+        return center_crop(encoded, self._size, self._size)
 
     def _note_bad(self, index: int, error: Exception) -> None:
         name = str(self._members[index])
-        reason = (error.strerror or str(error)) if isinstance(error, OSError) else str(error)
+        reason = getattr(error, "strerror", None) or " ".join(str(error).split()) or type(error).__name__
+        new = index not in self._bad
         self._bad.add(index)
         if self._stop:
             raise UserError(f"image {name}: {reason} (to go on without such images: --config.data.bad_image=skip)")
@@ -127,6 +131,17 @@ class HostPipeline:
             raise UserError(
                 f"{len(self._bad)} of {len(self._labels)} images of part {self._part} cannot be read, more than "
                 f"config.data.bad_image_limit={self._limit:g} allows; the last: {name}: {reason}"
+            )
+        if self._part == "train" and new:
+            self._check_class(int(self._labels[index]), name, reason)
+
+    def _check_class(self, label: int, name: str, reason: str) -> None:
+        """Raises UserError when no training image of a class is left: it must not count as one that was trained."""
+        images = int((self._labels == label).sum())
+        if images == sum(self._labels[i] == label for i in self._bad.copy()):
+            raise UserError(
+                f"class {self._class_names[label]}: none of its {images} training images can be read, the last: "
+                f"{name}: {reason}; expected at least one, or data without this class"
             )
 
 

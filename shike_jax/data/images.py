@@ -7,20 +7,45 @@ in torchvision.
 
 from __future__ import annotations
 
+import functools
 import io
 import math
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image
 
 MAX_PIXELS = 89_478_485  # Pillow's own warning limit: 256 MiB of RGB; more is taken for a decompression bomb
 GAP = 2  # a JPEG is decoded at least at twice the size it will have, which keeps the resizing antialiased
+
+
+_TURNS = "FLIP_LEFT_RIGHT ROTATE_180 FLIP_TOP_BOTTOM TRANSPOSE ROTATE_270 TRANSVERSE ROTATE_90"
+UPRIGHT = dict(enumerate((Image.Transpose[turn] for turn in _TURNS.split()), 2))  # by EXIF orientation, 2 to 8
 
 
 class ImageError(Exception):
     """An image that cannot be decoded; the message is the reason."""
 
 
+def _told(view: Callable[..., np.ndarray]) -> Callable[..., np.ndarray]:
+    """Whatever a function of encoded bytes stumbles over becomes the reason of that image."""
+
+    @functools.wraps(view)
+    def told(encoded: bytes, *arguments: Any, **settings: Any) -> np.ndarray:
+        try:
+            return view(encoded, *arguments, **settings)
+        except ImageError:
+            raise
+        except Image.DecompressionBombError:
+            raise ImageError(f"more than {MAX_PIXELS} pixels") from None
+        except Exception as error:  # Pillow's plugins raise whatever a damaged file makes them stumble over
+            raise ImageError(_reason(encoded, error)) from None
+
+    return told
+
+
+@_told
 def decode(encoded: bytes) -> np.ndarray:
     """Decodes a whole image: uint8 [H, W, 3].
 
@@ -34,6 +59,7 @@ def decode(encoded: bytes) -> np.ndarray:
 CROP_DRAWS = 41  # of an image's stream: ten tries of four, and the flip
 
 
+@_told
 def random_resized_crop(
     encoded: bytes, size: int, seed: np.ndarray, scale: tuple[float, float] = (0.08, 1.0), flip: bool = True
 ) -> np.ndarray:
@@ -59,6 +85,7 @@ def random_resized_crop(
     return pixels[:, ::-1] if flip and uniforms[40] < 0.5 else pixels
 
 
+@_told
 def center_crop(encoded: bytes, size: int, resize: int) -> np.ndarray:
     """Resizes the short side to `resize` pixels and takes the central square: uint8 [size, size, 3].
 
@@ -110,12 +137,7 @@ def uniforms_of(seed: np.ndarray, count: int) -> np.ndarray:
 
 def _open(encoded: bytes) -> Image.Image:
     """Reads the header only."""
-    try:
-        image = Image.open(io.BytesIO(encoded))
-    except Image.DecompressionBombError:
-        raise ImageError(f"more than {MAX_PIXELS} pixels") from None
-    except Exception as error:  # Pillow's plugins raise whatever a damaged header makes them stumble over
-        raise ImageError(_reason(encoded, error)) from None
+    image = Image.open(io.BytesIO(encoded))
     if image.width * image.height > MAX_PIXELS:
         raise ImageError(f"{image.width} x {image.height} pixels, more than {MAX_PIXELS}")
     return image
@@ -127,22 +149,20 @@ def _upright_size(image: Image.Image) -> tuple[int, int]:
 
 def _load(image: Image.Image, scale: tuple[float, float] = (1.0, 1.0)) -> Image.Image:
     """`to_rgb`, but a JPEG that `scale` will shrink much is decoded at 1/2, 1/4 or 1/8 of its size."""
-    try:
-        if image.format == "JPEG" and orientation(image) == 1:
-            least = (math.ceil(GAP * image.width * scale[0]), math.ceil(GAP * image.height * scale[1]))
-            image.draft(None, least)
-        return to_rgb(image)
-    except Exception as error:  # see _open
-        raise ImageError(_reason(b"", error)) from None
+    if image.format == "JPEG" and orientation(image) == 1:
+        least = (math.ceil(GAP * image.width * scale[0]), math.ceil(GAP * image.height * scale[1]))
+        image.draft(None, least)
+    return to_rgb(image)
 
 
 # `serving/load_exported.py`, which needs nothing of this package, repeats the two functions below word for word.
 def orientation(image: Image.Image) -> int:
     """The number by which EXIF tells how the image was held: 1 is upright, from 5 on it lies on its side."""
     try:
-        return image.getexif().get(0x0112, 1)
+        found = image.getexif().get(0x0112, 1)
     except Exception:  # damaged EXIF is no reason to lose the image
         return 1
+    return found if isinstance(found, int) and 1 <= found <= 8 else 1
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
@@ -156,8 +176,8 @@ def to_rgb(image: Image.Image) -> Image.Image:
     tiles = getattr(image, "tile", None)  # only images opened from a file have them, and only until they are loaded
     stored = tiles[0][3] if tiles else ""  # how the file stores a pixel
     image.load()
-    if orientation(image) != 1:
-        image = ImageOps.exif_transpose(image)
+    if (turned := orientation(image)) != 1:
+        image = image.transpose(UPRIGHT[turned])
     clear = image.info.get("transparency")
     if image.mode.startswith(("I", "F")):
         values = np.asarray(image)

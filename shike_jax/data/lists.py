@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import codecs
 import collections
 import gzip
 import os
 import posixpath
+import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -13,10 +15,13 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from shike_jax.common.errors import UserError
+from shike_jax.common.text import lines_of
 from shike_jax.data.files import missing_files, reader
 from shike_jax.data.splits import Part, Split, longtailed
 from shike_jax.data.types import Report, Source, allowed_faults
 
+Pairs = collections.Counter[tuple[str, int]]  # how many lines have a folder name and a label
+NAMING = 0.9  # share of the lines whose folders must agree with their labels for folders to name classes
 LONGEST = 1000  # characters of a listed path; file systems end at 255 bytes a name and 4,096 a path
 
 
@@ -77,7 +82,7 @@ def parse_list(path: str, policy: LinePolicy | None = None) -> ListFile:
     first_line: dict[str, int] = {}
     labels: list[int] = []
     bad = 0
-    for number, line in enumerate(text.splitlines(), 1):
+    for number, line in enumerate(lines_of(text), 1):
         fields = line.strip().rsplit(None, 1)
         if not fields:
             continue
@@ -98,15 +103,24 @@ def parse_list(path: str, policy: LinePolicy | None = None) -> ListFile:
 
 
 def read_text(path: str) -> str:
-    """The text of a list file, plain or gzip; a byte order mark is dropped. Raises UserError when there is none."""
+    """The text of a list file, plain or gzip; a byte order mark is dropped.
+
+    Bytes that are no UTF-8 become lone surrogates, as in names of files.
+
+    Raises:
+      UserError: no such file, damaged, or UTF-16.
+    """
     try:
         with open(path, "rb") as file:
             content = file.read()
-        return (gzip.decompress(content) if content[:2] == b"\x1f\x8b" else content).decode("utf-8-sig")
+        content = gzip.decompress(content) if content[:2] == b"\x1f\x8b" else content
     except OSError as error:
         raise UserError(f"list file {path}: {error.strerror or error}") from None
-    except (EOFError, UnicodeDecodeError) as error:
-        raise UserError(f"list file {path}: not text, or damaged ({error})") from None
+    except (EOFError, zlib.error) as error:
+        raise UserError(f"list file {path}: damaged ({error})") from None
+    if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        raise UserError(f"list file {path}: not text in UTF-8 but in UTF-16; expected UTF-8")
+    return content.decode("utf-8-sig", errors="surrogateescape")
 
 
 def _line_fault(member: str, label: str, seen: dict[str, int]) -> str:
@@ -156,6 +170,32 @@ def check_labels(train: ListFile, others: list[ListFile]) -> int:
     return num_classes
 
 
+def _relation(pairs: Pairs) -> tuple[dict[str, int], int]:
+    """The label of each folder name, one to one, by the most frequent pairs; and how many lines agree with it."""
+    label_of: dict[str, int] = {}
+    taken: set[int] = set()
+    for (name, label), _ in pairs.most_common():
+        if name not in label_of and label not in taken:
+            label_of[name] = label
+            taken.add(label)
+    return label_of, sum(count for (name, label), count in pairs.items() if label_of.get(name) == label)
+
+
+def _check_same_relation(lists: list[ListFile], counted: list[Pairs]) -> None:
+    """Raises UserError when folders name classes in two lists but have other labels in the one than in the other."""
+    train, *_ = relations = [_relation(pairs) for pairs in counted]
+    for one, pairs, (label_of, agreeing) in zip(lists[1:], counted[1:], relations[1:], strict=True):
+        if train[1] < NAMING * counted[0].total() or agreeing < NAMING * pairs.total():
+            continue  # one of the two does not name classes by folders
+        wrong = [name for name, label in label_of.items() if train[0].get(name, label) != label]
+        if wrong:
+            name = wrong[0]
+            raise UserError(
+                f"{one.path}: folder {name!r} has label {label_of[name]}, but {train[0][name]} in {lists[0].path} "
+                f"({len(wrong)} such folders); expected lists that number the classes alike"
+            )
+
+
 def class_folders(lists: list[ListFile], num_classes: int, report: Report) -> tuple[str, ...]:
     """Returns class names from the images' folders, or `0`, `1`, ... where the folders do not name classes.
 
@@ -163,20 +203,16 @@ def class_folders(lists: list[ListFile], num_classes: int, report: Report) -> tu
     The report gets a remark when they do not although there are as many of them as classes.
 
     Raises:
-      UserError: they do, and a line disagrees with the label of its folder.
+      UserError: they do, and a line disagrees with the label of its folder; or they do in each of two lists, but not
+        with the same labels.
     """
-    pairs: collections.Counter[tuple[str, int]] = collections.Counter()
     folders = [[posixpath.basename(posixpath.dirname(member)) for member in one.members] for one in lists]
-    for one, names in zip(lists, folders, strict=True):
-        pairs.update(zip(names, one.labels.tolist(), strict=True))
-    label_of: dict[str, int] = {}
-    name_of: dict[int, str] = {}
-    for (name, label), _ in pairs.most_common():
-        if name not in label_of and label not in name_of:
-            label_of[name], name_of[label] = label, name
-    agreeing = sum(count for (name, label), count in pairs.items() if label_of.get(name) == label)
-    total = sum(pairs.values())
-    if len(name_of) < num_classes or agreeing < 0.9 * total:
+    counted = [Pairs(zip(names, one.labels.tolist(), strict=True)) for one, names in zip(lists, folders, strict=True)]
+    _check_same_relation(lists, counted)
+    pairs = sum(counted, Pairs())
+    label_of, agreeing = _relation(pairs)
+    name_of, total = {label: name for name, label in label_of.items()}, pairs.total()
+    if len(name_of) < num_classes or agreeing < NAMING * total:
         if len({name for name, _ in pairs}) == num_classes:
             report.notes.append(
                 f"{num_classes} folders and {num_classes} labels, but only {agreeing} of {total} lines have the label "

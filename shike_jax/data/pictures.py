@@ -12,7 +12,8 @@ import numpy as np
 
 from shike_jax.common.errors import UserError
 from shike_jax.common.paths import EXTENSIONS, files_below, is_image
-from shike_jax.data.images import ImageError, center_crop, center_crop_pixels
+from shike_jax.common.text import lines_of
+from shike_jax.data.images import center_crop, center_crop_pixels
 
 
 def find(paths: Sequence[str]) -> list[str]:
@@ -51,7 +52,7 @@ def _below(folder: str) -> list[str]:
 
 def _listed(path: Path) -> list[str]:
     try:
-        lines = [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines()]
+        lines = [line.strip() for line in lines_of(path.read_text(encoding="utf-8-sig"))]
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"--images={path}: cannot be read as a list of paths ({error})") from None
     beside = {line: path.parent / line for line in lines if line and not line.startswith("#")}
@@ -120,9 +121,7 @@ class Reader:
         try:
             with open(file, "rb") as opened:
                 return center_crop(opened.read(), self._size, self._resize)
-        except ImageError as error:
-            return str(error)
-        except (OSError, ValueError) as error:  # ValueError: a NUL in the name
+        except Exception as error:  # an ImageError, an OSError, a ValueError (a NUL in the name), ...
             return getattr(error, "strerror", None) or str(error)
 
 

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Sequence
+
+import numpy as np
 from ml_collections import ConfigDict
 
+from shike_jax.common.class_names import comparable
 from shike_jax.common.errors import UserError
 from shike_jax.data import arrays, digits, folder, lists, table, tfds_source
 from shike_jax.data.held_out import evaluated_part, with_validation
+from shike_jax.data.splits import Split
 from shike_jax.data.types import Report, Source
 
-__all__ = ["Report", "Source", "load"]
+__all__ = ["Report", "Source", "load", "load_whole"]
 
 _LOADERS = {
     "arrays": arrays.load,
@@ -30,6 +36,7 @@ def load(data: ConfigDict) -> Source:
     if data.source not in _LOADERS:
         raise UserError(f"config.data.source={data.source!r}: expected one of {', '.join(_LOADERS)}")
     source = _LOADERS[data.source](data)
+    source.report.notes += _alike(source.split.class_names)
     if data.validation:
         source = with_validation(source, data)
     part = evaluated_part(data)
@@ -42,6 +49,47 @@ def load(data: ConfigDict) -> Source:
     if not len(source.split.parts[part]):
         why = "every class has a single training image" if data.validation else "it holds no image that can be read"
         raise UserError(f"{source.split.name}: part {part} is empty ({why}); expected images to evaluate on")
+    source.report.notes += _untested(source.split)
     if source.split.num_classes < 2:
         raise UserError(f"{source.split.name}: a single class, {source.split.class_names[0]}; expected at least two")
     return source
+
+
+def load_whole(data: ConfigDict) -> Source | None:
+    """All images of a folder or a table as the part `test`; None where the data name parts themselves.
+
+    Raises:
+      UserError: see `load`.
+    """
+    if data.source not in ("folder", "table"):
+        return None
+    undivided = data.copy_and_resolve_references()
+    undivided.update({"test_share": 0.0, "profile": "natural"})
+    source = _LOADERS[data.source](undivided)
+    if not source.drawn:
+        return None
+    split = source.split
+    source.report.notes.append(f"{split.name} names no parts: all its {len(split.parts['train']):,} images are scored")
+    parts, counts = {"test": split.parts["train"]}, tuple(split.class_counts.tolist())
+    split = dataclasses.replace(split, rule=f"{split.rule}, whole", parts=parts, trained=counts)
+
+    def read(_: str, indices: Sequence[int]) -> list[bytes]:
+        assert source.read is not None
+        return source.read("train", indices)
+
+    return dataclasses.replace(source, split=split, read=read, drawn=False)
+
+
+def _untested(split: Split) -> list[str]:
+    """A remark for each part in which classes have no image."""
+    absent = {name: split.num_classes - len(np.unique(part.labels)) for name, part in split.parts.items()}
+    said = "classes have no image in part {}: their accuracy cannot be measured"
+    return [f"{count} {said.format(name)}" for name, count in absent.items() if count]
+
+
+def _alike(names: tuple[str, ...]) -> list[str]:
+    """A remark on classes whose names people would take for one: they differ in blanks or in their Unicode form."""
+    first: dict[str, str] = {}
+    found = [(first.setdefault(comparable(name).strip(), name), name) for name in names]
+    alike = [f"{one!a} and {name!a}" for one, name in found if one != name]
+    return [f"classes that differ only in blanks or in their Unicode form: {', '.join(alike)}"] if alike else []

@@ -5,9 +5,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import hashlib
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -39,8 +41,12 @@ class Part:
 class Split:
     """A long-tailed split: parts `train`, `test` and maybe `val`, and the rule that made them.
 
+    Attributes:
+      trained: training images of each class [C], where others than those of the part `train` trained: a checkpoint's.
+
     Raises:
-      UserError: labels out of range, a class without a training image, H2T's divisions with other than 100 classes.
+      UserError: labels out of range, a class without a training image, two classes of one name, H2T's divisions with
+        other than 100 classes.
     """
 
     name: str
@@ -49,8 +55,12 @@ class Split:
     class_names: tuple[str, ...]
     parts: dict[str, Part]
     division_rule: str = "shots"
+    trained: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
+        if len(set(self.class_names)) < len(self.class_names):
+            name = next(name for i, name in enumerate(self.class_names) if name in self.class_names[:i])
+            raise UserError(f"split {self.name}: two classes are called {name!r}; expected a name for each")
         for name, part in self.parts.items():
             if len(part.members) != len(part.labels):
                 sizes = f"{len(part.members)} images but {len(part.labels)} labels"
@@ -75,6 +85,8 @@ class Split:
     @functools.cached_property
     def class_counts(self) -> np.ndarray:
         """Training images of each class: int64 [C]."""
+        if self.trained:
+            return np.array(self.trained, np.int64)
         return np.bincount(self.parts["train"].labels, minlength=self.num_classes).astype(np.int64)
 
     @functools.cached_property
@@ -100,6 +112,19 @@ class Split:
                 digest.update(_bytes("\0".join(map(str, part.members))))
             digest.update(part.labels.astype("<i4").tobytes())
         return digest.hexdigest()
+
+    def reordered(self, places: Sequence[int], trained: Sequence[int] = ()) -> Split:
+        """The split with its classes in another order: class c is what `places[c]` was.
+
+        Args:
+          places: [C], each class once.
+          trained: see the attribute, in the new order.
+        """
+        moved = np.argsort(places).astype(np.int32)
+        parts = {name: Part(part.members, moved[part.labels]) for name, part in self.parts.items()}
+        names = tuple(self.class_names[place] for place in places)
+        counts = trained or [self.trained[place] for place in places if self.trained]
+        return dataclasses.replace(self, class_names=names, parts=parts, trained=tuple(counts))
 
     def summary(self) -> dict[str, Any]:
         """The split as plain numbers, strings and lists: what results.json keeps of it."""

@@ -1,4 +1,7 @@
-"""One CSV or JSON Lines file with a line for each image: `path`, `label` and, if the parts are given, `part`."""
+"""One CSV or JSON Lines file with a line for each image: `path`, `label` and, if the parts are given, `part`.
+
+Blanks around values are dropped, unless the first line begins with a quotation mark (every value is quoted) or a brace.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +15,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from shike_jax.common.errors import UserError
-from shike_jax.common.text import parse_json
+from shike_jax.common.text import lines_of, parse_json
 from shike_jax.data.files import reader
 from shike_jax.data.held_out import COLUMNS, each_class, parted
 from shike_jax.data.lists import LinePolicy, ListFile, drop_missing, path_fault, read_text, tidy
@@ -20,17 +23,19 @@ from shike_jax.data.splits import Part, Split, longtailed
 from shike_jax.data.types import Report, Source
 
 PARTS = ("train", "val", "test")
+PART_COLUMNS = ("part", "split", "set", "subset")  # names that people give to the column of the parts
+_PART_NAMES = {"training": "train", "valid": "val", "validation": "val", "dev": "val", "testing": "test"}
 
 
 def load(data: ConfigDict) -> Source:
     """Loads the table `config.data.table`; images lie under `config.data.root`, else in the table's folder.
 
-    Labels are the names of the classes, sorted; by value where all of them are whole numbers. Without a column `part`
-    test images are drawn (`config.data.test_share`).
+    Labels are the names of the classes, sorted; by value where all of them are whole numbers. The parts are in a column
+    `part`, or else `split`, `set` or `subset`; without any of these test images are drawn (`config.data.test_share`).
 
     Raises:
-      UserError: no such file, no column `path` or `label`, a bad line (`config.data.bad_line`), missing images, parts
-        on some lines only, a class without a training image.
+      UserError: no such file, no column `path` or `label`, two columns of parts, a bad line (`config.data.bad_line`),
+        missing images, parts on some lines only, a class without a training image.
     """
     if not data.table:
         raise UserError("config.data.table is empty; expected a CSV or JSON Lines file with path, label[, part]")
@@ -65,8 +70,8 @@ def _parse(path: str, policy: LinePolicy) -> tuple[ListFile, tuple[str, ...], np
     total = 0
     for number, row in _rows(path):
         total += 1
-        member, label, part = (str("" if row.get(key) is None else row[key]).strip() for key in COLUMNS)
-        member = tidy(member)
+        member, label = ("" if row.get(key) is None else str(row[key]) for key in COLUMNS[:2])
+        member, part = tidy(member), _part(path, number, row)
         reason = _fault(member, label, part, first_line)
         if reason:
             policy.bad(path, number, reason)
@@ -88,22 +93,34 @@ def _parse(path: str, policy: LinePolicy) -> tuple[ListFile, tuple[str, ...], np
 
 
 def _rows(path: str) -> Iterator[tuple[int, dict[str, Any]]]:
-    """(line number, columns) of each line that is not empty."""
+    """(line number, columns) of each line that is not empty; names of columns in small letters."""
     text = read_text(path)
     if text.lstrip().startswith("{"):
-        for number, line in enumerate(text.splitlines(), 1):
+        for number, line in enumerate(lines_of(text), 1):
             if line.strip():
                 yield number, _json_object(path, number, line)
         return
     table = csv.DictReader(io.StringIO(text, newline=""), restkey="")
+    exact = text.lstrip().startswith('"')
     try:
+        table.fieldnames = [name.strip().lower() for name in table.fieldnames or ()]
         absent = [name for name in COLUMNS[:2] if name not in (table.fieldnames or ())]
         if absent:
             expected = "path,label or path,label,part in the first line, or a JSON object on each"
             raise UserError(f"{path}: no column {absent[0]!r}; expected {expected}")
-        yield from ((table.line_num, row) for row in table)
+        for row in table:
+            yield table.line_num, row if exact else {key: (row[key] or "").strip() for key in table.fieldnames}
     except csv.Error as error:
         raise UserError(f"{path}:{table.line_num}: not CSV ({error})") from None
+
+
+def _part(path: str, number: int, row: dict[str, Any]) -> str:
+    """The part that a line names in its column `part`, or else in one that people call otherwise; `` without one."""
+    there = [key for key in PART_COLUMNS if key in row]
+    if len(there) > 1 and there[0] != "part":
+        raise UserError(f"{path}:{number}: columns {' and '.join(there)}; expected one that names the parts, `part`")
+    part = str(row[there[0]] or "").strip().lower() if there else ""
+    return _PART_NAMES.get(part, part)
 
 
 def _json_object(path: str, number: int, line: str) -> dict[str, Any]:
@@ -113,7 +130,7 @@ def _json_object(path: str, number: int, line: str) -> dict[str, Any]:
         raise UserError(f"{path}:{number}: not JSON ({error})") from None
     if not isinstance(row, dict):
         raise UserError(f"{path}:{number}: expected a JSON object with path, label[, part]")
-    return row
+    return {key.lower(): value for key, value in row.items()}
 
 
 def _fault(member: str, label: str, part: str, seen: dict[str, int]) -> str:
@@ -123,7 +140,8 @@ def _fault(member: str, label: str, part: str, seen: dict[str, int]) -> str:
     if not fault and not label:
         return f"{member!r} has no label"
     if not fault and part not in ("", *PARTS):
-        return f"part {part[:40]!r} of {member!r}; expected {', '.join(PARTS)}"
+        expected = f"{', '.join(PARTS)} in a column {', '.join(PART_COLUMNS)} (rename one that holds something else)"
+        return f"part {part[:40]!r} of {member!r}; expected {expected}"
     return fault
 
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
+from collections.abc import Iterator
 from types import ModuleType
 from typing import Any
 
@@ -40,23 +42,69 @@ def import_tfds() -> ModuleType:
     return tfds
 
 
-def find_builder(name: str, data_dir: str = "", build_options: str = "") -> Any:
+def find_builder(name: str, data_dir: str = "", file_format: str = "tfrecord") -> Any:
     """Returns the read-only tfds builder of data set `name` from the newest version on disk.
 
     Args:
       data_dir: tfds folder; empty: $TFDS_DATA_DIR, else ~/tensorflow_datasets.
-      build_options: further options for the `tfds build` command that the error message suggests.
+      file_format: in which its records must be stored.
 
     Raises:
-      UserError: the data set is not there.
+      UserError: the data set is not there, not complete, or stored in another format; names the file and the command
+        that prepares it.
     """
     tf, tfds = import_tensorflow(), import_tfds()
     folder = os.path.expanduser(data_dir or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets")
+    option = "" if file_format == "tfrecord" else f" --file_format={file_format}"
+    command = f"tfds build {name}{option} --data_dir={folder}"
     found = tf.io.gfile.glob(os.path.join(folder, name, "*", "dataset_info.json"))
     if not found:
         raise UserError(
             f"no prepared {name} in {folder} (from --config.data.data_dir, else $TFDS_DATA_DIR, else "
-            f"~/tensorflow_datasets); prepare it once with: tfds build {name}{build_options} --data_dir={folder}"
+            f"~/tensorflow_datasets); prepare it once with: {command}"
         )
     newest = max(found, key=lambda path: [int(n) for n in re.findall(r"\d+", os.path.basename(os.path.dirname(path)))])
-    return tfds.builder_from_directory(os.path.dirname(newest))
+    with named_damage(os.path.dirname(newest), command):
+        builder = tfds.builder_from_directory(os.path.dirname(newest))
+        stored = builder.info.file_format.value
+    if stored != file_format:
+        raise UserError(f"{builder.data_path} is stored as {stored}, expected {file_format}: {command}")
+    builder.prepared_by = command
+    return builder
+
+
+def shards(builder: Any, split: str) -> Iterator[tuple[str, int]]:
+    """The files of a split, each with the number of its records.
+
+    Raises:
+      UserError: one is missing.
+    """
+    about = builder.info.splits[split]
+    for path, records in zip(about.filepaths, about.shard_lengths, strict=True):
+        if not path.exists():
+            raise UserError(damage(path, "missing", builder.prepared_by))
+        yield str(path), records
+
+
+@contextlib.contextmanager
+def named_damage(path: Any, command: str) -> Iterator[None]:
+    """Turns whatever reading a prepared data set raises into one line.
+
+    Args:
+      path: the file, or the folder where it is not known.
+      command: that prepares the data set.
+
+    Raises:
+      UserError: instead of any other exception.
+    """
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:  # TensorFlow, protocol buffers, JSON and tfds raise kinds of their own
+        raise UserError(damage(path, " ".join(str(error).split())[:160] or type(error).__name__, command)) from error
+
+
+def damage(path: Any, reason: str, command: str) -> str:
+    """The line on a file of a prepared data set that is damaged or was copied in part."""
+    return f"{path}: damaged, or copied in part ({reason}); remove its folder and prepare it again: {command}"

@@ -20,7 +20,7 @@ from ml_collections import ConfigDict
 from shike_jax.common.errors import UserError
 from shike_jax.data.lists import load_lists, split_of_lists
 from shike_jax.data.splits import Part, Split, longtailed
-from shike_jax.data.tensorflow_data import find_builder, import_tfds
+from shike_jax.data.tensorflow_data import damage, find_builder, import_tfds, named_damage, shards
 from shike_jax.data.types import Report, Source
 from shike_jax.storage import atomic
 
@@ -38,12 +38,7 @@ def load(data: ConfigDict) -> Source:
     Raises:
       UserError: the data set is not there, is stored without random access, or lacks files of a list.
     """
-    builder = find_builder(data.name, data.data_dir, " --file_format=array_record")
-    if builder.info.file_format.value != "array_record":
-        raise UserError(
-            f"{builder.data_path} is stored as {builder.info.file_format.value}, which has no random access; prepare "
-            f"it with: tfds build {data.name} --file_format=array_record --data_dir={data.data_dir or '$TFDS_DATA_DIR'}"
-        )
+    builder = find_builder(data.name, data.data_dir, "array_record")  # the format with random access
     records = {part: _records(builder, split) for part, split in PARTS[data.name].items()}
     if data.name == "places365_small":
         return _load_places(data, builder, records)
@@ -51,7 +46,18 @@ def load(data: ConfigDict) -> Source:
 
 
 def _records(builder: Any, split: str) -> Any:
-    """All examples of a tfds split by position, their images still encoded."""
+    """All examples of a tfds split by position, their images still encoded.
+
+    Raises:
+      UserError: a file holds fewer examples than it should.
+    """
+    from array_record.python.array_record_module import ArrayRecordReader  # comes with tensorflow-datasets
+
+    for path, expected in shards(builder, split):
+        with named_damage(path, builder.prepared_by):
+            count = ArrayRecordReader(path).num_records()
+        if count != expected:
+            raise UserError(damage(path, f"{count} records of {expected}", builder.prepared_by))
     return builder.as_data_source(split, decoders={"image": import_tfds().decode.SkipDecoding()})
 
 
@@ -109,7 +115,8 @@ def _column(builder: Any, split: str, feature: str) -> np.ndarray:
     with contextlib.suppress(OSError, ValueError, EOFError):  # not there yet, or damaged
         return np.load(path)
     logging.getLogger(__name__).info("reading every %s of %s once (kept in %s)", feature, builder.info.full_name, path)
-    values = [record[feature] for record in _records(builder, split)]
+    with named_damage(builder.data_path, builder.prepared_by):
+        values = [record[feature] for record in _records(builder, split)]
     column = np.array([v.decode() for v in values]) if isinstance(values[0], bytes) else np.array(values, np.int64)
     with contextlib.suppress(OSError):  # a cache that cannot be written costs time at the next start, no more
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -18,9 +18,14 @@ import numpy as np
 from jax import export
 
 try:
-    from PIL import Image, ImageOps
+    from PIL import Image
+
+    _TURNS = "FLIP_LEFT_RIGHT ROTATE_180 FLIP_TOP_BOTTOM TRANSPOSE ROTATE_270 TRANSVERSE ROTATE_90"
+    UPRIGHT = dict(enumerate((Image.Transpose[turn] for turn in _TURNS.split()), 2))  # by EXIF orientation, 2 to 8
 except ImportError:  # arrays of pixels need no Pillow
-    Image = ImageOps = None  # type: ignore[assignment]
+    Image = None  # type: ignore[assignment]
+
+MAX_PIXELS = 89_478_485  # of a picture; more is taken for a decompression bomb
 
 
 class Exported:
@@ -44,12 +49,28 @@ class Exported:
 
     def __call__(self, images):
         """Pixels uint8 [N,S,S,3], any N, to `probabilities` [N,C] and `logits` [M,N,C] of the M experts."""
-        return jax.device_get(self._call(self._weights, images))
+        count = len(images)
+        if not count:  # the function takes at least one
+            images = np.zeros((1, *np.shape(images)[1:]), np.uint8)
+        found = jax.device_get(self._call(self._weights, images))
+        return {name: values[..., :count, :] for name, values in found.items()}
 
     def picture(self, path):
-        """A picture file as the network wants it: short side to `resize`, central square; uint8 [S,S,3]."""
+        """A picture file as the network wants it: short side to `resize`, central square; uint8 [S,S,3].
+
+        Raises:
+          ValueError: it cannot be read, or is too large; the message names it and says why.
+        """
+        try:
+            return self._view(path)
+        except Exception as error:  # Pillow raises whatever a damaged file makes it stumble over
+            raise ValueError(f"{path}: {' '.join(str(error).split()) or type(error).__name__}") from error
+
+    def _view(self, path):
         size, resize = self.meta["image_size"], self.meta["resize"]
         with Image.open(path) as opened:
+            if opened.width * opened.height > MAX_PIXELS:
+                raise ValueError(f"{opened.width} x {opened.height} pixels, more than {MAX_PIXELS}")
             turned = orientation(opened)
             width, height = opened.size[::-1] if turned >= 5 else opened.size
             if opened.format == "JPEG" and turned == 1:  # may be decoded at 1/2, 1/4 or 1/8, twice the need at least
@@ -66,9 +87,10 @@ class Exported:
 def orientation(image: Image.Image) -> int:
     """The number by which EXIF tells how the image was held: 1 is upright, from 5 on it lies on its side."""
     try:
-        return image.getexif().get(0x0112, 1)
+        found = image.getexif().get(0x0112, 1)
     except Exception:  # damaged EXIF is no reason to lose the image
         return 1
+    return found if isinstance(found, int) and 1 <= found <= 8 else 1
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
@@ -82,8 +104,8 @@ def to_rgb(image: Image.Image) -> Image.Image:
     tiles = getattr(image, "tile", None)  # only images opened from a file have them, and only until they are loaded
     stored = tiles[0][3] if tiles else ""  # how the file stores a pixel
     image.load()
-    if orientation(image) != 1:
-        image = ImageOps.exif_transpose(image)
+    if (turned := orientation(image)) != 1:
+        image = image.transpose(UPRIGHT[turned])
     clear = image.info.get("transparency")
     if image.mode.startswith(("I", "F")):
         values = np.asarray(image)
@@ -118,8 +140,16 @@ def main(arguments):
     if arguments and arguments[0].endswith(".npy"):
         np.savez(arguments[1], **classifier(np.load(arguments[0])))
     elif arguments:
-        shares = classifier(np.stack([classifier.picture(path) for path in arguments]))["probabilities"]
-        for path, share in zip(arguments, shares, strict=True):
+        pictures = {}
+        for path in arguments:
+            try:
+                pictures[path] = classifier.picture(path)
+            except ValueError as error:
+                print(printable(f"skipped {error}"), file=sys.stderr)
+        if not pictures:
+            sys.exit(1)
+        shares = classifier(np.stack(list(pictures.values())))["probabilities"]
+        for path, share in zip(pictures, shares, strict=True):
             best = np.argsort(-share, kind="stable")[:5]
             names = (classifier.meta["class_names"][c] for c in best)
             found = (f"{name} {100 * share[c]:.1f} %" for name, c in zip(names, best, strict=True))

@@ -209,7 +209,8 @@ def save_weights(directory: Any, variables: PyTree, meta: Meta) -> None:
     Args:
       directory: path or bucket URL; must not exist.
       variables: nested dicts of host arrays.
-      meta: JSON: `model` (the fields of config.model), `num_classes`, `image_size`, `mean`, `std`, `class_names`, ...
+      meta: JSON: `model` (the fields of config.model), `num_classes`, `image_size`, `mean`, `std`, `class_names`,
+        `class_counts` (training images of each class), ...
     """
     if parallel.is_main():
         tree = to_tree(variables)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import sys
 from collections.abc import Callable, Sequence
@@ -15,6 +16,7 @@ from ml_collections import ConfigDict
 
 from shike_jax.augment import make_eval_transform
 from shike_jax.cluster import parallel
+from shike_jax.common import class_names
 from shike_jax.common.errors import UserError
 from shike_jax.common.text import to_json
 from shike_jax.data import sampling, sources
@@ -149,7 +151,7 @@ def evaluate(
     Args:
       classifier: the checkpoint.
       config: `data` and `eval` are used; image size, mean and std are the checkpoint's (`checkpoint_config`).
-      source: of `config.data`.
+      source: of `config.data`, whose classes are those of the checkpoint by name (`with_classes_of`).
       part: of the split.
       heads: sets of classifiers.
       keep_logits: return them too.
@@ -159,12 +161,10 @@ def evaluate(
       {set: per-example arrays} and, under "", `label` [N] of the examples that could be read.
 
     Raises:
-      UserError: no such part, another number of classes, unreadable images beyond the limit.
+      UserError: no such part, other classes, unreadable images beyond the limit.
     """
-    split = source.split
-    classes = classifier.meta["num_classes"]
-    if split.num_classes != classes:
-        raise UserError(f"{split.name} has {split.num_classes} classes; expected the checkpoint's {classes}")
+    source = with_classes_of(classifier, source)
+    split, classes = source.split, source.split.num_classes
     if part not in split.parts or not len(split.parts[part]):
         raise UserError(f"--part={part}: expected one of {', '.join(k for k, v in split.parts.items() if len(v))}")
     feed, examples = make_feeds(source, config)[part], len(split.parts[part])
@@ -182,12 +182,39 @@ def evaluate(
             "hash": split.hash,
             "same_split": split.hash == classifier.meta.get("split_hash"),
             "class_names": list(split.class_names),
+            "classes_by": "name" if classifier.meta.get("class_names") else "number",
             "class_counts": split.class_counts.tolist(),
             "divisions": {name: classes.tolist() for name, classes in split.divisions.items()},
         },
         "heads": {name: metrics.analyse(found[name], label, classes, split.divisions) for name in heads},
     }
     return summary, found
+
+
+def with_classes_of(classifier: Classifier, source: sources.Source) -> sources.Source:
+    """The source with its classes in the order of a checkpoint's outputs, and the counts of its training images.
+
+    Classes are matched by name, or by number where the checkpoint does not name them (converted weights). Whatever
+    depends on the frequency of classes (divisions, adjustments) goes by the images that trained the checkpoint, where
+    it tells how many these were, else by those of the data.
+
+    Raises:
+      UserError: the data have other classes; names those that are missing and those that are extra.
+    """
+    split, meta = source.split, classifier.meta
+    if meta.get("class_names"):
+        matching = class_names.match(split.class_names, meta["class_names"])
+        if not matching.places:
+            raise UserError(f"{split.name} has other classes than the checkpoint (by name): {matching.differences()}")
+        places = matching.places
+    else:
+        if split.num_classes != (expected := meta["num_classes"]):
+            raise UserError(f"{split.name} has {split.num_classes} classes; expected the checkpoint's {expected}")
+        places = list(range(split.num_classes))
+    counts = meta.get("class_counts") or ()
+    if places == sorted(places) and list(counts or split.class_counts) == split.class_counts.tolist():
+        return source
+    return dataclasses.replace(source, split=split.reordered(places, counts))
 
 
 def save(path: Path, summary: dict[str, Any], found: dict[str, Arrays]) -> None:

@@ -73,6 +73,7 @@ def save_stage_weights(run: Run, stage: Stage, variables: PyTree) -> None:
         "model": to_plain(run.config.model),
         "num_classes": run.source.split.num_classes,
         "class_names": list(run.source.split.class_names),
+        "class_counts": run.source.split.class_counts.tolist(),
         "image_size": data.image_size,
         "resize": short_side(data) if run.source.images is None else data.image_size,
         "mean": list(data.mean),

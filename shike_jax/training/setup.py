@@ -258,8 +258,9 @@ def _start(config: ConfigDict, index: int, step: int) -> dict[str, Any]:
     }
 
 
-def _warm_started(run: Run, weights: PyTree, fresh: PyTree) -> PyTree:
-    merged, report = warm_start(weights, fresh)
+def _warm_started(run: Run, weights: tuple[PyTree, tuple[str, ...] | None], fresh: PyTree) -> PyTree:
+    variables, names = weights
+    merged, report = warm_start(variables, fresh, names, run.source.split.class_names)
     for line in report.summary().splitlines():
         run.log.line(f"{run.config.init_from}: {line}")
     return merged

@@ -45,7 +45,7 @@ def test_features_of_the_warm_started_network_are_the_backbones(resnet50):
     config, _ = load_config([f"--config=folder_lt:weights={path}"])
     assert (config.model.backbone, config.data.image_size, config.init_from) == ("resnet50", 224, str(path))
     network = build_model(config.model, 5)
-    merged, report = warm_start(read_pretrained(str(path), "resnet50"), init_variables(network, 0, 64))
+    merged, report = warm_start(read_pretrained(str(path), "resnet50")[0], init_variables(network, 0, 64))
     assert not any("align" in name or "heads" in name for name in report.loaded)
     seed = int(golden["weights_seed"])
     images = np.random.RandomState(seed + 1).standard_normal((2, 64, 64, 3)).astype(np.float32)

@@ -198,3 +198,10 @@ def test_bad_lines_stop_and_can_be_skipped(root, change, line):
 def test_labels_that_cannot_be_meant(root, change, line):
     with pytest.raises(UserError, match=line):
         read_lists(root, change(lines(root, "train")))
+
+
+def test_a_class_without_a_readable_image_does_not_count(root):
+    for path in (root / VICTIM).iterdir():
+        empty(path)
+    with pytest.raises(UserError, match=rf"class {VICTIM.split('/')[1]}: none of its \d+ training images can be read"):
+        read_all(root, bad_image_limit=1.0)

@@ -219,9 +219,40 @@ def test_impossible_tables(tmp_path, text, line):
         table(tmp_path, text)
 
 
+@pytest.mark.parametrize("column", ["split", "set", "subset", "Part"])
+def test_the_column_of_the_parts_may_have_another_name(tmp_path, column):
+    words = CSV.replace("part", column, 1).replace(",train", ",training").replace(",val", ",Validation")
+    assert table(tmp_path, words).split.hash == table(tmp_path, CSV).split.hash
+    rows = [json.dumps(row) for row in csv.DictReader(words.splitlines())]
+    assert table(tmp_path, "\n".join(rows), "t.jsonl").split.hash == table(tmp_path, CSV).split.hash
+
+
+def test_a_column_that_might_name_parts_is_never_passed_over(tmp_path):
+    with pytest.raises(UserError, match=r"t\.csv:2: part 'a' of .*expected train, val, test in a column part, split"):
+        table(tmp_path, "path,label,set\na/1.jpg,cat,A\na/2.jpg,cat,B\n")
+    with pytest.raises(UserError, match=r"t\.csv:2: columns split and set; expected one that names the parts, `part`"):
+        table(tmp_path, "path,label,split,set\na/1.jpg,cat,train,1\n")
+    both = CSV.replace("part\n", "part,set\n", 1).replace("train\n", "train,7\n")
+    assert table(tmp_path, both).split.hash == table(tmp_path, CSV).split.hash  # `part` counts
+
+
+def test_json_lines_keep_line_separators_of_unicode(tmp_path):
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "x\u2028y.jpg").touch()
+    line = '{"path": "a/x\u2028y.jpg", "label": "cat", "part": "train"}\n'
+    found = table(
+        tmp_path,
+        line
+        + '{"path": "b/4.jpg", "label": "dog", "part": "train"}\n'
+        + ('{"path": "b/5.jpg", "label": "dog", "part": "test"}\n'),
+        "t.jsonl",
+    )
+    assert found.split.parts["train"].members.tolist() == ["a/x\u2028y.jpg", "b/4.jpg"]
+
+
 def test_bad_lines_of_a_table_may_be_skipped(tmp_path):
     source = table(tmp_path, CSV + "b/9.jpg,dog,train\n", bad_line="skip", bad_image_limit=0.2)
-    assert len(source.split.parts["train"]) == 3 and "b/9.jpg" in source.report.lines()[1]
+    assert len(source.split.parts["train"]) == 3 and "b/9.jpg" in source.report.lines()[-1]
 
 
 # --- in a run -------------------------------------------------------------------------------------------------------

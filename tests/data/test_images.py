@@ -203,3 +203,39 @@ def test_reduced_decoding_of_large_jpegs_stays_close():
     resized = full.resize((106, 80), Image.Resampling.BILINEAR).crop((21, 8, 85, 72))
     view = images.center_crop(content, 64, 80)
     assert np.abs(view.astype(int) - np.asarray(resized)).max() <= 4
+
+
+def with_orientation(kind, count, value, size=(60, 40)):
+    """A JPEG whose EXIF (TIFF 6.0, section 2) holds the orientation as a field of any type."""
+    entry = struct.pack("<HHI4s", 0x0112, kind, count, value)
+    tiff = b"II*\0" + struct.pack("<I", 8) + struct.pack("<H", 1) + entry + struct.pack("<I", 0)
+    return encoded(photo(*size), "JPEG", quality=98, exif=b"Exif\0\0" + tiff)
+
+
+ODD_ORIENTATIONS = {
+    "text": with_orientation(2, 2, b"6\0\0\0"),
+    "bytes": with_orientation(7, 4, b"\6\0\0\0"),
+    "0": with_orientation(3, 1, struct.pack("<HH", 0, 0)),
+    "9": with_orientation(3, 1, struct.pack("<HH", 9, 0)),
+    "a pointer to nowhere": with_orientation(5, 1, struct.pack("<I", 4_000_000)),
+}
+
+
+@pytest.mark.parametrize("content", ODD_ORIENTATIONS.values(), ids=ODD_ORIENTATIONS)
+def test_an_orientation_that_is_no_number_from_1_to_8_is_1(content):
+    """The same pixels as a file without EXIF, in every view."""
+    plain, seed = encoded(photo(), "JPEG", quality=98), np.array([1, 2], np.uint32)
+    np.testing.assert_array_equal(images.decode(content), images.decode(plain))
+    np.testing.assert_array_equal(images.center_crop(content, 16, 20), images.center_crop(plain, 16, 20))
+    views = [images.random_resized_crop(one, 16, seed) for one in (content, plain)]
+    np.testing.assert_array_equal(*views)
+
+
+@pytest.mark.parametrize("place", ["_upright_size", "to_rgb", "uniforms_of"])
+def test_whatever_an_image_raises_is_its_reason(place, monkeypatch):
+    def stumble(*_):
+        raise TypeError("unsupported operand")
+
+    monkeypatch.setattr(images, place, stumble)
+    with pytest.raises(images.ImageError, match="unsupported operand"):
+        images.random_resized_crop(encoded(photo(), "PNG"), 16, np.array([1, 2], np.uint32))

@@ -171,3 +171,25 @@ def test_files_that_are_no_lists(tmp_path, content, line):
         lists.parse_list(str(path))
     with pytest.raises(UserError, match=r"absent\.txt: No such file"):
         lists.parse_list(str(tmp_path / "absent.txt"))
+
+
+def test_lists_that_number_the_classes_differently(tmp_path):
+    """In each list folders name the classes, but a label of the one is another class in the other."""
+    train = [f"train/{name}/{i}.jpg {label}" for label, name in enumerate(("cat", "dog", "owl")) for i in range(9)]
+    test = [f"test/{name}/{i}.jpg {label}" for label, name in enumerate(("dog", "cat", "owl")) for i in range(3)]
+    with pytest.raises(UserError, match=r"test\.txt: folder '(cat|dog)' has label [01], but [01] in .*\(2 such"):
+        load(tmp_path, train, test)
+    flat = [f"val/{i}.jpg {i % 3}" for i in range(9)]  # no folders of classes: nothing to compare
+    assert load(tmp_path, train, flat).split.num_classes == 3
+
+
+def test_a_name_may_hold_what_unicode_takes_for_a_line_end(tmp_path):
+    names = ("a\u2028b.jpg", "c\x85d.jpg", "e\x0cf.jpg")
+    path = tmp_path / "train.txt"
+    path.write_bytes("".join(f"x/{name} {i}\r\n" for i, name in enumerate(names)).encode())
+    assert lists.parse_list(str(path)).members.tolist() == [f"x/{name}" for name in names]
+
+
+def test_classes_without_test_images_are_worth_a_remark(tmp_path):
+    source = load(tmp_path, GOOD)  # the test list has an image of class 0 alone
+    assert "1 classes have no image in part test: their accuracy cannot be measured" in source.report.notes

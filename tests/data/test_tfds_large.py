@@ -1,6 +1,7 @@
 """The large tfds sources on tiny stand-ins with the real features and the real storage format."""
 
 import io
+import pathlib
 
 import numpy as np
 import pytest
@@ -98,7 +99,7 @@ def test_a_longtailed_subset_reads_the_kept_images(data):
 def test_storage_without_random_access_is_explained(data):
     imagenet_lt(data.data_dir, file_format="tfrecord")
     data.name = "imagenet_lt"
-    with pytest.raises(UserError, match=r"stored as tfrecord.*tfds build imagenet_lt --file_format=array_record"):
+    with pytest.raises(UserError, match=r"stored as tfrecord, expected array_record: tfds build imagenet_lt --file_f"):
         sources.load(data)
 
 
@@ -125,4 +126,41 @@ def test_places_lt_picks_the_listed_files(data, tmp_path):
     assert grey(source.read("test", [0])[0]) == 100
     (tmp_path / "train.txt").write_text(lists["train"] + "train/airfield/00000009.jpg 0\n")
     with pytest.raises(UserError, match=r"lacks 1 files of part train, such as 'train/airfield/00000009\.jpg'"):
+        sources.load(data)
+
+
+def test_a_damaged_or_half_copied_data_set_is_one_line(data):
+    imagenet_lt(data.data_dir)
+    data.update({"name": "imagenet_lt", "test_part": "test"})
+    folder = pathlib.Path(data.data_dir) / "imagenet_lt" / "1.0.0"
+    again = r"remove its folder and prepare it again: tfds build imagenet_lt --file_format=array_record --data"
+    [shard] = folder.glob("imagenet_lt-train.*")
+    content = shard.read_bytes()
+    shard.write_bytes(content[: len(content) // 2])
+    with pytest.raises(UserError, match=rf"{shard.name}: damaged, or copied in part \(\d records of 6\); {again}"):
+        sources.load(data)
+    shard.unlink()
+    with pytest.raises(UserError, match=rf"{shard.name}: damaged, or copied in part \(missing\); {again}"):
+        sources.load(data)
+    shard.write_bytes(content)
+    for name in ("features.json", "dataset_info.json"):
+        kept = (folder / name).read_bytes()
+        (folder / name).write_bytes(kept[:20])
+        with pytest.raises(UserError, match=rf"1\.0\.0: damaged, or copied in part .*{again}"):
+            sources.load(data)
+        (folder / name).write_bytes(kept)
+    assert sources.load(data).split.num_classes == 3
+
+
+@pytest.mark.parametrize("keep", [0, 1000, 3000])
+def test_a_short_file_of_cifar_is_one_line(data, keep):
+    """Cut at the beginning, inside a record, and (hardly noticeable) with bytes changed in the middle."""
+    features = {"label": tfds.features.ClassLabel(names=["a", "b"]), "id": tfds.features.Text()}
+    records = {p: [{"label": i % 2, "id": f"{p}_{i:05d}"} for i in range(6)] for p in ("train", "test")}
+    prepare(data.data_dir, "cifar10", features, records, file_format="tfrecord")
+    data.update({"name": "cifar10", "image_size": 32})
+    [shard] = (pathlib.Path(data.data_dir) / "cifar10" / "1.0.0").glob("cifar10-train.*")
+    content = shard.read_bytes()
+    shard.write_bytes(content[:keep] if keep < 3000 else content[:900] + b"?????" + content[905:])
+    with pytest.raises(UserError, match=rf"{shard.name}: damaged, or copied in part .*: tfds build cifar10 --"):
         sources.load(data)
