@@ -38,6 +38,7 @@ from shike_jax.training.overview import parameter_table
 from shike_jax.training.profile import Profile
 from shike_jax.training.program import Program, make_program
 from shike_jax.training.provenance import code_version, versions
+from shike_jax.training.same_files import changed_files, record_files
 from shike_jax.training.state import TrainState, start_stage, upgraded
 
 PyTree = Any
@@ -137,6 +138,10 @@ def prepare(config: ConfigDict, workdir: Path, log: RunLog) -> tuple[Run, Stage,
         remove_unfinished(workdir / "weights")
         if source.drawn:
             write_csv(workdir / "split.csv", source.split)
+        if restored is None:
+            record_files(workdir, source)
+        elif changed := changed_files(workdir, source):
+            log.line(changed)
     history = restored[1]["history"] if restored is not None else new_history()
     index, step = (restored[1]["stage_index"], restored[1]["step"]) if restored is not None else (0, 0)
     history.setdefault("starts", []).append(_start(config, index, step))
