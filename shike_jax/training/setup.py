@@ -73,11 +73,11 @@ class Run:
     @contextlib.contextmanager
     def timed(self, name: str) -> Iterator[None]:
         """Adds the seconds spent inside to the history: those of compilation to `compile`, all others to `name`."""
-        began, compiled, seconds = time.time(), CompileTime.total, self.history["seconds"]
+        began, compiled, seconds = time.monotonic(), CompileTime.total, self.history["seconds"]
         yield
         compiling = CompileTime.total - compiled
         seconds["compile"] += compiling
-        seconds[name] += time.time() - began - compiling
+        seconds[name] += time.monotonic() - began - compiling
 
 
 @dataclasses.dataclass(frozen=True)
@@ -169,6 +169,7 @@ def prepare(config: ConfigDict, workdir: Path, log: RunLog) -> tuple[Run, Stage,
     stage = make_stage(run, index, variables["params"])
     if restored is None:
         _show_parameters(run, variables["params"])
+    log.continue_after(stage.steps_before + step)
     state = stage.start(variables)
     if restored is not None:
         state = restore_into(state, upgraded(restored[0], state), str(checkpoints.root))
