@@ -22,7 +22,7 @@ from shike_jax.methods.scores import describe_scores
 from shike_jax.models import HEAD_SETS
 from shike_jax.serving.classifier import Classifier, load_classifier
 from shike_jax.training import post_hoc
-from shike_jax.training.evaluation import evaluate, save, with_classes_of
+from shike_jax.training.evaluation import evaluate, save, trained_heads, with_classes_of
 
 _EPILOG = """\
 examples:
@@ -77,7 +77,7 @@ def describe(summary: dict[str, Any]) -> str:
         rows.append([f"{name} heads, experts", *map(_cell, cells)])
     lines += aligned(rows)
     if len(data["class_names"]) <= 100:
-        lines += ["", *aligned(_class_rows(data, heads))]
+        lines += ["", *aligned(_class_rows(data, trained_heads(summary), heads))]
     if "post_hoc" in summary:
         lines += ["", *_post_hoc_lines(summary)]
     return "\n".join(lines)
@@ -123,9 +123,9 @@ def _pairs(scores: Iterable[dict[str, Any]]) -> list[str]:
     return [_cell(one[key]) for one in scores for key in ("plain", "adjusted")]
 
 
-def _class_rows(data: dict[str, Any], heads: dict[str, Any]) -> list[list[str]]:
-    """Accuracy and F1 of each class, most training images first, with the last set of classifiers."""
-    name, found = list(heads.items())[-1]
+def _class_rows(data: dict[str, Any], name: str, heads: dict[str, Any]) -> list[list[str]]:
+    """Accuracy and F1 of each class, most training images first, with one set of classifiers."""
+    found = heads[name]
     experts = [f"expert {m + 1}" for m in range(len(found["experts"]))]
     rows = [[f"{name} heads", "train", data["part"], "accuracy", "F1", *experts]]
     for c in np.argsort(-np.array(data["class_counts"]), kind="stable"):

@@ -43,7 +43,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
 
 def main(argv: Sequence[str]) -> int:
     """Runs the command; returns the exit status."""
-    started = time.time()
+    started = time.monotonic()
     preemption.listen()
     if any(item in ("-h", "--help") for item in argv):
         parse(["--help"])

@@ -4,16 +4,21 @@ import errno
 import json
 import random
 import shutil
+from types import SimpleNamespace
 
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from shike_jax.cli.command import run_main
+from shike_jax.cli.flags import load_config
 from shike_jax.common.errors import TryAgain, UserError
+from shike_jax.data import sources
 from shike_jax.storage import checkpoints, manifest, reading
 from shike_jax.storage.checkpoints import Checkpoints, load_weights, remove_unfinished, restore_into, save_weights
+from shike_jax.training.outcome import save_stage_weights
 from shike_jax.training.state import TrainState
+from tests.jobs import digits
 
 STEPS = (10, 20, 30)
 
@@ -337,6 +342,17 @@ def test_weights_of_the_last_stage_are_loaded(tmp_path):
         variables, meta = load_weights(where)
         assert meta["stage_index"] == index
         assert np.array_equal(variables["params"]["w"], make_variables(index)["params"]["w"])
+
+
+def test_weights_of_a_stage_replace_those_of_an_earlier_run(tmp_path):
+    """So that weights are those of the results, whatever a removed run has left."""
+    config = load_config(digits())[0]
+    stage = SimpleNamespace(name="representation", index=0, settings=config.stages.representation)
+    run = SimpleNamespace(config=config, workdir=tmp_path, source=sources.load(config.data))
+    for seed in (1, 2):
+        save_stage_weights(run, stage, make_variables(seed))
+        np.testing.assert_array_equal(load_weights(tmp_path)[0]["params"]["w"], make_variables(seed)["params"]["w"])
+    assert [path.name for path in (tmp_path / "weights").iterdir()] == ["representation"]
 
 
 def test_weights_beside_results_are_found(tmp_path):

@@ -77,6 +77,18 @@ def test_scores_are_those_of_the_network(checkpoint, written):
     assert summary["data"]["class_counts"] == source.split.class_counts.tolist()
 
 
+@pytest.mark.parametrize(("trained", "shown"), [("representation", "representation"), (None, "classifier")])
+def test_classes_are_listed_with_the_classifiers_that_were_trained(written, trained, shown):
+    """A run of one stage trains the first set; of weights from elsewhere nothing is known."""
+    summary = json.loads(str(written["summary"]))
+    summary["checkpoint"]["heads"] = trained
+    rows = evaluate.describe(summary).splitlines()
+    header = next(i for i, row in enumerate(rows) if "accuracy" in row and "expert 1" in row)
+    assert rows[header].startswith(f"{shown} heads")
+    largest = int(np.argmax(summary["data"]["class_counts"]))
+    assert rows[header + 1].split()[3] == f"{summary['heads'][shown]['per_class'][largest]:.2f}"
+
+
 def test_other_parts_and_one_set_of_classifiers(checkpoint, tmp_path, capsys):
     path = tmp_path / "train.json"
     evaluate.main([f"--checkpoint={checkpoint[0]}", "--part=train", "--heads=representation", f"--output={path}"])

@@ -10,6 +10,7 @@ import struct
 import subprocess
 import sys
 import time
+from types import SimpleNamespace
 
 import jax
 import numpy as np
@@ -245,3 +246,29 @@ def test_a_terminal_gets_a_bar_that_fits(columns, tmp_path):
     )
     assert [f"said {n}" in text for n in (100, 600, 1200)] == [True] * 3
     assert seen.rfind(b"\x1b[?25h") > seen.rfind(b"\x1b[?25l")  # the cursor is back
+
+
+def test_records_of_a_run_that_continues_are_those_up_to_its_checkpoint(tmp_path):
+    """A kill at step 4 that cut a line, and a checkpoint at step 2: no record is lost, none comes twice."""
+    path = tmp_path / "metrics.jsonl"
+    lines = [json.dumps({"step": step, "loss": 1 / step}) + "\n" for step in (1, 2, 3)]
+    path.write_text("".join(lines) + '{"step": 4, "lo')
+    log = RunLog(tmp_path, "quiet", True, tensorboard=False)
+    log.continue_after(2)
+    for step in (3, 4):
+        log.scalars(step, {"loss": 1 / step})
+    log.close()
+    found = [json.loads(line) for line in path.read_text().splitlines()]
+    assert [(row["step"], row["loss"]) for row in found] == [(1, 1), (2, 1 / 2), (3, 1 / 3), (4, 1 / 4)]
+
+
+def test_durations_do_not_follow_the_clock_on_the_wall(monkeypatch):
+    """The wall clock is set back by an hour while something is timed."""
+    from shike_jax.training.setup import Run, new_history
+
+    wall = iter([5000.0, 1400.0])
+    monkeypatch.setattr(time, "time", lambda: next(wall, 1400.0))
+    history = new_history()
+    with Run.timed(SimpleNamespace(history=history), "evaluate"):
+        pass
+    assert 0 <= history["seconds"]["evaluate"] < 60

@@ -107,6 +107,8 @@ def test_warm_start_with_other_classes_then_resume_wins(tmp_path):
     config.init_from = str(tmp_path / "nowhere")  # not looked at any more
     loop.train(config, tmp_path / "w")
     assert "continuing in stage" in (tmp_path / "w" / "log.txt").read_text()
+    lines = [json.loads(line) for line in (tmp_path / "w" / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines if "epoch_loss" in line] == [2, 3]  # no step comes twice
     with pytest.raises(UserError, match="no such folder"):
         loop.train(config, tmp_path / "new")
 

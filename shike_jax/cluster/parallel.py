@@ -262,7 +262,7 @@ def from_main(value: Any) -> Any:
 
     barrier("value from the main process")  # what takes long comes before: collectives have a time limit on the CPU
     own = np.frombuffer(pickle.dumps(value, protocol=5), np.uint8) if is_main() else np.zeros(0, np.uint8)
-    size = int(multihost_utils.broadcast_one_to_all(np.array(len(own), np.int32)))
+    size = int(_lengths(own)[0])
     each = BROADCAST_BYTES if size > BROADCAST_BYTES // 256 else BROADCAST_BYTES // 256  # two shapes to compile
     parts = []
     for start in range(0, size, each):
@@ -280,12 +280,20 @@ def gather(value: Any) -> list[Any]:
 
     barrier("values of all processes")  # see from_main
     own = np.frombuffer(pickle.dumps(value, protocol=5), np.uint8)
-    sizes = np.asarray(multihost_utils.process_allgather(np.array(len(own), np.int32)))
+    sizes = _lengths(own)
     each = BROADCAST_BYTES // 256  # rounding up keeps the number of compiled shapes small
     padded = np.zeros(-(-int(sizes.max()) // each) * each, np.uint8)
     padded[: len(own)] = own
     everyone = np.asarray(multihost_utils.process_allgather(padded))
     return [pickle.loads(one[:size].tobytes()) for one, size in zip(everyone, sizes, strict=True)]
+
+
+def _lengths(own: np.ndarray) -> np.ndarray:
+    """Every process's number of bytes, int64 [processes]; sent as bytes, as JAX's integers end at 2 GiB."""
+    from jax.experimental import multihost_utils
+
+    length = np.array([len(own)], np.int64).view(np.uint8)
+    return np.asarray(multihost_utils.process_allgather(length), np.uint8).view(np.int64)[:, 0]
 
 
 def is_main() -> bool:

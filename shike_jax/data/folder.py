@@ -58,7 +58,7 @@ def load(data: ConfigDict) -> Source:
     name = data.name or os.path.basename(os.path.abspath(root))
     split = Split(name, rule, data.subset_seed, class_names, parts, data.divisions)
     read = reader(root, {part: one.members for part, one in parts.items()})
-    return Source(split, read=read, report=report, drawn=drawn)
+    return Source(split, read=read, report=report, root=root, drawn=drawn)
 
 
 def classes_lie_below(root: str) -> bool:

@@ -249,7 +249,7 @@ def load(data: ConfigDict) -> Source:
     name = data.name or os.path.basename(data.train_list).split(".")[0]
     split = split_of_lists(parsed, data, name, report)
     members = {part: split.parts[part].members for part in split.parts}
-    return Source(split, read=reader(data.root, members) if data.root else None, report=report)
+    return Source(split, read=reader(data.root, members) if data.root else None, report=report, root=data.root)
 
 
 def load_lists(data: ConfigDict, report: Report) -> dict[str, ListFile]:

@@ -59,7 +59,7 @@ def load(data: ConfigDict) -> Source:
     parts["train"] = Part(parts["train"].members[kept], parts["train"].labels[kept])
     split = Split(name, rule, data.subset_seed, names, parts, data.divisions)
     read = reader(root, {part: one.members for part, one in parts.items()})
-    return Source(split, read=read, report=report, drawn=drawn)
+    return Source(split, read=read, report=report, root=root, drawn=drawn)
 
 
 def _parse(path: str, policy: LinePolicy) -> tuple[ListFile, tuple[str, ...], np.ndarray]:

@@ -79,6 +79,7 @@ class Source:
     Attributes:
       images: small images, uint8 [N, H, W, 3] per part; None when `read` is given.
       read: large images: `read(part, indices)` returns the encoded bytes (JPEG, PNG, ...) of each index into the part.
+      root: folder of the files that the members name; empty where images are no files of their own.
       drawn: parts were drawn here (see `held_out`): a run lists them in its work directory.
     """
 
@@ -86,4 +87,5 @@ class Source:
     images: dict[str, np.ndarray] | None = None
     read: Callable[[str, Sequence[int]], list[bytes]] | None = None
     report: Report = field(default_factory=Report)
+    root: str = ""
     drawn: bool = False

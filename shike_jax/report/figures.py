@@ -14,6 +14,7 @@ import numpy as np
 from shike_jax.data import fonts
 from shike_jax.report import style
 from shike_jax.report.curves import Curve
+from shike_jax.training.evaluation import trained_heads
 
 FEW_CLASSES = 20  # up to that many, each class is a point; beyond, classes of similar counts are averaged
 CLASS_BINS = 12
@@ -225,7 +226,7 @@ def _division_sizes(summary: Mapping[str, Any]) -> dict[str, int]:
 
 def _scores(summary: Mapping[str, Any]) -> Mapping[str, Any]:
     """Of the set of classifiers that the run trained last."""
-    return summary["heads"].get(summary["checkpoint"]["heads"]) or list(summary["heads"].values())[-1]
+    return summary["heads"][trained_heads(summary)]
 
 
 def _array(values: Sequence[float | None]) -> np.ndarray:

@@ -207,7 +207,7 @@ def save_weights(directory: Any, variables: PyTree, meta: Meta) -> None:
     On several processes the main one writes; all return when it has.
 
     Args:
-      directory: path or bucket URL; must not exist.
+      directory: path or bucket URL; what is there is replaced.
       variables: nested dicts of host arrays.
       meta: JSON: `model` (the fields of config.model), `num_classes`, `image_size`, `mean`, `std`, `class_names`,
         `class_counts` (training images of each class), ...
@@ -218,7 +218,7 @@ def save_weights(directory: Any, variables: PyTree, meta: Meta) -> None:
             variables=ocp.args.StandardSave(tree), meta=ocp.args.JsonSave({**meta, "digest": digest(tree)})
         )
         with _checkpointer() as checkpointer:
-            checkpointer.save(_absolute(directory), args=args)
+            checkpointer.save(_absolute(directory), args=args, force=True)
         _forget_place(_absolute(directory))
         manifest.write(_absolute(directory))
     parallel.barrier("weights written")

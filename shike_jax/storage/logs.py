@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -14,8 +15,9 @@ import numpy as np
 from shike_jax.common.errors import UserError
 from shike_jax.common.extras import optional
 from shike_jax.common.quiet import quiet_third_parties
-from shike_jax.common.text import printable, say, to_json
+from shike_jax.common.text import parse_json, printable, say, to_json
 from shike_jax.storage import progress
+from shike_jax.storage.atomic import write_text
 
 
 class RunLog:
@@ -36,8 +38,26 @@ class RunLog:
         self._json: TextIO | None = None
         if active:
             self._text = (workdir / "log.txt").open("a", buffering=1)
-            self._json = (workdir / "metrics.jsonl").open("a", buffering=1)
+            self._open_metrics(workdir / "metrics.jsonl")
             self._writer = self._open_writer(workdir / "tensorboard") if tensorboard else None
+
+    def _open_metrics(self, path: Path) -> None:
+        self._json = path.open("a", buffering=1)
+
+    def continue_after(self, step: int) -> None:
+        """Keeps the records up to a step of the whole run, at which it continues.
+
+        Those of later steps come again, and a kill may have left half a line, which would swallow the next record.
+        """
+        if self._json is None:
+            return
+        path = Path(self._json.name)
+        lines = path.read_text(errors="replace").splitlines(keepends=True)
+        kept = [line for line in lines if line.endswith("\n") and _step(line) <= step]
+        if kept != lines:
+            write_text(path, "".join(kept))
+            self._json.close()
+            self._open_metrics(path)
 
     def _open_writer(self, folder: Path) -> Any:
         try:
@@ -145,6 +165,14 @@ class RunLog:
             if file is not None:
                 file.close()
         self._text = self._json = self._writer = None
+
+
+def _step(line: str) -> float:
+    """The step of a record; infinite where the line is none."""
+    try:
+        return float(parse_json(line)["step"])
+    except (ValueError, KeyError, TypeError):
+        return math.inf
 
 
 class Progress:

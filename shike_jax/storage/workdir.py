@@ -140,7 +140,7 @@ def discard_untrained(path: Path) -> None:
     if any((path / name).exists() for name in ("checkpoints", "weights", "results.json")):
         return
     shutil.rmtree(path / "tensorboard", ignore_errors=True)
-    for name in ("config.json", "log.txt", "metrics.jsonl", "split.csv"):
+    for name in ("config.json", "log.txt", "metrics.jsonl", "split.csv", "files.npz"):
         (path / name).unlink(missing_ok=True)
     if path.exists() and not any(path.iterdir()):
         path.rmdir()

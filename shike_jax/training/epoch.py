@@ -57,7 +57,7 @@ def fit_epoch(
       Preempted: a stop was requested; the states are saved.
       UserError: a loss is not finite.
     """
-    run, stage, began, compiled = runs[0], stages[0], time.time(), CompileTime.total
+    run, stage, began, compiled = runs[0], stages[0], time.monotonic(), CompileTime.total
     epoch = step // stage.steps_per_epoch
     where = f"stage {stage.name}, epoch {epoch}"
     names = [where] if len(runs) == 1 else [f"seed {one.config.seed}, {where}" for one in runs]
@@ -66,7 +66,7 @@ def fit_epoch(
     inputs_of_calls = Waiting(_calls_of_all(runs, stages, step))
 
     def beside() -> tuple[str, float]:
-        seconds = max(time.time() - began - (CompileTime.total - compiled), 1e-9)
+        seconds = max(time.monotonic() - began - (CompileTime.total - compiled), 1e-9)
         wait, speed = 100 * inputs_of_calls.seconds / seconds, examples / seconds
         loss = sums[0].finished_loss()
         note = "" if np.isnan(loss) else f"loss {loss:.4f}  "
@@ -92,7 +92,7 @@ def fit_epoch(
             _save_if_due(runs, stages, state, step, done, sums)
     means = [own.means() for own in sums]  # waits for the last call
     compile_seconds = CompileTime.total - compiled
-    seconds = max(time.time() - began - compile_seconds, 1e-9)
+    seconds = max(time.monotonic() - began - compile_seconds, 1e-9)
     return state, [
         _report(one, own_means, examples, seconds, compile_seconds, len(runs))
         for one, own_means in zip(runs, means, strict=True)

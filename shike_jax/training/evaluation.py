@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -215,6 +215,12 @@ def with_classes_of(classifier: Classifier, source: sources.Source) -> sources.S
     if places == sorted(places) and list(counts or split.class_counts) == split.class_counts.tolist():
         return source
     return dataclasses.replace(source, split=split.reordered(places, counts))
+
+
+def trained_heads(summary: Mapping[str, Any]) -> str:
+    """Of the sets of classifiers in a summary, the one that the checkpoint's stage trained; else the last one."""
+    trained = summary["checkpoint"]["heads"]
+    return trained if trained in summary["heads"] else list(summary["heads"])[-1]
 
 
 def save(path: Path, summary: dict[str, Any], found: dict[str, Arrays]) -> None:

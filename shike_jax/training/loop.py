@@ -99,7 +99,7 @@ def train(config: ConfigDict, workdir: Path, started: float | None = None) -> di
     Args:
       config: validated.
       workdir: of this run, continued from what is found there; of `config.seeds` each trains in WORKDIR/seedN.
-      started: `time.time()` when the program began, for the start-up time.
+      started: `time.monotonic()` when the program began, for the start-up time.
 
     Returns:
       The results, also written to `results.json` in the work directory; of `config.seeds` a list of them in order.
@@ -109,7 +109,7 @@ def train(config: ConfigDict, workdir: Path, started: float | None = None) -> di
       Preempted: a signal asked to stop; the state is saved.
     """
     compiled = CompileTime.total if started is None else 0.0  # by this process before this run
-    started = started or time.time()
+    started = started or time.monotonic()
     parallel.use_backend(config.train.backend)
     check_devices(config)
     if config.seeds and jax.process_count() > 1:
@@ -132,7 +132,7 @@ def train(config: ConfigDict, workdir: Path, started: float | None = None) -> di
             else:
                 results[folder] = finished
         compiling = CompileTime.total - compiled
-        starting = time.time() - started - compiling
+        starting = time.monotonic() - started - compiling
         for member in members:  # time spent for all is divided among them
             member.run.history["seconds"]["start_up"] += starting / len(members)
             member.run.history["seconds"]["compile"] += compiling / len(members)

@@ -64,10 +64,10 @@ def stage_record(stage: Stage, evaluation: dict[str, Any]) -> dict[str, Any]:
 
 
 def save_stage_weights(run: Run, stage: Stage, variables: PyTree) -> None:
-    """Writes weights/NAME, unless an earlier start of this run already has; all processes call this together."""
-    # One process looks: another could find what this very call has just written, and then not wait with the others.
-    if parallel.from_main((run.workdir / "weights" / stage.name).exists()):
-        return
+    """Writes weights/NAME, in place of what is there; all processes call this together.
+
+    Weights that are there already need not be this run's: results and weights are of the same start, always.
+    """
     data = run.config.data
     meta = {
         "model": to_plain(run.config.model),

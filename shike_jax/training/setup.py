@@ -38,6 +38,7 @@ from shike_jax.training.overview import parameter_table
 from shike_jax.training.profile import Profile
 from shike_jax.training.program import Program, make_program
 from shike_jax.training.provenance import code_version, versions
+from shike_jax.training.same_files import changed_files, record_files
 from shike_jax.training.state import TrainState, start_stage, upgraded
 
 PyTree = Any
@@ -72,11 +73,11 @@ class Run:
     @contextlib.contextmanager
     def timed(self, name: str) -> Iterator[None]:
         """Adds the seconds spent inside to the history: those of compilation to `compile`, all others to `name`."""
-        began, compiled, seconds = time.time(), CompileTime.total, self.history["seconds"]
+        began, compiled, seconds = time.monotonic(), CompileTime.total, self.history["seconds"]
         yield
         compiling = CompileTime.total - compiled
         seconds["compile"] += compiling
-        seconds[name] += time.time() - began - compiling
+        seconds[name] += time.monotonic() - began - compiling
 
 
 @dataclasses.dataclass(frozen=True)
@@ -137,6 +138,10 @@ def prepare(config: ConfigDict, workdir: Path, log: RunLog) -> tuple[Run, Stage,
         remove_unfinished(workdir / "weights")
         if source.drawn:
             write_csv(workdir / "split.csv", source.split)
+        if restored is None:
+            record_files(workdir, source)
+        elif changed := changed_files(workdir, source):
+            log.line(changed)
     history = restored[1]["history"] if restored is not None else new_history()
     index, step = (restored[1]["stage_index"], restored[1]["step"]) if restored is not None else (0, 0)
     history.setdefault("starts", []).append(_start(config, index, step))
@@ -164,6 +169,7 @@ def prepare(config: ConfigDict, workdir: Path, log: RunLog) -> tuple[Run, Stage,
     stage = make_stage(run, index, variables["params"])
     if restored is None:
         _show_parameters(run, variables["params"])
+    log.continue_after(stage.steps_before + step)
     state = stage.start(variables)
     if restored is not None:
         state = restore_into(state, upgraded(restored[0], state), str(checkpoints.root))
