@@ -138,9 +138,9 @@ def collect(folders: Sequence[Path]) -> tuple[list[Run], list[str]]:
             results = parse_json(path.read_text())
             results["config"] = with_defaults(results["config"])  # older code did not know all fields
             run = Run(path.parent, results)
-            _ = run.seed, run.dataset, run.epochs, run.components, run.settings(), run.results["top1"]
+            _ = run.seed + 0, run.dataset, run.epochs, run.components, run.settings(), run.results["top1"]
             runs.append(run)
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
             problems.append(f"{path}: not the results of a run ({type(error).__name__}: {error})")
     return runs, problems
 
