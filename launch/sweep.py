@@ -29,9 +29,9 @@ from shike_jax.cli.command import (  # noqa: E402
     run_main,
 )
 from shike_jax.cli.flags import load_config  # noqa: E402
-from shike_jax.config import to_plain, with_defaults  # noqa: E402
+from shike_jax.config import to_plain  # noqa: E402
 from shike_jax.report import paper  # noqa: E402
-from shike_jax.storage.workdir import open_workdir  # noqa: E402
+from shike_jax.storage.workdir import examine  # noqa: E402
 
 _EPILOG = """\
 sweeps:
@@ -174,7 +174,7 @@ def make_jobs(args: argparse.Namespace, mine: Sequence[str]) -> list[Job]:
             workdir = args.workdir / label
             plain = to_plain(load_config([*mine, *changes])[0])
             if (workdir / "config.json").exists():
-                open_workdir(workdir, plain, with_defaults)
+                examine(workdir, plain)
             jobs.append(Job(label, workdir, [*mine, *changes, f"--workdir={workdir}"]))
     if not jobs:
         raise UserError(f"--rows={args.rows}: no such row in {args.sweep}")

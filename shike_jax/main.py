@@ -7,9 +7,10 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
-from shike_jax.cli.command import Parser, UserError, quiet_third_parties, run_main
-from shike_jax.cli.flags import load_config
+from shike_jax.cli.command import Parser, UserError, quiet_third_parties, run_main, say
+from shike_jax.cli.flags import describe_fields, load_config, split_arguments
 from shike_jax.cluster import preemption
 
 _EPILOG = """\
@@ -25,6 +26,18 @@ give each --coordinator, --processes and --process, or start them under SLURM or
 """
 
 
+class _ListFields(argparse.Action):
+    """Prints the fields of a configuration and exits."""
+
+    def __call__(self, parser: argparse.ArgumentParser, *values: Any) -> None:
+        """Of the values the second is the option's: what a field's lines must hold."""
+        lines = describe_fields(values[1])
+        if not lines:
+            raise UserError(f"--fields={values[1]}: no field's description holds this; expected a part of one's name")
+        say("\n".join(lines))
+        parser.exit()
+
+
 def parse(argv: Sequence[str]) -> argparse.Namespace:
     """Parses the flags that are not the configuration's."""
     parser = Parser(
@@ -34,6 +47,8 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     )
     about = "a path, or the name of one that comes with the package; --config.FIELD=VALUE changes it"
     parser.add_argument("--config", metavar="FILE[:ARGUMENTS]", help=about)
+    about = "list the fields that --config.FIELD=VALUE sets (those whose description holds WORD) and exit"
+    parser.add_argument("--fields", nargs="?", const="", metavar="WORD", action=_ListFields, help=about)
     parser.add_argument("--workdir", type=Path, help="directory of the run; created, or continued")
     parser.add_argument("--coordinator", metavar="HOST:PORT", help="address of process 0 of a multi-process job")
     parser.add_argument("--processes", type=int, help="number of processes of the job")
@@ -45,8 +60,8 @@ def main(argv: Sequence[str]) -> int:
     """Runs the command; returns the exit status."""
     started = time.monotonic()
     preemption.listen()
-    if any(item in ("-h", "--help") for item in argv):
-        parse(["--help"])
+    if any(item.partition("=")[0] in ("-h", "--help", "--fields") for item in argv):
+        parse(split_arguments(argv)[1])
     config, rest = load_config(argv)
     args = parse(rest)
     if args.workdir is None:

@@ -22,7 +22,7 @@ MAY_IMPORT = {
     "cluster": (),
     "config": ("methods",),
     "cli": ("config",),
-    "storage": ("cluster",),
+    "storage": ("cluster", "config"),
     "data": ("methods", "augment", "cluster", "storage", "config", "cli"),
     "serving": ("models", "augment", "cluster", "storage"),
     "convert": ("models", "config", "storage", "cli"),

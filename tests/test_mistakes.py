@@ -155,7 +155,7 @@ def place(tmp_path_factory):
         Image.new("RGB", (20, 20), "red").save(target / "1.png")
     (folder / "lonely" / "train" / "bee").mkdir()
     (folder / "empty").mkdir()
-    (folder / "other").mkdir()
+    (folder / "other" / "checkpoints" / "5").mkdir(parents=True)
     _write_config_of_another_run(folder / "other" / "config.json")
     (folder / "notes.txt").write_text("notes")
     (folder / "notes.jpg").write_text("notes")

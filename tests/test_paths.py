@@ -14,7 +14,7 @@ from shike_jax.common import paths
 from shike_jax.config import parse_arguments
 from shike_jax.data import lists, pictures, sources
 from shike_jax.errors import UserError
-from shike_jax.storage.workdir import open_workdir
+from shike_jax.storage.workdir import examine
 
 CONFIG = "--config=configs/folder_lt.py"
 
@@ -125,9 +125,9 @@ def test_a_byte_order_mark_is_no_part_of_the_first_path(tmp_path):
 def test_deeply_nested_json_is_one_line(tmp_path):
     (tmp_path / "config.json").write_text('{"a":' + "[" * 100_000)
     with pytest.raises(UserError, match=r"config\.json: not valid JSON \(nested too deeply\)"):
-        open_workdir(tmp_path, {"a": 1})
+        examine(tmp_path, {"a": 1})
     (tmp_path / "config.json").write_text(json.dumps({"a": 1}))
-    assert open_workdir(tmp_path, {"a": 1}) is None
+    assert examine(tmp_path, {"a": 1}) is None
 
 
 def test_a_tilde_is_the_home_folder(tmp_path, monkeypatch):

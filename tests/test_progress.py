@@ -17,11 +17,12 @@ import numpy as np
 import pytest
 
 from shike_jax import config as schema
+from shike_jax.config.fields import FIELDS
 from shike_jax.errors import UserError
 from shike_jax.storage import progress
 from shike_jax.storage.logs import Progress, RunLog
 from shike_jax.training.overview import parameter_table
-from shike_jax.training.profile import Profile, parse
+from shike_jax.training.profile import Profile
 from shike_jax.training.setup import _examples_left
 from tests.conftest import ROOT
 from tests.jobs import digits
@@ -133,7 +134,7 @@ def test_nothing_is_left_at_the_end_of_a_run():
 @pytest.mark.parametrize("text", ["5", "5:0", "a:b", "-1:2", "1:2:3"])
 def test_profiles_that_make_no_sense(text):
     with pytest.raises(UserError, match=r"config\.train\.profile=.*expected STEP:COUNT"):
-        parse(text)
+        FIELDS["train.profile"].check("train.profile", text)
 
 
 def test_parameters_are_counted_by_part():

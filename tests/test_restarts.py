@@ -17,7 +17,7 @@ from shike_jax.cluster.cpu import devices_for
 from shike_jax.config import to_plain
 from shike_jax.errors import UserError
 from shike_jax.storage.checkpoints import load_weights, save_weights
-from shike_jax.storage.workdir import claimed, open_workdir
+from shike_jax.storage.workdir import claimed, examine, opened
 from shike_jax.training import loop
 from tests.jobs import digits
 from tests.restart_drill import Drill
@@ -116,7 +116,8 @@ def test_warm_start_with_other_classes_then_resume_wins(tmp_path):
 def test_two_processes_do_not_share_a_work_directory(tmp_path, capsys):
     """The second waits, and is refused while the first lives, with nothing changed; a killed one leaves no lock."""
     workdir = tmp_path / "w"
-    open_workdir(workdir, to_plain(configured()))
+    with opened(workdir, to_plain(configured())):
+        pass
     hold = f"""
 from pathlib import Path
 from shike_jax.storage.workdir import claimed
@@ -147,20 +148,21 @@ with claimed(Path({str(workdir)!r})):
 @pytest.fixture
 def finished(tmp_path):
     config = to_plain(configured())
-    open_workdir(tmp_path, config)
+    with opened(tmp_path, config):
+        pass
     (tmp_path / "results.json").write_text(json.dumps({"top1": 50.0}))
     return tmp_path, config
 
 
 def test_finished_run_is_recognised(finished):
-    assert open_workdir(*finished) == {"top1": 50.0}
+    assert examine(*finished) == {"top1": 50.0}
 
 
 @pytest.mark.parametrize("text", ["", '{"top1": 50', "[]", '{"top5": 1}', '{"top1": "x"}', "\x00\x00"])
 def test_damaged_results_are_set_aside(finished, capsys, text):
     workdir, config = finished
     (workdir / "results.json").write_text(text)
-    assert open_workdir(workdir, config) is None
+    assert examine(workdir, config) is None
     assert "results.json is damaged" in capsys.readouterr().err
     assert (workdir / "damaged-results.json").read_text() == text
 
@@ -170,7 +172,7 @@ def test_damaged_config_stops(finished, text):
     workdir, config = finished
     (workdir / "config.json").write_text(text)
     with pytest.raises(UserError, match=r"config\.json|another configuration"):
-        open_workdir(workdir, config)
+        examine(workdir, config)
     assert (workdir / "config.json").read_text() == text
 
 
@@ -178,4 +180,4 @@ def test_lost_config_stops(finished):
     workdir, config = finished
     os.remove(workdir / "config.json")
     with pytest.raises(UserError, match="not empty and not a run of this program"):
-        open_workdir(workdir, config)
+        examine(workdir, config)

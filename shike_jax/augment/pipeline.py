@@ -20,7 +20,6 @@ Array = jax.Array
 
 CROPS = ("pad", "none")
 POLICIES = ("none", "autoaugment_cifar", "randaugment")
-RANDAUGMENT_ARGS = ("layers", "magnitude", "magnitude_std", "prob")
 
 # Vectorised branches at once on an accelerator: bounds the memory of large images (83 of 224 x 224, 4096 of 32 x 32).
 _PIXELS_AT_ONCE = 1 << 22
@@ -65,9 +64,11 @@ def make_train_augment(
       C is 3, or as many as `mean` has where the policy is "none".
 
     Raises:
-      UserError: an unknown or impossible setting.
+      UserError: an unknown crop or policy. Ranges are those of the fields of a configuration (`config/fields.py`).
     """
-    _check(crop, pad, policy, policy_args, cutout, mean, std)
+    for what, name, known in (("crop", crop, CROPS), ("policy", policy, POLICIES)):
+        if name not in known:
+            raise UserError(f"augmentation {what} {name!r}: expected one of {', '.join(known)}")
     normalise = _normaliser(mean, std, dtype)
     border = pad if crop == "pad" else 0
 
@@ -101,7 +102,6 @@ def make_train_augment(
 
 def make_eval_transform(*, mean: Sequence[float], std: Sequence[float], dtype: Any) -> Callable[[Array], Array]:
     """Builds fn(images uint8 [B, H, W, C]) -> (images / 255 - mean) / std in `dtype`, mean and std on 0 .. 1."""
-    _check_colours(mean, std)
     return _normaliser(mean, std, dtype)
 
 
@@ -168,35 +168,3 @@ def _policy(
     if policy == "autoaugment_cifar":
         return policies.autoaugment_cifar(height, width)
     return policies.randaugment(height, width, np.round(255 * np.asarray(mean)), **args)
-
-
-def _check(
-    crop: str,
-    pad: int,
-    policy: str,
-    policy_args: Mapping[str, float],
-    cutout: int,
-    mean: Sequence[float],
-    std: Sequence[float],
-) -> None:
-    _check_colours(mean, std)
-    if crop not in CROPS:
-        raise UserError(f"augmentation crop {crop!r}: expected one of {', '.join(CROPS)}")
-    if policy not in POLICIES:
-        raise UserError(f"augmentation policy {policy!r}: expected one of {', '.join(POLICIES)}")
-    if pad < 0 or cutout < 0:
-        raise UserError(f"augmentation pad {pad} and cutout {cutout}: expected sizes of 0 or more pixels")
-    allowed = RANDAUGMENT_ARGS if policy == "randaugment" else ()
-    if unknown := sorted(set(policy_args) - set(allowed)):
-        raise UserError(f"arguments {', '.join(unknown)} of policy {policy!r}: expected {', '.join(allowed) or 'none'}")
-    if not 0 <= policy_args.get("magnitude", 0) <= policies.MAX_LEVEL:
-        raise UserError(f"RandAugment magnitude {policy_args['magnitude']}: expected 0 to {policies.MAX_LEVEL:.0f}")
-    if not 0 <= policy_args.get("prob", 0) <= 1:
-        raise UserError(f"RandAugment prob {policy_args['prob']}: expected a probability between 0 and 1")
-    if policy_args.get("layers", 1) < 0 or policy_args.get("magnitude_std", 0) < 0:
-        raise UserError(f"RandAugment layers and magnitude_std must not be negative, got {dict(policy_args)}")
-
-
-def _check_colours(mean: Sequence[float], std: Sequence[float]) -> None:
-    if len(mean) != len(std) or min(std) <= 0 or not all(0 <= value <= 1 for value in mean):
-        raise UserError(f"mean {tuple(mean)} and std {tuple(std)}: expected equal lengths, mean in 0..1, std above 0")

@@ -14,6 +14,7 @@ from ml_collections import ConfigDict, config_flags
 from shike_jax.common.errors import UserError
 from shike_jax.common.paths import expanded
 from shike_jax.config import GONE, base, gone_line, stated, validate, without_gone
+from shike_jax.config.fields import fields_of, may_change
 
 _HERE = Path(__file__).resolve().parents[1]
 # An installed package carries `configs/` inside, a clone has it at the top.
@@ -42,6 +43,16 @@ def load_config(argv: Sequence[str]) -> tuple[ConfigDict, list[str]]:
     root = next((a.partition("=")[2] for a in reversed(mine) if a.startswith("--config.data.root=")), "")
     with stated(root=root):  # files that look into the folder look at the one that will be used
         return _parsed(functools.partial(config_flags.DEFINE_config_file, "config"), mine, path), rest
+
+
+def describe_fields(word: str = "") -> list[str]:
+    """Two lines for each field whose lines hold `word`: the flag with its default, and what it means and takes."""
+    lines: list[str] = []
+    for path, field in fields_of(("NAME",)).items():
+        resume = " May change when a run continues." if may_change(path) else ""
+        both = f"--config.{path}={field.default!r}", f"    {field.about}. Expected: {field.expected()}.{resume}"
+        lines += both if word.lower() in "".join(both).lower() else ()
+    return lines
 
 
 def find_config(file: str) -> Path:

@@ -84,6 +84,11 @@ def code(text: str) -> str:
     return f"{fence}{space}{text}{space}{fence}".replace("|", "\\|")
 
 
+def slug(text: str) -> str:
+    """A part of a file's name: lower-case letters, digits and underscores, whatever the text is."""
+    return re.sub(r"\W+", "_", str(text).lower()).strip("_")[:80]
+
+
 def spreadsheet(text: str) -> str:
     """Text for a cell of a CSV file: what a spreadsheet would take for a formula begins with an apostrophe instead."""
     text = printable(text)

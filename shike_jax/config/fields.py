@@ -1,144 +1,316 @@
-"""Every field of a configuration, with its unit and default.
+"""Every field of a configuration, declared once: default, meaning, unit, range, and whether it may change on resume.
 
 A run is a list of stages (`config.run` names them in order, `config.stages` holds them). Each stage names its sampler,
 its losses and weights, which parameters train, how batch normalisation behaves, its schedule and its length; a method
 is nothing but such a list. Files under `configs/` start from `base()` and change fields; the command line changes
-fields once more (`--config.stages.classifier.epochs=4`).
+fields once more (`--config.stages.classifier.epochs=4`). Checks, messages, the list of fields that `--fields` prints,
+and the rules of the work directory and of reports follow from the tables below.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import math
+import re
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from ml_collections import ConfigDict
 
-from shike_jax.methods import LOSSES, default_of
+from shike_jax.config.field import Field
+from shike_jax.methods import AVERAGES, LOSSES, SAMPLERS, SCHEDULES
 
 CIFAR_MEAN, CIFAR_STD = (0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
+def is_name(text: str) -> bool:
+    """Whether a text can name a file in a folder: printable, not `.` or `..`, without `/` and `\\`, short enough."""
+    short = 0 < len(text.encode(errors="replace")) <= 150
+    return short and text.isprintable() and text not in (".", "..") and not set(text) & set("/\\")
+
+
+def _is_pattern(text: str) -> bool:
+    try:
+        re.compile(text)
+    except re.error:
+        return False
+    return True
+
+
+def _is_profile(text: str) -> bool:
+    return re.fullmatch(r"(\d{1,9}:0*[1-9]\d{0,8})?", text) is not None
+
+
+def _is_amount(value: float) -> bool:
+    return 0 <= value < 1 or (value >= 1 and float(value).is_integer())
+
+
+_AMOUNT = (_is_amount, "0, a share below 1, or a whole number of images for each class")
+_NAME = (is_name, "a name of at most 150 bytes without /, \\ and control characters")
+_STAGES = (is_name, "names of config.stages")
+_PATTERNS = (_is_pattern, "regular expressions over parameter paths")
+_PROFILE = (_is_profile, "STEP:COUNT, such as 20:5, counted over the whole run")
+_SEED: dict[str, Any] = {"low": 0, "high": 2**32 - 1}  # JAX's keys and NumPy's seeds tell so many apart
+_COLOURS: dict[str, Any] = {"items": float, "length": (3, 3)}
+
+# Fields that are `free` say how a run is watched, how its step is compiled and where its data lie. Another number of
+# steps per call or of devices, or another backend, adds float32 numbers in another order, which training amplifies:
+# such a run is as valid as an undisturbed one, but not equal to it bit for bit. results.json lists the starts of a run
+# with these numbers.
+FIELDS: dict[str, Field] = {
+    "name": Field("run", "of the run, in logs and reports", rule=_NAME),
+    "seed": Field(0, "of the weights, the order of examples and the augmentation", **_SEED),
+    "seeds": Field(
+        (),
+        "several in one program, each a run in WORKDIR/seedN, for accelerators; empty: seed alone",
+        items=int,
+        **_SEED,
+    ),
+    "dtype": Field(
+        "float32",
+        "of the computation; weights, BN statistics and losses stay float32 (float64: all of it)",
+        choices=("float32", "bfloat16", "float64"),
+    ),
+    "init_from": Field(
+        "",
+        "warm start: a checkpoint (path or URL) or a PyTorch file of the backbone; fresh classifiers for others",
+        start=True,
+    ),
+    "log": Field("info", "how much the run says", choices=("quiet", "info", "debug"), free=True),
+    "data.source": Field(
+        "digits", "where the images come from", choices=("digits", "tfds", "arrays", "folder", "lists", "table")
+    ),
+    "data.name": Field("", "tfds name (cifar100, ...), or the name reports use for lists and folders"),
+    "data.data_dir": Field("", "tfds folder; empty: $TFDS_DATA_DIR, else ~/tensorflow_datasets", free=True),
+    "data.root": Field(
+        "",
+        "image folder ({train,test}/CLASS/*, CLASS/*, or the base of list files and tables), or the exported file",
+        free=True,
+    ),
+    "data.train_list": Field("", "list file of lines `path label`"),
+    "data.val_list": Field("", "as train_list"),
+    "data.test_list": Field("", "as train_list"),
+    "data.table": Field(
+        "",
+        "CSV or JSON Lines file with path, label and perhaps part; paths under root, else from the table's folder",
+        free=True,
+    ),
+    "data.test_part": Field("test", "the part evaluated during and after training, unless validation is set"),
+    "data.validation": Field(
+        0.0,
+        "training images held out and evaluated instead of test_part, chosen by subset_seed and the images' names: a"
+        " share of each class, from 1 on images of each class; 0: none",
+        rule=_AMOUNT,
+    ),
+    "data.test_share": Field(
+        0.2, "where folders or a table name no parts: what is held out for testing, as for validation", rule=_AMOUNT
+    ),
+    "data.profile": Field("exponential", "of the class counts", choices=("exponential", "step", "natural")),
+    "data.imbalance_factor": Field(1.0, "largest class count over smallest; ignored by profile natural", low=1),
+    "data.subset": Field("first", "which images of a class are kept", choices=("first", "random", "h2t")),
+    "data.subset_seed": Field(0, "of random subsets and of images held out", **_SEED),
+    "data.divisions": Field(
+        "shots", "many > 100, medium 20..100, few < 20 images; or H2T's head, medium and tail", choices=("shots", "h2t")
+    ),
+    "data.test_per_class": Field(30, "digits only: balanced test images of each class", low=1, high=10**6),
+    "data.image_size": Field(32, "side of what the network sees", "pixels", low=8, high=4096),
+    "data.resize": Field(
+        0,
+        "file pipeline, evaluation: short side before the centre crop; 0: image_size * 8 / 7",
+        "pixels",
+        low=0,
+        high=8192,
+    ),
+    "data.mean": Field(CIFAR_MEAN, "of the RGB values in 0..1", low=0, high=1, **_COLOURS),
+    "data.std": Field(CIFAR_STD, "of the RGB values in 0..1", above=0, high=1, **_COLOURS),
+    "data.threads": Field(
+        0, "that decode images, in each process; 0: the cores it may use", low=0, high=1024, free=True
+    ),
+    "data.bad_image": Field("skip", "unreadable images: skip (count, report) or stop", choices=("skip", "stop")),
+    "data.bad_line": Field(
+        "stop",
+        "bad lines of list files, missing files included: skip (count, report) or stop",
+        choices=("skip", "stop"),
+    ),
+    "data.bad_image_limit": Field(
+        0.01, "share of unreadable images, or bad lines, beyond which even skip stops", low=0, high=1
+    ),
+    "augment.crop": Field("pad", "of training images", choices=("pad", "random_resized", "none")),
+    "augment.pad": Field(4, "border of crop pad", "pixels", low=0, high=4096),
+    "augment.scale": Field(
+        (0.08, 1.0),
+        "smallest and largest share of the area, crop random_resized only",
+        items=float,
+        length=(2, 2),
+        above=0,
+        high=1,
+    ),
+    "augment.flip": Field(True, "mirror with probability 1/2"),
+    "augment.policy": Field("none", "colours and shapes", choices=("none", "autoaugment_cifar", "randaugment")),
+    "augment.randaugment.layers": Field(2, "operations for each image", low=0, high=100),
+    "augment.randaugment.magnitude": Field(10.0, "mean strength", low=0, high=10),
+    "augment.randaugment.magnitude_std": Field(0.5, "standard deviation of the strength", low=0, high=10),
+    "augment.randaugment.prob": Field(0.5, "of each operation", low=0, high=1),
+    "augment.place": Field(
+        "auto",
+        "of the policy: device, host (images decoded there), auto: host for these on TPUs",
+        choices=("auto", "device", "host"),
+    ),
+    "augment.cutout": Field(0, "side of the erased square; 0: off", "pixels", low=0, high=4096),
+    "model.backbone": Field("resnet32", "a registered network"),
+    "model.depths": Field(
+        (1, 2, 1),
+        "one expert each: the shared stage whose features it fuses (sec. 3.2)",
+        items=int,
+        length=(1, 64),
+        low=1,
+        high=9,
+    ),
+    "model.fusion": Field(True, "depth-wise knowledge fusion; False: experts classify their deep features alone"),
+    "model.shortcut": Field("B", "CIFAR networks: A (zero padding) or B (1x1 convolution)", choices=("A", "B")),
+    "model.width": Field(0, "of the stem; 0: the backbone's own (16 or 64)", "channels", low=0, high=1024),
+    "model.blocks": Field((), "blocks of each stage; empty: the backbone's own", items=int, low=1, high=1000),
+    "model.head": Field("cosine", "kind of the classifiers", choices=("cosine", "linear")),
+    "model.head_scale": Field(30.0, "of the cosine", above=0, high=1000),
+    "model.second_head": Field(
+        "fresh", "second set of classifiers: own weights, or factors over the first", choices=("fresh", "scaled")
+    ),
+    "model.align_last_relu": Field(False, "ReLU after the last alignment convolution too"),
+    "run": Field((), "names of the stages, in order", items=str, length=(1, math.inf), rule=_STAGES),
+    "train.steps_per_call": Field(
+        0, "training steps per compiled call; 0: an epoch on accelerators, 1 on the CPU", low=0, free=True
+    ),
+    "train.sync_bn": Field(True, "BN statistics over the global batch; False: per device"),
+    "train.eval_every_epochs": Field(1, "0: only at the end of a stage", low=0, free=True),
+    "train.checkpoint_every_epochs": Field(1, "0: only at the end of a stage", low=0, free=True),
+    "train.checkpoint_every_steps": Field(0, "in addition; 0: off", low=0, free=True),
+    "train.keep_checkpoints": Field(2, "newest ones; the end of each stage is always kept", low=1, free=True),
+    "train.log_every_steps": Field(50, "0: off", low=0, free=True),
+    "train.tensorboard": Field(
+        True, "event files in WORKDIR/tensorboard; False: TensorFlow stays out, a quicker start", free=True
+    ),
+    "train.pictures": Field(
+        16,
+        "augmented training images that TensorBoard gets from each stage's first step; 0: off",
+        low=0,
+        high=10**4,
+        free=True,
+    ),
+    "train.profile": Field("", "steps that are traced into WORKDIR/profile", rule=_PROFILE, free=True),
+    "train.backend": Field(
+        "pmap",
+        "how a step is compiled over devices: pmap, or jit over shard_map",
+        choices=("pmap", "shard_map"),
+        free=True,
+    ),
+    "train.cpu_devices": Field(
+        0, "XLA devices on a CPU; 0: one for each core, as far as batches divide", low=0, high=1024, free=True
+    ),
+    "train.peer_timeout": Field(
+        60, "without a sign of life after which a multi-process run stops", "seconds", low=1, high=86_400, free=True
+    ),
+    "eval.batch_size": Field(500, "images at once", low=1, high=2**20, free=True),
+}
+
+# Of each stage, `config.stages.NAME`: representation learning with cross-entropy. `loss` comes from the registry.
+_STAGE: dict[str, Field] = {
+    "epochs": Field(180, "length of the stage", low=1, high=10**6),
+    "max_steps": Field(0, "ends the stage after that many steps; 0: off", low=0, high=2**31 - 1),
+    "batch_size": Field(128, "global", low=1, high=2**20),
+    "keep_last": Field(True, "keep the last partial batch of an epoch, as the authors do"),
+    "sampler": Field("shuffle", "order of the examples", choices=lambda: SAMPLERS),
+    "heads": Field(
+        "representation",
+        "the set of classifiers that the losses and predictions use",
+        choices=("representation", "classifier"),
+    ),
+    "mixup": Field(0.0, "alpha of the Beta distribution; 0: off", low=0, high=1000),
+    "cutmix": Field(
+        0.0, "alpha, 0: off; with both, each step takes one of the two with equal probability", low=0, high=1000
+    ),
+    "exchange": Field(
+        0.0, "share of feature-map channels taken from the partner image (sampler paired); 0: off", low=0, high=1
+    ),
+    "train": Field((".*",), "what trains", items=str, rule=_PATTERNS),
+    "bn_trunk": Field(
+        "batch", "statistics used and updated (batch) or inference mode (running)", choices=("batch", "running")
+    ),
+    "bn_experts": Field("batch", "as bn_trunk", choices=("batch", "running")),
+    "schedule": Field("warmup_cosine", "of the learning rate", choices=lambda: SCHEDULES),
+    "lr": Field(0.15, "peak learning rate", low=0),
+    "warmup_lr": Field(0.05, "learning rate that a warm-up starts from", low=0),
+    "warmup_epochs": Field(5, "length of the warm-up", low=0, high=10**6),
+    "optimizer": Field("sgd", "registered, or any of optax that takes a learning rate"),
+    "optimizer_options": Field({}, "its further arguments; to be set in a configuration file"),
+    "momentum": Field(0.9, "of sgd", low=0, below=1),
+    "weight_decay": Field(5e-4, "joins the gradient", low=0),
+    "sam_rho": Field(
+        0.0, "sharpness-aware minimisation: radius of the uphill step, 0.05 to 0.1; 0: off; twice the work", low=0
+    ),
+    "average": Field(
+        "none",
+        "of the weights, evaluated and handed over instead of the last ones",
+        choices=lambda: ("none", *AVERAGES),
+    ),
+    "average_decay": Field(0.999, "of average ema, for each step", above=0, below=1),
+    "average_epochs": Field(10, "average uniform takes the last ones", low=1, high=10**6),
+    "decay_frozen": Field(
+        False, "let frozen weights decay too, as the authors' pinned PyTorch does in its second stage"
+    ),
+}
+
+
+def stage_fields() -> dict[str, Field]:
+    """The fields of a stage: the fixed ones, a weight for each registered loss and the parameters of these.
+
+    SHIKE's losses are `ce`, `nt` (its weight is alpha of eq. 10), `mu` (beta of eq. 10) and `balanced` (eq. 11).
+    """
+    weights = {
+        f"loss.{name}": Field(float(name == "ce"), f"weight of the loss {name}; 0: off", low=0) for name in LOSSES
+    }
+    parameters = LOSSES.parameters().items()
+    return {**_STAGE, **weights, **{f"loss.{n}": Field.declared(d, "parameter of a loss") for n, d in parameters}}
+
+
+def fields_of(stages: Iterable[str]) -> dict[str, Field]:
+    """Every field, by its dotted path, of a configuration with stages of these names."""
+    each = stage_fields()
+    return {**FIELDS, **{f"stages.{name}.{path}": field for name in stages for path, field in each.items()}}
+
+
+def may_change(path: str) -> bool:
+    """Whether a run may continue with another value of the field."""
+    return path in FIELDS and (FIELDS[path].free or FIELDS[path].start)
+
+
+def tells_apart(path: str) -> bool:
+    """Whether two runs that differ in the field are different settings, not one setting twice."""
+    return not (path in FIELDS and FIELDS[path].free)
+
+
 def base() -> ConfigDict:
     """Returns a configuration that holds every field at its default; no stage is listed yet."""
-    config = ConfigDict()
-    config.name = "run"
-    config.seed = 0  # of the weights, the order of examples and the augmentation
-    config.seeds = ()  # several in one program, each a run in WORKDIR/seedN, for accelerators; empty: `seed` alone
-    config.dtype = "float32"  # of the computation; weights, BN statistics and losses stay float32 (float64: all of it)
-    # Warm start: a checkpoint (path or URL) or a PyTorch file of the backbone; fresh classifiers for other classes.
-    config.init_from = ""
-    config.log = "info"
-
-    config.data = ConfigDict()
-    config.data.source = "digits"
-    config.data.name = ""  # tfds name (cifar100, ...), or the name reports use for lists and folders
-    config.data.data_dir = ""  # tfds folder; empty: $TFDS_DATA_DIR, else ~/tensorflow_datasets
-    # Image folder ({train,test}/CLASS/*, CLASS/*, or the base of list files and tables), or the exported file.
-    config.data.root = ""
-    config.data.train_list = ""  # list files `path label`
-    config.data.val_list = ""
-    config.data.test_list = ""
-    config.data.table = ""  # CSV or JSON Lines file with path, label and perhaps part; paths under root, else beside it
-    config.data.test_part = "test"  # the part that is evaluated during and after training, unless validation is set
-    # Training images held out, to be evaluated during and after training instead of test_part: a share of each class,
-    # from 1 on images of each class; 0: none. Chosen by subset_seed and the images' names.
-    config.data.validation = 0.0
-    config.data.test_share = 0.2  # where folders or a table name no parts: what is held out for testing, likewise
-    config.data.profile = "exponential"
-    config.data.imbalance_factor = 1.0  # largest class count over smallest; ignored by profile `natural`
-    config.data.subset = "first"  # which images of a class are kept
-    config.data.subset_seed = 0  # of random subsets and of images held out
-    config.data.divisions = "shots"  # many > 100, medium 20..100, few < 20; or H2T's head/medium/tail ranges
-    config.data.test_per_class = 30  # digits only: balanced test images per class
-    config.data.image_size = 32  # side in pixels of what the network sees
-    config.data.resize = 0  # file pipeline, evaluation: short side before the centre crop; 0: image_size * 8 / 7
-    config.data.mean, config.data.std = CIFAR_MEAN, CIFAR_STD
-    config.data.threads = 0  # that decode images, in each process; 0: the cores it may use
-    config.data.bad_image = "skip"  # unreadable images: skip (count, report) or stop
-    config.data.bad_line = "stop"  # bad lines of list files, missing files included: skip (count, report) or stop
-    config.data.bad_image_limit = 0.01  # share of unreadable images, or bad lines, beyond which even `skip` stops
-
-    config.augment = ConfigDict()
-    config.augment.crop = "pad"
-    config.augment.pad = 4  # pixels
-    config.augment.scale = (0.08, 1.0)  # of the area, random_resized only
-    config.augment.flip = True
-    config.augment.policy = "none"
-    config.augment.randaugment = ConfigDict({"layers": 2, "magnitude": 10.0, "magnitude_std": 0.5, "prob": 0.5})
-    config.augment.place = "auto"  # of the policy: device, host (images decoded there), auto: host for these on TPUs
-    config.augment.cutout = 0  # side of the erased square in pixels; 0: off
-
-    config.model = ConfigDict()
-    config.model.backbone = "resnet32"
-    config.model.depths = (1, 2, 1)  # one expert each: the shared stage whose features it fuses (sec. 3.2)
-    config.model.fusion = True  # depth-wise knowledge fusion; False: experts classify their deep features alone
-    config.model.shortcut = "B"  # CIFAR networks: A (zero padding) or B (1x1 convolution)
-    config.model.width = 0  # channels of the stem; 0: the backbone's own (16 or 64)
-    config.model.blocks = ()  # blocks per stage; empty: the backbone's own
-    config.model.head = "cosine"
-    config.model.head_scale = 30.0  # of the cosine
-    config.model.second_head = "fresh"  # second set of classifiers: own weights, or `scaled`: factors over the first
-    config.model.align_last_relu = False  # ReLU after the last alignment convolution too
-
-    config.run = ()
+    config = _with_values(FIELDS)
     config.stages = ConfigDict()
-
-    config.train = ConfigDict()
-    config.train.steps_per_call = 0  # training steps per compiled call; 0: an epoch on accelerators, 1 on the CPU
-    config.train.sync_bn = True  # BN statistics over the global batch; False: per device
-    config.train.eval_every_epochs = 1  # 0: only at the end of a stage
-    config.train.checkpoint_every_epochs = 1  # 0: only at the end of a stage
-    config.train.checkpoint_every_steps = 0  # in addition; 0: off
-    config.train.keep_checkpoints = 2  # newest ones; the end of each stage is always kept
-    config.train.log_every_steps = 50
-    config.train.tensorboard = True  # event files in WORKDIR/tensorboard; False: TensorFlow stays out, a quicker start
-    config.train.pictures = 16  # augmented training images that TensorBoard gets from each stage's first step; 0: off
-    config.train.profile = ""  # STEP:COUNT, counted over the run: those steps are traced into WORKDIR/profile
-    config.train.backend = "pmap"  # how a step is compiled over devices: pmap, or jit over shard_map
-    config.train.cpu_devices = 0  # XLA devices on a CPU; 0: one for each core, as far as batches divide
-    config.train.peer_timeout = 60  # seconds without a sign of life after which a multi-process run stops
-
-    config.eval = ConfigDict()
-    config.eval.batch_size = 500
     return config
 
 
 def stage(**changes: Any) -> ConfigDict:
     """Returns one stage at its defaults (representation learning with cross-entropy), with `changes` applied."""
-    one = ConfigDict()
-    one.epochs = 180
-    one.max_steps = 0  # ends the stage after that many steps; 0: off
-    one.batch_size = 128  # global
-    one.keep_last = True  # keep the last partial batch of an epoch, as the authors do
-    one.sampler = "shuffle"
-    one.heads = "representation"  # the set of classifiers that the losses and predictions use
-    # A weight for each registered loss (0: off), and the parameters that registered losses declare. SHIKE's: ce, nt
-    # (alpha of eq. 10), mu (beta of eq. 10), balanced (eq. 11); `form` is that of nt and mu.
-    one.loss = ConfigDict({name: 0.0 for name in LOSSES})
-    one.loss.update({name: default_of(declared) for name, declared in LOSSES.parameters().items()})
-    one.loss.ce = 1.0
-    one.mixup = 0.0  # alpha of the Beta distribution; 0: off
-    one.cutmix = 0.0  # likewise; with both, each step takes one of the two with equal probability
-    one.exchange = 0.0  # share of feature-map channels taken from the partner image (sampler `paired`); 0: off
-    one.train = (".*",)  # regular expressions over parameter paths: what trains
-    one.bn_trunk = "batch"  # statistics used and updated (batch) or inference mode (running)
-    one.bn_experts = "batch"
-    one.schedule = "warmup_cosine"
-    one.lr = 0.15  # peak
-    one.warmup_lr = 0.05
-    one.warmup_epochs = 5
-    one.optimizer = "sgd"  # registered, or any of optax that takes a learning rate
-    one.optimizer_options = ConfigDict()  # its further arguments; to be set in a configuration file
-    one.momentum = 0.9
-    one.weight_decay = 5e-4
-    one.sam_rho = 0.0  # sharpness-aware minimisation: radius of the uphill step, 0.05 to 0.1; 0: off; twice the work
-    one.average = "none"  # of the weights, evaluated and handed over instead of the last ones: none, ema or uniform
-    one.average_decay = 0.999  # of `ema`, for each step
-    one.average_epochs = 10  # `uniform` averages the last ones
-    one.decay_frozen = False  # let frozen weights decay too, as the authors' pinned PyTorch does in its second stage
+    one = _with_values(stage_fields())
     one.update(changes)
     return one
+
+
+def _with_values(fields: Mapping[str, Field]) -> ConfigDict:
+    nested: dict[str, Any] = {}
+    for path, field in fields.items():
+        *rooms, name = path.split(".")
+        node = nested
+        for room in rooms:
+            node = node.setdefault(room, {})
+        node[name] = field.default
+    return ConfigDict(nested)
 
 
 # Speed switches of version 0.1. They never changed a number, so runs and commands that name them go on without them.

@@ -11,7 +11,7 @@ from shike_jax.cli.command import run_main
 from shike_jax.cli.parser import Parser
 from shike_jax.common.errors import UserError
 from shike_jax.convert.names import MODELS, family_of, model_settings, to_state_dict, to_variables
-from shike_jax.convert.reader import read_state_dict, write_state_dict
+from shike_jax.convert.reader import KINDS, SUFFIXES, read_state_dict, write_state_dict
 from shike_jax.models import HEAD_SETS
 from shike_jax.storage.checkpoints import load_weights, save_weights
 
@@ -37,12 +37,14 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
         "--source",
         required=True,
         type=Path,
-        help=".npz, .safetensors, .pth, .pth.tar, .pt or .bin file; with --reverse a checkpoint or a work directory",
+        help=f"{', '.join(SUFFIXES)} file; with --reverse a checkpoint or a work directory",
     )
     parser.add_argument(
         "--target", required=True, type=Path, help="folder to write, absent or empty; with --reverse a new file"
     )
     parser.add_argument("--num_classes", type=int, help="number of classes to insist on (default: the source's)")
+    about = "of a file with both, the averaged or the raw weights (default: averaged, and this is said)"
+    parser.add_argument("--weights", choices=KINDS, default="", help=about)
     parser.add_argument(
         "--reverse", action="store_true", help="write PyTorch's names and layouts to .npz or .safetensors"
     )
@@ -52,8 +54,12 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
-def convert(model: str, source: Path, target: Path, num_classes: int | None = None) -> int:
+def convert(model: str, source: Path, target: Path, num_classes: int | None = None, kind: str = "") -> int:
     """Writes the PyTorch file `source` as a checkpoint into the folder `target`, wholly or not at all.
+
+    Args:
+      num_classes: to insist on; None: the source's.
+      kind: as for `read_state_dict`.
 
     Returns:
       The number of tensors read.
@@ -65,7 +71,7 @@ def convert(model: str, source: Path, target: Path, num_classes: int | None = No
     target = target.absolute()
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise UserError(f"--target={target}: exists and is not an empty folder")
-    state = read_state_dict(source)
+    state = read_state_dict(source, kind)
     try:
         variables, num_classes = to_variables(model, state, num_classes)
     except UserError as error:
@@ -115,7 +121,7 @@ def main(argv: Sequence[str]) -> None:
     if args.reverse:
         count = reverse(args.model, args.source, args.target, args.head)
     else:
-        count = convert(args.model, args.source, args.target, args.num_classes)
+        count = convert(args.model, args.source, args.target, args.num_classes, args.weights)
     print(f"{args.model}: {count} tensors from {args.source} written to {args.target}")
 
 

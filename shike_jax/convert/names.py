@@ -140,8 +140,30 @@ def _check(name: str, present: Mapping[str, Any], expected: Mapping[str, tuple[i
         raise UserError(f"these are not the tensors of {name}: {text}")
 
 
+def without_head(name: str, state: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """The tensors of a backbone alone, for a warm start that discards its classifier anyway.
+
+    What lies outside the backbone's own modules goes: classifiers of any shape, projections, prototypes.
+    """
+    family = family_of(name)
+    own = {torch_name(family, path).partition(".")[0] for path in _template(name, 1) if "/heads/" not in path}
+    return {key: array for key, array in state.items() if key.partition(".")[0] in own}
+
+
+def has_head(name: str, state: Mapping[str, np.ndarray]) -> bool:
+    """Whether the state has the classifiers of the family, and nothing else next to the backbone."""
+    family = family_of(name)
+    heads = {torch_name(family, path) for path in _template(name, 1) if "/heads/" in path}
+    matrix = state.get(family.classifier)
+    return state.keys() - without_head(name, state).keys() == heads and matrix is not None and matrix.ndim == 2
+
+
 def to_variables(
-    name: str, state: Mapping[str, np.ndarray], num_classes: int | None = None, dtype: Any = np.float32
+    name: str,
+    state: Mapping[str, np.ndarray],
+    num_classes: int | None = None,
+    dtype: Any = np.float32,
+    head: bool = True,
 ) -> tuple[dict[str, Any], int]:
     """A PyTorch state dict as variables {`params`, `batch_stats`}.
 
@@ -150,6 +172,7 @@ def to_variables(
       state: name -> array in PyTorch's layouts, of any float dtype.
       num_classes: C; None takes it from the classifier's shape.
       dtype: of the variables.
+      head: False: neither state nor variables have classifiers (`without_head`), and C is 1.
 
     Returns:
       The variables, and C. A single classifier (torchvision) fills both sets of heads.
@@ -158,6 +181,7 @@ def to_variables(
       UserError: unknown model; missing, unexpected, misshapen tensors; tensors that are not of a float dtype.
     """
     family = family_of(name)
+    num_classes = num_classes if head else 1
     if num_classes is None:
         matrix = state.get(family.classifier)
         if matrix is None or matrix.ndim != 2:
@@ -165,11 +189,13 @@ def to_variables(
         num_classes = matrix.shape[family.classes_axis]
     if num_classes < 1:
         raise UserError(f"--num_classes={num_classes}: expected a positive number")
-    template = _template(name, num_classes)
+    template = {path: shape for path, shape in _template(name, num_classes).items() if head or "/heads/" not in path}
     _check(name, state, {torch_name(family, path): _torch_shape(family, shape) for path, shape in template.items()})
     for key, array in state.items():
         if not jnp.issubdtype(array.dtype, jnp.floating):
             raise UserError(f"{key} has dtype {array.dtype}, expected a float dtype")
+        if not np.isfinite(array.astype(np.float32)).all():
+            raise UserError(f"{key} holds values that are not finite (NaN or infinite)")
     flat = {}
     for path, shape in template.items():
         array = state[torch_name(family, path)].astype(dtype)

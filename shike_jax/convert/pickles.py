@@ -271,7 +271,10 @@ def _read_zip(file: IO[bytes]) -> object:
 
 
 def _read_legacy(file: IO[bytes]) -> object:
-    if _Unpickler(file).load() != _LEGACY_MAGIC:
+    first = _Unpickler(file).load()
+    if isinstance(first, dict):  # a plain pickle of arrays, as detection libraries write them
+        return first
+    if first != _LEGACY_MAGIC:
         raise UserError("not a PyTorch checkpoint")
     protocol, system = _Unpickler(file).load(), _Unpickler(file).load()
     if protocol != _LEGACY_PROTOCOL or not isinstance(system, dict) or not system.get("little_endian"):

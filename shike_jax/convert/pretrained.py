@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 from shike_jax.common.errors import UserError
-from shike_jax.convert.names import MODELS, to_variables
-from shike_jax.convert.reader import SUFFIXES, read_state_dict
+from shike_jax.common.text import say
+from shike_jax.convert.names import MODELS, has_head, to_variables, without_head
+from shike_jax.convert.reader import SUFFIXES, Tell, read_state_dict
 from shike_jax.storage.checkpoints import load_weights
 
 PyTree = Any
@@ -14,16 +16,18 @@ PyTree = Any
 
 def is_file(source: str) -> bool:
     """Whether a source is a PyTorch file rather than a checkpoint, by its name."""
-    return source.endswith(SUFFIXES)
+    return source.lower().endswith(SUFFIXES) and not os.path.isdir(source)
 
 
-def read_pretrained(source: str, backbone: str) -> tuple[PyTree, tuple[str, ...] | None]:
+def read_pretrained(source: str, backbone: str, tell: Tell = say) -> tuple[PyTree, tuple[str, ...] | None]:
     """Variables {`params`, `batch_stats`} to start from, and the names of their classes, for `warm.warm_start`.
 
     Args:
       source: a work directory, a folder of weights, or a PyTorch file of torchvision's or timm's `backbone` (of the
-        authors' network where the backbone is `resnet32`), converted on the way.
+        authors' network where the backbone is `resnet32`), converted on the way. Without its classifier, or with
+        another one than theirs, the backbone alone is read.
       backbone: `config.model.backbone` of the network that will train.
+      tell: gets lines for the user.
 
     Returns:
       The variables, and the names of the classes in the order of the outputs; None where the source has none.
@@ -38,8 +42,9 @@ def read_pretrained(source: str, backbone: str) -> tuple[PyTree, tuple[str, ...]
     if model not in MODELS:
         known = ", ".join(name for name in MODELS if name != "shike_resnet32_cifar")
         raise UserError(f"{source}: PyTorch weights of a {backbone} are not known here; expected one of {known}")
-    state = read_state_dict(source)
+    state = read_state_dict(source, tell=tell)
+    head = has_head(model, state)
     try:
-        return to_variables(model, state)[0], None
+        return to_variables(model, state if head else without_head(model, state), head=head)[0], None
     except UserError as error:
         raise UserError(f"{source}: {error}") from None

@@ -5,19 +5,28 @@ from __future__ import annotations
 import contextlib
 import os
 import zipfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
 import numpy as np
 
 from shike_jax.common.errors import UserError
+from shike_jax.common.text import say
 from shike_jax.convert import pickles, safetensors
 
-_PICKLED = (".pth", ".pth.tar", ".pt", ".bin")
-SUFFIXES = (".npz", ".safetensors", *_PICKLED)
-_STATE_KEYS = ("state_dict", "model", "model_state", "model_state_dict", "net")
+_PICKLED = (".pth", ".pth.tar", ".pt", ".bin", ".ckpt", ".pkl", ".pyth")
+SUFFIXES = (".npz", ".safetensors", *_PICKLED)  # in upper case too
+# Keys that trainers store a network under: as it was trained, and averaged over its steps (what they evaluate).
+_RAW = ("state_dict", "model", "model_state", "model_state_dict", "net", "network", "student")
+_AVERAGED = ("model_ema", "state_dict_ema", "ema", "ema_state_dict", "teacher")
+KINDS = ("averaged", "raw")
 _SPLIT_PREFIX = "state_dict_"  # decoupled trainers store `state_dict_model` beside `state_dict_classifier`
+_WRAPPERS = ("module.", "_orig_mod.")  # of parallel and of compiled networks, on any name
+# Parts of a larger module that are the network itself; what lies next to them (heads, momentum encoders) is left out.
+_ENCODERS = ("backbone.", "encoder_q.", "base_encoder.", "model.", "network.")
+_FIRST = "conv1.weight"  # that every network here begins with
+Tell = Callable[[str], None]
 
 
 def _read_npz(path: Path) -> dict[str, np.ndarray]:
@@ -35,20 +44,37 @@ def _read_npz(path: Path) -> dict[str, np.ndarray]:
     return arrays
 
 
-def _state_dicts(tree: object) -> Iterator[Mapping]:
+def _choose(tree: dict, kind: str, tell: Tell) -> str | None:
+    """The key of `tree` that holds the network; None where it holds the tensors itself, perhaps split over keys."""
+    found = {}
+    for name, keys in (("raw", _RAW), ("averaged", _AVERAGED)):
+        found[name] = next((key for key in keys if isinstance(tree.get(key), dict)), None)
+    chosen = kind or next((name for name in KINDS if found[name]), "raw")
+    other = found[KINDS[1 - KINDS.index(chosen)]]
+    if found[chosen] is None and (other or kind == "averaged"):
+        raise UserError(f"no {chosen} weights inside{f', only {other}' if other else ''}; expected another --weights")
+    if found[chosen] and other and not kind:
+        tell(
+            f"of the weights inside, the averaged ones ({found[chosen]}) are taken; the raw ones ({other}): "
+            "python -m shike_jax.convert --weights=raw"
+        )
+    return found[chosen]
+
+
+def _state_dicts(tree: object, kind: str, tell: Tell) -> Iterator[Mapping]:
     """The dicts that hold the network's tensors together: under a usual key, split over several, or all of `tree`."""
     if not isinstance(tree, dict):
         return
-    for key in _STATE_KEYS:
-        if isinstance(tree.get(key), dict):
-            yield from _state_dicts(tree[key])
-            return
+    key = _choose(tree, kind, tell)
+    if key is not None:
+        yield from _state_dicts(tree[key], "", tell)
+        return
     split = [value for key, value in tree.items() if str(key).startswith(_SPLIT_PREFIX) and isinstance(value, dict)]
     yield from split or [tree]
 
 
-def _read_pickled(path: Path) -> Iterator[tuple[str, np.ndarray]]:
-    for state in _state_dicts(pickles.load(path)):
+def _read_pickled(path: Path, kind: str, tell: Tell) -> Iterator[tuple[str, np.ndarray]]:
+    for state in _state_dicts(pickles.load(path), kind, tell):
         for name, leaf in state.items():
             if isinstance(leaf, (pickles.Tensor, pickles.NumpyArray)):
                 try:
@@ -61,12 +87,12 @@ def _same(one: np.ndarray, other: np.ndarray) -> bool:
     return (one.dtype, one.shape, one.tobytes()) == (other.dtype, other.shape, other.tobytes())
 
 
-def _clean(arrays: Iterator[tuple[str, np.ndarray]]) -> dict[str, np.ndarray]:
-    """Without `module.` prefixes (they come from parallel wrappers) and without BN's step counters."""
+def _clean(arrays: Iterable[tuple[str, np.ndarray]]) -> dict[str, np.ndarray]:
+    """The network's tensors under its own names: without wrappers' prefixes and BN's step counters."""
     clean: dict[str, np.ndarray] = {}
     for name, array in arrays:
-        while name.startswith("module."):
-            name = name.removeprefix("module.")
+        while name.startswith(_WRAPPERS):
+            name = name.removeprefix("module.").removeprefix("_orig_mod.")
         if name.rpartition(".")[2] == "num_batches_tracked":
             continue
         if name in clean and not _same(clean[name], array):
@@ -74,31 +100,41 @@ def _clean(arrays: Iterator[tuple[str, np.ndarray]]) -> dict[str, np.ndarray]:
         clean[name] = array
     if not clean:
         raise UserError("no tensors inside")
-    return clean
+    encoder = next((prefix for prefix in _ENCODERS if any(name.startswith(prefix) for name in clean)), None)
+    if encoder is None or _FIRST in clean:
+        return clean
+    return _clean((name.removeprefix(encoder), array) for name, array in clean.items() if name.startswith(encoder))
 
 
-def read_state_dict(path: str | os.PathLike) -> dict[str, np.ndarray]:
+def read_state_dict(path: str | os.PathLike, kind: str = "", tell: Tell = say) -> dict[str, np.ndarray]:
     """Name -> array of a PyTorch state dict, in the file's dtypes (bfloat16 by `ml_dtypes`) and PyTorch's layouts.
 
-    Reads `.npz`, `.safetensors`, and `.pth`, `.pth.tar`, `.pt`, `.bin` in PyTorch's zip and older format; nothing that
-    a pickle asks for is executed. The state dict may lie under `state_dict`, `model`, `model_state`,
-    `model_state_dict`, `net`, be split over keys `state_dict_...`, or be the whole file. `module.` prefixes and
-    `num_batches_tracked` are removed.
+    Reads `.npz`, `.safetensors`, and `.pth`, `.pth.tar`, `.pt`, `.bin`, `.ckpt`, `.pkl`, `.pyth` in PyTorch's zip and
+    older format, whatever the suffix's case; nothing that a pickle asks for is executed. The state dict may lie under a
+    usual key (`state_dict`, `model`, `net`, `model_ema`, `teacher`, ...), be split over keys `state_dict_...`, or be
+    the whole file. Prefixes of wrappers (`module.`, `_orig_mod.`) and `num_batches_tracked` are removed; of a larger
+    module the network's own part is read (`backbone.`, `encoder_q.`, `model.`, ...).
+
+    Args:
+        kind: of a file with both, the `averaged` or the `raw` weights; empty: the averaged ones, and `tell` says so.
+        tell: gets lines for the user.
 
     Raises:
         UserError: missing file, unknown suffix, damaged content, a pickle that asks for more than tensors, containers
-            and numbers, two different tensors of one name, or no tensors at all. One line that names the file.
+            and numbers, two different tensors of one name, no tensors at all, or none of the kind asked for. One line
+            that names the file.
     """
     path = Path(path)
+    name = path.name.lower()
     try:
         if not path.is_file():
             raise UserError("no such file")
-        if path.name.endswith(".npz"):
-            return _clean(iter(_read_npz(path).items()))
-        if path.name.endswith(".safetensors"):
-            return _clean(iter(safetensors.read(path).items()))
-        if path.name.endswith(_PICKLED):
-            return _clean(_read_pickled(path))
+        if name.endswith((".npz", ".safetensors")):
+            if kind == "averaged":
+                raise UserError("no averaged weights inside; expected another --weights")
+            return _clean((_read_npz(path) if name.endswith(".npz") else safetensors.read(path)).items())
+        if name.endswith(_PICKLED):
+            return _clean(_read_pickled(path, kind, lambda line: tell(f"{path}: {line}")))
         raise UserError(f"unknown suffix; expected {', '.join(SUFFIXES)}")
     except (UserError, OSError) as error:
         raise UserError(f"{path}: {error}") from error

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,10 +13,10 @@ from shike_jax.cli.parser import Parser
 from shike_jax.common.errors import UserError
 from shike_jax.common.extras import optional
 from shike_jax.common.quiet import quiet_third_parties
-from shike_jax.common.text import markdown, say
+from shike_jax.common.text import markdown, say, slug
 from shike_jax.report import curves, html, tables
 from shike_jax.report.evaluations import evaluation
-from shike_jax.report.runs import Group, by_dataset, collect, families, main_group, single_group
+from shike_jax.report.runs import Group, Run, by_dataset, collect, families, main_group, single_group
 
 _EPILOG = """\
 examples:
@@ -46,14 +45,20 @@ class _Section:
         self.evaluated: dict[str, dict[str, Any]] = {}
         for group in groups:
             try:
-                self.evaluated[group.label] = evaluation(group.first, output / "evaluations", compute)
-            except UserError as error:
-                self.missing.append(f"{group.label}, seed {group.first.seed}: no figures of its predictions: {error}")
+                found = evaluation(group.first, output / "evaluations", compute)
+                tables.experts_table(dataset, {group.label: found})
+                self.evaluated[group.label] = found
+            except Exception as error:  # a file from elsewhere can fail in any way; go on
+                about = f"{group.label}, seed {group.first.seed}: no figures of its predictions"
+                self.missing.append(f"{about}: {_reason(error)}")
 
     def draw(self, name: str, title: str, caption: str, function: Callable[[Path], Path]) -> None:
         """Draws one figure into figures/DATASET-NAME.png."""
-        slug = re.sub(r"\W+", "_", f"{self.dataset} {name}".lower()).strip("_")
-        self.pictures.append(html.Picture(function(self.output / "figures" / f"{slug}.png"), title, caption))
+        path = self.output / "figures" / f"{slug(f'{self.dataset} {name}')}.png"
+        try:
+            self.pictures.append(html.Picture(function(path), title, caption))
+        except (ValueError, KeyError, TypeError, IndexError) as error:  # numbers that do not fit together
+            self.missing.append(f"{title}: {_reason(error)}")
 
     def family(self, groups: Sequence[Group], name: str) -> None:
         """The figures of one family of runs: those of its main setting, and of its single network beside it."""
@@ -126,6 +131,28 @@ class _Section:
             sheets.append(tables.experts_table(self.dataset, self.evaluated))
         sheets.append(tables.cost_table(self.dataset, self.groups))
         return html.Section(self.dataset, sheets, self.pictures, self.missing)
+
+
+def _reason(error: Exception) -> str:
+    return str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
+
+
+def sound(runs: Sequence[Run]) -> tuple[list[Run], list[str]]:
+    """The runs of which tables and curves can be made, and one line for each of the others.
+
+    One damaged run must not stop the report of all: each is reported alone first, and nothing is written.
+    """
+    good, problems = [], []
+    for run in runs:
+        try:
+            [(dataset, groups)] = by_dataset([run]).items()
+            for table in (tables.results_table, tables.stages_table, tables.cost_table, tables.ablation_tables):
+                table(dataset, groups)
+            curves.of_groups(groups)
+            good.append(run)
+        except Exception as error:  # what somebody else wrote can fail in any way
+            problems.append(f"{run.path}: left out, its results or metrics are damaged ({_reason(error)})")
+    return good, problems
 
 
 def write(
@@ -204,7 +231,9 @@ def main(argv: Sequence[str]) -> None:
     for folder in folders:
         if not folder.is_dir():
             raise UserError(f"--runs={folder}: no such folder")
-    runs, problems = collect(folders)
+    runs, unreadable = collect(folders)
+    runs, damaged = sound(runs)
+    problems = [*unreadable, *damaged]
     for line in problems:
         say(line)
     if not runs:

@@ -13,11 +13,12 @@ import numpy as np
 
 from shike_jax.cli.flags import checkpoint_config
 from shike_jax.common.errors import UserError
-from shike_jax.common.text import parse_json
+from shike_jax.common.text import parse_json, slug
 from shike_jax.data import sources
 from shike_jax.data.held_out import evaluated_part
 from shike_jax.report.runs import Run
 from shike_jax.serving.classifier import load_classifier
+from shike_jax.storage.checkpoints import load_weights
 from shike_jax.training.evaluation import evaluate, save
 
 
@@ -34,7 +35,7 @@ def evaluation(run: Run, folder: Path, compute: bool) -> dict[str, Any]:
       UserError: there is none and it cannot be computed (no weights, no data) or may not be.
     """
     known = hashlib.sha256(json.dumps([str(run.path), run.results], sort_keys=True).encode()).hexdigest()[:12]
-    cached = folder / f"{run.results['name']}-seed{run.seed}-{known}.npz"
+    cached = folder / f"{slug(run.results['name'])}-seed{run.seed}-{known}.npz"
     for path in (run.path / "evaluation.npz", cached):
         if path.exists():
             return _read(path, run)
@@ -60,7 +61,21 @@ def _read(path: Path, run: Run) -> dict[str, Any]:
         raise UserError(f"{path}: of another split than the run's")
     if part != (expected := run.results.get("part", "test")):
         raise UserError(f"{path}: of part {part!r}; expected an evaluation of {expected!r}, which the run reports")
+    weights, scored = _digest(run), summary.get("checkpoint", {}).get("digest")
+    if weights is not None and scored != weights:
+        raise UserError(
+            f"{path}: of other weights ({str(scored)[:12]}) than the run's ({weights[:12]}); expected an evaluation of "
+            f"{run.path}; remove the file, or write it again with python -m shike_jax.evaluate"
+        )
     return summary
+
+
+def _digest(run: Run) -> str | None:
+    """Of the weights that the run ended with; None where the run has not kept any that can be read."""
+    try:
+        return load_weights(str(run.path))[1]["digest"]
+    except UserError:
+        return None
 
 
 @functools.lru_cache(maxsize=1)

@@ -12,8 +12,8 @@ from typing import Any
 
 from shike_jax.common.text import parse_json
 from shike_jax.config import with_defaults
+from shike_jax.config.fields import tells_apart
 from shike_jax.report import paper
-from shike_jax.storage.workdir import FREE
 
 ABLATED = ("model.depths", "model.fusion", ".loss.mu", ".loss.nt")  # what tables 4 and 5 vary (ends of field names)
 
@@ -70,10 +70,10 @@ class Run:
         return any(self.config["stages"][name].get("exchange") for name in self.config["run"])
 
     def settings(self) -> dict[str, Any]:
-        """Dotted field to value, without the seed, what may vary within a run, and stages that are not run."""
+        """Dotted field to value, without the seed, what has no influence on results, and stages that are not run."""
         unused = tuple(f"stages.{name}." for name in self.config["stages"] if name not in self.config["run"])
         flat = _flatten(self.config)
-        return {k: v for k, v in flat.items() if k != "seed" and k not in FREE and not k.startswith(unused)}
+        return {k: v for k, v in flat.items() if k != "seed" and tells_apart(k) and not k.startswith(unused)}
 
 
 def _flatten(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -138,9 +138,9 @@ def collect(folders: Sequence[Path]) -> tuple[list[Run], list[str]]:
             results = parse_json(path.read_text())
             results["config"] = with_defaults(results["config"])  # older code did not know all fields
             run = Run(path.parent, results)
-            _ = run.seed, run.dataset, run.epochs, run.components, run.settings(), run.results["top1"]
+            _ = run.seed + 0, run.dataset, run.epochs, run.components, run.settings(), run.results["top1"]
             runs.append(run)
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
             problems.append(f"{path}: not the results of a run ({type(error).__name__}: {error})")
     return runs, problems
 

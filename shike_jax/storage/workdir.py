@@ -14,52 +14,66 @@ from typing import Any
 from shike_jax.cluster import preemption
 from shike_jax.common.errors import UserError
 from shike_jax.common.text import parse_json
+from shike_jax.config.fields import may_change, with_defaults
 from shike_jax.storage.atomic import write_json
 
 CLAIM_SECONDS = 600  # how long a process that uses the same work directory is waited for
 
-# Fields that may differ when a run continues: how it is watched, how its step is compiled and where its data lie.
-# Another number of steps per call or of devices, or another backend, adds float32 numbers in another order, which
-# training amplifies: such a run is as valid as an undisturbed one, but not equal to it bit for bit. results.json lists
-# the starts of a run with these numbers.
-FREE = (
-    "log",
-    "train.steps_per_call",
-    "train.eval_every_epochs",
-    "train.checkpoint_every_epochs",
-    "train.checkpoint_every_steps",
-    "train.keep_checkpoints",
-    "train.log_every_steps",
-    "train.tensorboard",
-    "train.pictures",
-    "train.profile",
-    "train.backend",
-    "train.cpu_devices",
-    "train.peer_timeout",
-    "eval.batch_size",
-    "data.data_dir",
-    "data.root",
-    "data.table",
-    "data.threads",
-    "init_from",
-)
+
+def examine(path: Path, config: Mapping[str, Any], tell: Callable[[str], None] | None = None) -> dict[str, Any] | None:
+    """What a run of this configuration would find in a work directory; changes nothing but a damaged results.json.
+
+    Args:
+      path: the directory, which exists.
+      config: the run's configuration as plain data.
+      tell: gets a line for each speed switch of version 0.1 that the run there had on.
+
+    Returns:
+      The results of the run when it is finished, else None.
+
+    Raises:
+      UserError: the directory holds something else, or what a run of another configuration has saved.
+    """
+    saved = path / "config.json"
+    if not saved.exists() and any(p.name != "log.txt" for p in path.iterdir()):
+        raise UserError(f"--workdir={path}: not empty and not a run of this program; expected a new directory")
+    differ = _differing(saved, config, tell)
+    if differ and _has_saved(path):
+        raise UserError(
+            f"--workdir={path} belongs to another configuration: {', '.join(differ[:4])} differ"
+            f"{' and others' if len(differ) > 4 else ''}; expected a new directory or the same settings"
+        )
+    results = path / "results.json"
+    return _read_results(results) if results.exists() else None
 
 
-def open_workdir(
-    path: Path, config: Mapping[str, Any], complete: Callable[[Mapping[str, Any]], Mapping[str, Any]] = dict
-) -> dict[str, Any] | None:
-    """Creates or re-opens a work directory; on several processes only the main one does.
+def _differing(saved: Path, config: Mapping[str, Any], tell: Callable[[str], None] | None = None) -> list[str]:
+    """The fields that keep a run from continuing the one whose configuration is `saved`; none without the file."""
+    if not saved.exists():
+        return []
+    try:
+        known = with_defaults(dict(parse_json(saved.read_text())), tell)
+    except (ValueError, TypeError) as error:
+        raise UserError(f"{saved}: not valid JSON ({error}); expected the configuration of the run here") from error
+    return [path for path in differences(known, with_defaults(config)) if not may_change(path)]
+
+
+@contextlib.contextmanager
+def opened(path: Path, config: Mapping[str, Any]) -> Iterator[dict[str, Any] | None]:
+    """Creates or continues a work directory, which is this process's alone while the body runs.
+
+    A run that has saved no step leaves nothing there when the body fails, and one that was killed before its first step
+    does not keep another configuration out. Of several processes of a job only the main one calls this.
 
     Args:
       path: the directory.
       config: the run's configuration as plain data.
-      complete: adds the defaults of fields that a configuration written by older code lacks.
 
-    Returns:
+    Yields:
       The results of a run that is already finished, else None.
 
     Raises:
-      UserError: not writable, or it belongs to another configuration. Nothing is changed then.
+      UserError: not writable, in use, or it belongs to another configuration. Nothing is changed then.
     """
     try:
         path.mkdir(parents=True, exist_ok=True)
@@ -67,28 +81,25 @@ def open_workdir(
         raise UserError(f"--workdir={path}: cannot be created ({error.strerror})") from error
     if not os.access(path, os.W_OK):
         raise UserError(f"--workdir={path}: not writable")
-    saved = path / "config.json"
-    if saved.exists():
+    finished = examine(path, config, print)
+    if finished is not None:
+        yield finished
+        return
+    with claimed(path):
+        finished = examine(path, config)  # the process that was waited for may have finished the run
+        if _differing(path / "config.json", config):
+            _remove_start(path)
+        if not (path / "config.json").exists():
+            write_json(path / "config.json", config)
         try:
-            known = complete(dict(parse_json(saved.read_text())))
-        except (ValueError, TypeError) as error:
-            raise UserError(f"{saved}: not valid JSON ({error}); expected the configuration of the run here") from error
-        differ = [key for key in differences(known, config) if key not in FREE]
-        if differ:
-            raise UserError(
-                f"--workdir={path} belongs to another configuration: {', '.join(differ[:4])} differ"
-                f"{' and others' if len(differ) > 4 else ''}; expected a new directory or the same settings"
-            )
-    else:
-        if any(p.name not in ("log.txt",) for p in path.iterdir()):
-            raise UserError(f"--workdir={path}: not empty and not a run of this program; expected a new directory")
-        write_json(saved, config)
-    results = path / "results.json"
-    return _read_results(results) if results.exists() else None
+            yield finished
+        except BaseException:
+            discard_untrained(path)
+            raise
 
 
 @contextlib.contextmanager
-def claimed(path: Path, patience: float = CLAIM_SECONDS) -> Iterator[bool]:
+def claimed(path: Path, patience: float = CLAIM_SECONDS) -> Iterator[None]:
     """Keeps other processes out of a work directory while the body runs: two would overwrite each other's checkpoints.
 
     A process that is there already is waited for: a job that was stopped may take a while to end, and its successor
@@ -99,9 +110,6 @@ def claimed(path: Path, patience: float = CLAIM_SECONDS) -> Iterator[bool]:
       path: the directory.
       patience: seconds to wait.
 
-    Yields:
-      Whether another process was waited for; it may have finished the run.
-
     Raises:
       UserError: another process still has it.
       Preempted: asked to stop while waiting.
@@ -109,14 +117,19 @@ def claimed(path: Path, patience: float = CLAIM_SECONDS) -> Iterator[bool]:
     try:
         import fcntl
     except ImportError:  # Windows
-        yield False
+        yield
         return
     descriptor, waited, until = os.open(path, os.O_RDONLY), False, time.monotonic() + patience
     try:
         while True:
             try:
                 fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
+                if path.exists() and os.path.samestat(path.stat(), os.fstat(descriptor)):
+                    break
+                os.close(descriptor)  # the process that was waited for has removed its directory
+                path.mkdir(parents=True, exist_ok=True)
+                descriptor = os.open(path, os.O_RDONLY)
+                continue
             except BlockingIOError:
                 if time.monotonic() >= until:
                     raise UserError(
@@ -130,20 +143,32 @@ def claimed(path: Path, patience: float = CLAIM_SECONDS) -> Iterator[bool]:
                 print(f"{path} is in use by another process: waiting for its end (at most {patience:.0f} s)")
             waited = True
             time.sleep(0.5)
-        yield waited
+        yield
     finally:
         os.close(descriptor)
 
 
 def discard_untrained(path: Path) -> None:
-    """Removes what the start of a run wrote when it failed before any training, so that a mended command can begin."""
-    if any((path / name).exists() for name in ("checkpoints", "weights", "results.json")):
+    """Removes what a run that has saved no step wrote, so that a corrected command can begin."""
+    if _has_saved(path):
         return
-    shutil.rmtree(path / "tensorboard", ignore_errors=True)
-    for name in ("config.json", "log.txt", "metrics.jsonl", "split.csv", "files.npz"):
-        (path / name).unlink(missing_ok=True)
+    _remove_start(path)
     if path.exists() and not any(path.iterdir()):
         path.rmdir()
+
+
+def _has_saved(path: Path) -> bool:
+    """Whether a run has saved a step, a stage's weights or results here; a save that was cut off does not count."""
+    names = ("checkpoints/*", "weights/*", "newest_checkpoint.json", "results.json")
+    return any("orbax-checkpoint-tmp" not in found.name for name in names for found in path.glob(name))
+
+
+def _remove_start(path: Path) -> None:
+    for name in ("tensorboard", "profile", "checkpoints", "weights"):
+        shutil.rmtree(path / name, ignore_errors=True)
+    names = ("log.txt", "metrics.jsonl", "split.csv", "files.npz", "config.json")  # without the last it is no run's
+    for name in names:
+        (path / name).unlink(missing_ok=True)
 
 
 def _read_results(path: Path) -> dict[str, Any] | None:

@@ -25,14 +25,14 @@ from ml_collections import ConfigDict
 from shike_jax.cluster import parallel, preemption
 from shike_jax.cluster.coordination import CompileTime
 from shike_jax.common.errors import UserError
-from shike_jax.config import to_plain, with_defaults
+from shike_jax.config import to_plain
 from shike_jax.methods.scores import SCORES
 from shike_jax.storage.atomic import write_json
 from shike_jax.storage.card import write_card
 from shike_jax.storage.logs import RunLog
 from shike_jax.storage.progress import clock
 from shike_jax.storage.trouble import check_present, naming_disk_trouble
-from shike_jax.storage.workdir import claimed, discard_untrained, open_workdir
+from shike_jax.storage.workdir import discard_untrained, opened
 from shike_jax.training import averaging, metrics, outcome, steps
 from shike_jax.training.epoch import EpochReport, calls, fit_epoch, is_evaluated, of_each, side_by_side
 from shike_jax.training.finite import check_logits, check_variables
@@ -123,10 +123,9 @@ def train(config: ConfigDict, workdir: Path, started: float | None = None) -> di
         for folder, own in runs.items():
             finished = _finished(own, folder, held)
             if finished is None:
-                opened = [*(member.run.workdir for member in members), folder]
-                members.append(_opened(own, folder, held, opened))
+                mine = [*(member.run.workdir for member in members), folder]
+                members.append(_member(own, folder, held, mine))
                 if config.seeds and members[-1].run.source.images is None:
-                    discard_untrained(folder)
                     expected = "a data source whose images lie on the device"
                     raise UserError(f"config.seeds: expected {expected}, not {config.data.source!r}")
             else:
@@ -152,42 +151,38 @@ def _finished(config: ConfigDict, workdir: Path, held: contextlib.ExitStack) -> 
     """Opens the work directory and keeps other processes out of it while `held`; returns the results of a run that is
     finished already.
     """
-    found = None
-    if parallel.is_main():
-        opening = functools.partial(open_workdir, workdir, to_plain(config))
-        found = opening(functools.partial(with_defaults, tell=print))
-        if found is None and held.enter_context(claimed(workdir)):
-            found = opening(with_defaults)  # the process that was waited for may be done
+    found = held.enter_context(opened(workdir, to_plain(config))) if parallel.is_main() else None
     found = parallel.from_main(found)
     if found is not None and parallel.is_main():
         print(f"{workdir} is finished (top-1 {found['top1']:.2f} %): nothing to do")
     return found
 
 
-def _opened(config: ConfigDict, workdir: Path, held: contextlib.ExitStack, opened: Sequence[Path]) -> Member:
+def _member(config: ConfigDict, workdir: Path, held: contextlib.ExitStack, mine: Sequence[Path]) -> Member:
     """The run where it stands; what it opens is closed with `held`.
 
     Args:
-      opened: the work directories of this process's runs so far, this one included.
+      mine: the work directories of this process's runs so far, this one included.
     """
     log = RunLog(workdir, config.log, parallel.is_main(), config.train.tensorboard)
     held.callback(_close, log)
     if parallel.is_main() and jax.process_count() == 1:
-        preemption.leave_at_once(functools.partial(_discard_untrained, opened))
-    try:
-        member = Member(*prepare(config, workdir, log))
-    except UserError:
-        preemption.stay()
-        if parallel.is_main():
-            discard_untrained(workdir)
-        raise
+        preemption.leave_at_once(functools.partial(_discard_untrained, mine))
+    member = Member(*prepare(config, workdir, log))
     held.callback(member.run.profile.close)
+    held.callback(_end_saving, member.run)
     return member
 
 
 def _discard_untrained(folders: Sequence[Path]) -> None:
     for folder in folders:
         discard_untrained(folder)
+
+
+def _end_saving(run: Run) -> None:
+    """Waits for a save that is under way, before the work directory is given up."""
+    with contextlib.suppress(Exception):  # what cannot be written has been said already
+        run.checkpoints.latest()
 
 
 def _close(log: RunLog) -> None:

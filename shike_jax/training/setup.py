@@ -162,7 +162,7 @@ def prepare(config: ConfigDict, workdir: Path, log: RunLog) -> tuple[Run, Stage,
     )
     weights = None
     if restored is None and config.init_from:  # read before anything is computed: a missing file is named at once
-        weights = read_pretrained(config.init_from, config.model.backbone)
+        weights = read_pretrained(config.init_from, config.model.backbone, log.line)
     variables = models.init_variables(network, config.seed, config.data.image_size)
     if weights is not None:
         variables = _warm_started(run, weights, variables)

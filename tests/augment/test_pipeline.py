@@ -173,17 +173,9 @@ def test_mixup_mixes_both_images_and_can_be_off():
     [
         (dict(crop="random"), "crop 'random'"),
         (dict(policy="trivial"), "policy 'trivial'"),
-        (dict(pad=-1), "pad -1"),
-        (dict(policy_args=dict(layers=2)), "layers"),
-        (dict(policy="randaugment", policy_args=dict(magnitude=30)), "magnitude 30"),
-        (dict(policy="randaugment", policy_args=dict(prob=2)), "prob 2"),
-        (dict(policy="randaugment", policy_args=dict(layers=-1)), "layers"),
-        (dict(std=(0, 1, 1)), "std"),
-        (dict(mean=(125, 122, 114)), "mean"),
-        (dict(mean=(0.5,)), "mean"),
     ],
 )
-def test_bad_settings_are_named(change, words):
+def test_unknown_names_are_refused(change, words):
     with pytest.raises(UserError, match=words):
         make_train_augment(**FULL | change)
 

@@ -74,6 +74,38 @@ def test_recipe_of_fine_tuning(resnet50):
     assert load_config(["--config=folder_lt:weights=x.pth,backbone=resnet152"])[0].model.backbone == "resnet152"
 
 
+@pytest.mark.parametrize("head", ["none", "perceptron", "projection"])
+def test_a_backbone_without_the_usual_classifier_is_read(head, tmp_path):
+    """The classifier is discarded anyway: the same shared stages and experts come out as with it."""
+    state = fill(shapes_of("resnet18", 3), seed=4)
+    body = {name: array for name, array in state.items() if not name.startswith("fc.")}
+    others = {
+        "none": {},
+        "perceptron": {"fc.0.weight": np.ones((8, 512), np.float32), "fc.2.weight": np.ones((4, 8), np.float32)},
+        "projection": {"fc.weight": state["fc.weight"], "projection_head.0.weight": np.ones((8, 512), np.float32)},
+    }
+    path = write_torch_file(tmp_path / "moco.PTH", {f"module.{k}": v for k, v in {**body, **others[head]}.items()})
+    variables, names = read_pretrained(str(path), "resnet18")
+    assert names is None and "heads" not in variables["params"]
+    kernel = variables["params"]["expert0"]["stage4"]["block1"]["conv2"]["kernel"]
+    np.testing.assert_array_equal(kernel, state["layer4.1.conv2.weight"].transpose(2, 3, 1, 0))
+    fresh = read_pretrained(str(write_torch_file(tmp_path / "whole.pth", state)), "resnet18")[0]
+    merged, report = warm_start(variables, fresh)
+    assert sum("heads" in path for path in report.fresh) == 4 and not report.left_out
+    np.testing.assert_array_equal(
+        merged["params"]["trunk"]["conv1"]["kernel"].transpose(3, 2, 0, 1), state["conv1.weight"]
+    )
+
+
+def test_weights_that_are_not_finite_are_refused(tmp_path):
+    for value in (np.nan, np.inf):
+        state = fill(shapes_of("resnet18", 3), seed=4)
+        state["layer2.0.bn1.running_var"][5] = value
+        path = write_torch_file(tmp_path / f"{value}.pth", state)
+        with pytest.raises(UserError, match=r"layer2\.0\.bn1\.running_var holds values that are not finite"):
+            read_pretrained(str(path), "resnet18")
+
+
 def test_a_wrong_file_is_one_line(resnet50, tmp_path):
     path, state, _ = resnet50
     with pytest.raises(UserError, match=r"resnet50-1a2b3c4d\.pth: these are not the tensors of resnet152: missing"):

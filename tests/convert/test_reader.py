@@ -284,6 +284,44 @@ def test_prefixes_counters_and_collisions(tmp_path):
         read_state_dict(tmp_path / "other.npz")
 
 
+ENCODER = {"conv1.weight": ramp(2), "layer1.0.bn1.weight": ramp(3)}
+
+
+@pytest.mark.parametrize(
+    "prefix", ["_orig_mod.", "module._orig_mod.", "backbone.", "model.", "model.backbone.", "module.encoder_q."]
+)
+def test_a_network_inside_another_module_is_read_under_its_own_names(prefix, tmp_path):
+    """As torch.compile, DINO, Lightning and MoCo name it; what lies next to the network is not part of it."""
+    inner = {f"{prefix}{name}": array for name, array in ENCODER.items()}
+    outer = {} if "_orig_mod" in prefix else {"module.encoder_k.conv1.weight": ramp(2) + 1, "queue": ramp(4)}
+    np.savez(tmp_path / "w.npz", **inner, **outer)
+    assert_same(read_state_dict(tmp_path / "w.npz"), ENCODER)
+
+
+@pytest.mark.parametrize(("raw", "averaged"), [("model", "model_ema"), ("state_dict", "ema"), ("student", "teacher")])
+def test_of_raw_and_averaged_weights_it_is_said_which_are_taken(raw, averaged, tmp_path):
+    path = older_file(tmp_path / "both.pyth", {raw: {"w": ramp(2)}, averaged: {"w": ramp(2) + 5}, "epoch": 3})
+    said = []
+    assert_same(read_state_dict(path, tell=said.append), {"w": ramp(2) + 5})
+    [line] = said
+    assert f"the averaged ones ({averaged}) are taken; the raw ones ({raw}): " in line and "--weights=raw" in line
+    for kind, expected in (("averaged", ramp(2) + 5), ("raw", ramp(2))):
+        assert_same(read_state_dict(path, kind, said.append), {"w": expected})
+    assert len(said) == 1
+    alone = older_file(tmp_path / "one.ckpt", {averaged: {"w": ramp(2)}})
+    assert_same(read_state_dict(alone, tell=said.append), {"w": ramp(2)})
+    with pytest.raises(UserError, match=f"no raw weights inside, only {averaged}"):
+        read_state_dict(alone, "raw")
+    assert len(said) == 1
+
+
+def test_suffixes_of_trainers_in_any_case(tmp_path):
+    for name in ("a.PTH", "a.ckpt", "a.Pyth", "a.pkl"):
+        assert_same(read_state_dict(older_file(tmp_path / name, {"network": {"w": ramp(2)}})), {"w": ramp(2)})
+    (tmp_path / "plain.pkl").write_bytes(pickle.dumps({"model": {"w": ramp(2)}}, protocol=2))
+    assert_same(read_state_dict(tmp_path / "plain.pkl"), {"w": ramp(2)})
+
+
 def test_split_state_dicts_are_merged(tmp_path):
     content = {"epoch": 1, "state_dict_model": {"module.w": ramp(2)}, "state_dict_classifier": {"module.fc": ramp(3)}}
     path = older_file(tmp_path / "split.pth.tar", content)

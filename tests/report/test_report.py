@@ -5,13 +5,19 @@ import json
 import shutil
 import subprocess
 from html.parser import HTMLParser
+from pathlib import Path
 
 import matplotlib.image
 import pytest
 
 from shike_jax.errors import UserError
 from shike_jax.report.__main__ import main
-from tests.report.made import write_run
+from shike_jax.report.evaluations import evaluation
+from shike_jax.report.runs import Run
+from shike_jax.storage.checkpoints import load_weights
+from shike_jax.training.evaluation import save
+from tests import tiny
+from tests.report.made import results, summary, write_run
 
 VOID = {"meta", "link", "img", "br"}
 PLAIN = (
@@ -89,7 +95,7 @@ def test_names_from_outside_write_no_markup(tmp_path):
         evaluation=False,
         config="digits_lt.py",
         data="digits",
-        changes=("name=<script>alert(1)</script>",),
+        changes=("name=<script>alert(1)",),
     )
     path = tmp_path / "runs" / "a" / "results.json"
     results = json.loads(path.read_text())
@@ -164,6 +170,67 @@ def test_an_evaluation_of_other_data_is_refused(tmp_path):
     path.write_text(path.read_text().replace('"hash": "digits"', '"hash": "other"'))
     main([f"--runs={tmp_path / 'runs'}", f"--output={tmp_path / 'out'}", "--no-evaluate"])
     assert "of another split than the run" in (tmp_path / "out" / "report.md").read_text()
+
+
+def test_an_evaluation_of_other_weights_is_refused(tmp_path):
+    """The weights' digest is taken over their arrays: an evaluation of the same data by another network has another."""
+    found = write_run(tmp_path / "runs" / "a", config="digits_lt.py", data="digits")
+    weights = tiny.write_checkpoint(tmp_path / "runs" / "a" / "weights" / "classifier")
+    about = summary(found)
+
+    def report():
+        main([f"--runs={tmp_path / 'runs'}", f"--output={tmp_path / 'out'}", "--no-evaluate"])
+        return (tmp_path / "out" / "report.md").read_text()
+
+    about["checkpoint"]["digest"] = "0" * 64
+    save(tmp_path / "runs" / "a" / "evaluation.npz", about, {})
+    assert "of other weights (000000000000) than the run's" in report()
+    about["checkpoint"]["digest"] = load_weights(weights)[1]["digest"]
+    save(tmp_path / "runs" / "a" / "evaluation.npz", about, {})
+    text = report()
+    assert "of other weights" not in text and "calibration and agreement of the experts" in text
+
+
+def test_a_name_does_not_lead_out_of_the_output(tmp_path):
+    run = Run(tmp_path / "run", results(config="digits_lt.py", data="digits") | {"name": "../../outside"})
+    (tmp_path / "out" / "evaluations").mkdir(parents=True)
+    looked_at = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Path, "exists", lambda path: looked_at.append(path))
+        with pytest.raises(UserError, match="not evaluated"):
+            evaluation(run, tmp_path / "out" / "evaluations", compute=False)
+    assert looked_at[1].parent.resolve() == tmp_path / "out" / "evaluations"
+    assert looked_at[1].name.startswith("outside-seed0-")
+
+
+DAMAGE = {
+    "no stages": lambda results: results | {"stages": []},
+    "a text for a number": lambda results: results | {"seconds": {"train": "long"}},
+    "no devices": lambda results: {k: v for k, v in results.items() if k != "devices"},
+    "a seed that is no number": lambda results: results | {"seed": "zero"},
+    "experts missing": lambda results: results | {"stages": [s | {"experts": []} for s in results["stages"]]},
+}
+
+
+def test_one_damaged_run_does_not_stop_the_report_of_all(tmp_path, capsys):
+    good = write_run(tmp_path / "runs" / "good", config="digits_lt.py", data="digits")
+    for name, damage in DAMAGE.items():
+        (tmp_path / "runs" / name).mkdir()
+        (tmp_path / "runs" / name / "results.json").write_text(json.dumps(damage(good)))
+    late = tmp_path / "runs" / "an epoch too many"
+    write_run(late, config="digits_lt.py", data="digits", evaluation=False)
+    (late / "metrics.jsonl").write_text('{"stage": "classifier", "epoch": 500, "epoch_loss": 1.0}\n')
+    torn = tmp_path / "runs" / "torn evaluation"
+    write_run(torn, config="digits_lt.py", data="digits", changes=("model.head_scale=20.0",))
+    save(torn / "evaluation.npz", summary(good) | {"heads": {"classifier": {}}}, {})
+    main([f"--runs={tmp_path / 'runs'}", f"--output={tmp_path / 'out'}", "--no-evaluate"])
+    text, said = (tmp_path / "out" / "report.md").read_text(), capsys.readouterr().out
+    assert "2 finished runs" in text
+    for name in (*DAMAGE, late.name):
+        [line] = [line for line in said.splitlines() if f"runs/{name}" in line]
+        assert "damaged" in line or "not the results of a run" in line
+    assert "head_scale=20.0, seed 0: no figures of its predictions: KeyError" in text
+    assert "Accuracy by training images" in text
 
 
 def test_nothing_to_report(tmp_path):

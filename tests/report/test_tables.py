@@ -76,6 +76,20 @@ def test_a_seed_counts_once_and_its_other_runs_are_named(tmp_path):
     assert f"{group.label}, seed 0: b/again repeats a/again and is not counted" in table.note
 
 
+def test_runs_from_different_weights_are_different_settings(tmp_path):
+    """Seeds of 40 and 60 % from different warm starts are two rows, not one of 50 with a spread of 14."""
+    for seed, (weights, top1) in enumerate((("a/weights", 40.0), ("b/weights", 60.0))):
+        changes = (f"init_from={weights}", f"data.root=disk{seed}", f"train.log_every_steps={seed}")
+        write_run(tmp_path / str(seed), curve=False, evaluation=False, changes=changes, top1=top1, seed=seed)
+    [(dataset, groups)] = by_dataset(collect([tmp_path])[0]).items()
+    assert [group.label for group in groups] == [
+        "cifar100_lt_if100, init_from=a/weights",
+        "cifar100_lt_if100, init_from=b/weights",
+    ]
+    table = tables.results_table(dataset, groups)
+    assert [row(table, group.label)["top-1"] for group in groups] == ["40.00", "60.00"]
+
+
 def test_two_runs_of_one_seed_have_no_spread(tmp_path):
     for name, top1 in (("x", 50.0), ("y", 54.0)):
         write_run(tmp_path / name, curve=False, evaluation=False, top1=top1)

@@ -1,0 +1,117 @@
+"""What one field of a configuration declares, and everything that follows from it: its check, its message, its help."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from shike_jax.common.errors import UserError
+from shike_jax.methods.registry import Choice, Number, default_of
+
+
+@dataclasses.dataclass(frozen=True)
+class Field:
+    """One field: the type of its values is that of the default, and numbers must be finite.
+
+    Attributes:
+      default: a bool, int, float, str or tuple; an empty dict stands for a group of free entries that is not checked.
+      about: what it is, in a line.
+      unit: of numbers, where they have one.
+      low, high: bounds that a number may reach.
+      above, below: bounds that it may not reach.
+      choices: the texts to choose from, or a function that lists them where a registry may grow.
+      items: the type of a tuple's elements, to which all bounds and rules apply.
+      length: the least and the largest number of a tuple's elements.
+      rule: a further condition on a value, and its words: what is expected.
+      free: may differ when a run continues, and has no influence on results but by rounding.
+      start: is read when a run starts and never again: may differ when it continues, but tells runs apart.
+    """
+
+    default: Any
+    about: str
+    unit: str = ""
+    low: float = -math.inf
+    high: float = math.inf
+    above: float = -math.inf
+    below: float = math.inf
+    choices: Callable[[], Iterable[str]] | tuple[str, ...] = ()
+    items: type | None = None
+    length: tuple[int, float] = (0, math.inf)
+    rule: tuple[Callable[[Any], bool], str] | None = None
+    free: bool = False
+    start: bool = False
+
+    @classmethod
+    def declared(cls, declared: Any, about: str) -> Field:
+        """The field of a registered function's parameter: a default value, a `Choice` or a `Number`."""
+        default = default_of(declared)
+        if isinstance(declared, Choice):
+            return cls(default, about, choices=declared.values)
+        if isinstance(declared, Number):
+            return cls(default, about, low=declared.low, below=declared.below)
+        return cls(default, about)
+
+    def check(self, path: str, value: Any) -> None:
+        """Raises UserError naming `config.PATH`, the value and what is expected, unless the field admits the value."""
+        if not self.admits(value):
+            raise UserError(f"config.{path}={value!r}: expected {self.expected()}")
+
+    def admits(self, value: Any) -> bool:
+        """Whether the field may have this value, as far as it can be told without the others."""
+        if isinstance(self.default, dict) or self.default is None:
+            return True
+        if not isinstance(self.default, tuple):
+            return self._admits_one(value, type(self.default))
+        if not isinstance(value, tuple | list) or not self.length[0] <= len(value) <= self.length[1]:
+            return False
+        return all(self._admits_one(item, self.items) for item in value)
+
+    def _admits_one(self, value: Any, kind: type | None) -> bool:
+        if kind is bool or kind is str:
+            fits = isinstance(value, kind) and (not self.choices or value in self._listed())
+        else:
+            fits = isinstance(value, int if kind is int else (int, float)) and not isinstance(value, bool)
+            fits = fits and math.isfinite(value) and self.low <= value <= self.high and self.above < value < self.below
+        return fits and (not self.rule or self.rule[0](value))
+
+    def expected(self) -> str:
+        """What the field takes, as the end of a sentence: `a number from 0 to 1`, `one of pad, none`."""
+        if not isinstance(self.default, tuple):
+            return self._one()
+        example = f", such as {self.default}" if self.default else ""
+        return f"a tuple of {self._amount()}{self._several()}{example}"
+
+    def _one(self) -> str:
+        kind = type(self.default)
+        if self.choices:
+            return f"one of {', '.join(self._listed())}"
+        if self.rule:
+            return self.rule[1]
+        if kind in (bool, str):
+            return "True or False" if kind is bool else "a text"
+        return f"a {'whole ' if kind is int else ''}number{self._bounds()}{f' ({self.unit})' if self.unit else ''}"
+
+    def _several(self) -> str:
+        return self.rule[1] if self.rule else f"{'whole ' if self.items is int else ''}numbers{self._bounds()}"
+
+    def _amount(self) -> str:
+        least, most = self.length
+        if least == most:
+            return f"{least} "
+        return f"{least} to {most:g} " if math.isfinite(most) else f"{least} or more " if least else ""
+
+    def _bounds(self) -> str:
+        if math.isfinite(self.low) and math.isfinite(self.high):
+            return f" from {_text(self.low)} to {_text(self.high)}"
+        words = {"of at least": self.low, "above": self.above, "at most": self.high, "below": self.below}
+        stated = [f"{word} {_text(bound)}" for word, bound in words.items() if math.isfinite(bound)]
+        return f" {' and '.join(stated)}" if stated else ""
+
+    def _listed(self) -> tuple[str, ...]:
+        return tuple(self.choices() if callable(self.choices) else self.choices)
+
+
+def _text(bound: float) -> str:
+    return str(bound) if isinstance(bound, int) else f"{bound:g}"
