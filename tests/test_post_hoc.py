@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from shike_jax.errors import UserError
-from shike_jax.methods.adjustment import AdjustmentInputs, choose_tau, predict, prior_of, suited
+from shike_jax.methods.adjustment import ADJUSTMENTS, AdjustmentInputs, choose_tau, predict, prior_of, suited
 from shike_jax.methods.shifts import FACTORS, accuracy_under, distributions, longtailed_prior
 from shike_jax.training.post_hoc import Labelled, choose_adjustment, read_prior, scores
 
@@ -147,3 +147,23 @@ def test_priors_from_files(tmp_path):
             read_prior(str(path), names, COUNTS)
     with pytest.raises(UserError, match="No such file"):
         read_prior(str(tmp_path / "absent.json"), names, COUNTS)
+
+
+def test_an_adjustment_that_looks_at_all_images_sees_all_of_them(monkeypatch):
+    """Six images in pieces of two: the mean over all of them is one number, in pieces it would be three."""
+    monkeypatch.setattr(ADJUSTMENTS, "_entries", dict(ADJUSTMENTS._entries))
+
+    @ADJUSTMENTS.register("centred")
+    def centred(inputs, tau):
+        return inputs.logits - tau * inputs.logits.mean(1, keepdims=True)
+
+    margins = np.array([1.0, 2.0, 3.0, 4.0, 5.0, 6.0])  # mean 3.5
+    inputs = AdjustmentInputs(np.stack([margins, np.zeros(6)], -1)[None], np.ones(2) / 2, np.ones(2) / 2)
+    assert predict(inputs, "centred", 1.0, chunk=2).tolist() == [1, 1, 1, 0, 0, 0]
+    assert predict(inputs, "none", 0.0, chunk=2).tolist() == [0] * 6
+
+
+def test_an_image_whose_logits_are_no_numbers_has_no_class():
+    logits = np.array([[[np.nan, 1.0], [2.0, 1.0]]])
+    inputs = AdjustmentInputs(logits, np.ones(2) / 2, np.ones(2) / 2)
+    assert predict(inputs, "train_prior", 1.0).tolist() == [-1, 0]

@@ -1,5 +1,6 @@
 """Losses, samplers, schedules and scores that a user's own configuration file registers, outside the package."""
 
+import functools
 import json
 import os
 import subprocess
@@ -10,9 +11,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from shike_jax import config as schema
+from shike_jax import models
 from shike_jax.errors import UserError
 from shike_jax.methods import LOSSES, SAMPLERS, Choice, Registry
+from shike_jax.methods.losses import check_losses
 from shike_jax.methods.mixing import cutmix, partners
+from shike_jax.training.program import make_program
 from tests.conftest import ROOT
 
 pytestmark = pytest.mark.usefixtures("quickly_compiled")
@@ -189,3 +194,74 @@ def test_cutmix_pastes_one_box_and_counts_its_area():
         assert np.abs(np.diff(rows.astype(int))).sum() <= 2 and np.abs(np.diff(columns.astype(int))).sum() <= 2
         areas.append(pasted.mean())
     assert 0.2 < np.mean(areas) < 0.5  # 1 - lam is uniform; boxes are cut at the border
+
+
+@pytest.fixture
+def losses(monkeypatch):
+    """The registry, which forgets what a test registers."""
+    monkeypatch.setattr(LOSSES, "_entries", dict(LOSSES._entries))
+    return LOSSES
+
+
+def test_a_name_is_either_a_losss_or_a_parameters(losses):
+    """Both are fields of `stages.NAME.loss`: the weight of one would be the value of the other."""
+    for name, parameters in (("mine", {"nt": 2.0}), ("mine", {"mine": 2.0})):
+        said = f"loss 'mine': its parameter {next(iter(parameters))} has the name of a loss"
+        with pytest.raises(ValueError, match=said):
+            losses.register(name, parameters=parameters)(lambda inputs, **parameters: inputs.progress)
+    with pytest.raises(ValueError, match="loss 'form': a parameter of nt has that name"):
+        losses.register("form")(lambda inputs: inputs.progress)
+    assert "mine" not in losses and "form" not in losses
+
+
+def test_the_parameters_of_a_loss_are_those_it_declares(losses):
+    with pytest.raises(ValueError, match=r"loss 'mine': parameter power is not declared; expected parameters="):
+        losses.register("mine")(lambda inputs, power: inputs.progress)
+    with pytest.raises(ValueError, match="loss 'mine': declares pover, but the function's parameters are power"):
+        losses.register("mine", parameters={"pover": 2.0})(lambda inputs, power=1.0: inputs.progress)
+    losses.register("mine")(lambda inputs, power=2.0: inputs.progress)
+    losses.register("others", parameters={"power": 2.0})(lambda inputs, **parameters: inputs.progress)
+
+
+@pytest.mark.parametrize(
+    ("function", "said"),
+    [
+        (
+            lambda inputs: inputs.logit,
+            "uses inputs.logit: expected one of logits, features, labels, class_co",
+        ),
+        (lambda inputs: jnp.max(inputs.logits, (0, 2))[:, None], r"returned float32 \(4, 1\): expected .*, \(4,\)"),
+        (lambda inputs: jnp.mean(inputs.logits), r"returned float32 \(\): expected a float for each image"),
+        (lambda inputs: jnp.max(inputs.logits, -1), r"returned float32 \(3, 4\)"),
+        (lambda inputs: inputs.labels, r"returned int32 \(4,\)"),
+        (lambda inputs: 1.0, "returned float: expected a float for each image"),
+        (lambda inputs: None, "returned NoneType"),
+    ],
+)
+def test_a_loss_that_cannot_be_computed_is_named_before_training(losses, function, said):
+    losses.register("mine")(function)
+    with pytest.raises(UserError, match=f"^loss 'mine' {said}"):
+        check_losses({"ce": 1.0, "mine": 0.5}, experts=3, features=8, classes=5)
+    check_losses({"ce": 1.0, "mine": 0.0}, experts=3, features=8, classes=5)
+
+
+def test_a_loss_that_needs_devices_or_other_sizes_is_left_to_training(losses):
+    losses.register("over_devices")(lambda inputs: jax.lax.psum(inputs.logits[0, :, 0], "devices"))
+    losses.register("of_ten")(lambda inputs: inputs.logits[0].reshape(10, 32)[0])
+    check_losses({"over_devices": 1.0, "of_ten": 1.0}, experts=3, features=8, classes=5)
+
+
+def test_the_first_sets_weights_train_where_the_second_scales_them():
+    """The logits of `scaled` classifiers depend on both sets; those of `fresh` ones on their own alone."""
+    stage = schema.stage(heads="classifier", train=("heads/representation/.*", "heads/classifier/.*"))
+    model = {**schema.to_plain(schema.base().model), "width": 4, "blocks": (1, 1, 1), "depths": (1,)}
+    for second in ("scaled", "fresh"):
+        network = models.build_model({**model, "second_head": second}, 3)
+        params = models.init_variables(network, 0, 8)["params"]
+        make = functools.partial(make_program, stage, network, params, np.ones(3), None, jax.random.key(0), 1, 1)
+        if second == "scaled":
+            trained = make().trainable["heads"]
+            assert all(jax.tree.leaves(trained["representation"])) and all(jax.tree.leaves(trained["classifier"]))
+        else:
+            with pytest.raises(UserError, match=r"matches only heads/representation/\*, which the stage does not"):
+                make()

@@ -21,6 +21,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from shike_jax.common.errors import UserError
 from shike_jax.methods.registry import Choice, Entry, Registry
 
 Array = jax.Array
@@ -50,7 +51,7 @@ class LossInputs:
 # A loss is a pure function of `LossInputs` (and of the parameters that it declares) to float [B], per example.
 # `uses_labels=False` says that the labels do not matter, so that mixed images need it once instead of for both labels.
 # `balances=True` says that it makes up for the class counts: what it trains assumes all classes to be equally frequent.
-LOSSES: Registry[Callable[..., Array]] = Registry("loss", uses_labels=True, balances=False)
+LOSSES: Registry[Callable[..., Array]] = Registry("loss", given=1, uses_labels=True, balances=False)
 FORM = {"form": Choice(FORMS)}
 
 
@@ -62,6 +63,58 @@ def active_losses(fields: Mapping[str, Any]) -> list[tuple[Entry[Callable[..., A
     """
     used = [entry for entry in LOSSES.entries() if fields.get(entry.name)]
     return [(entry, fields[entry.name], {name: fields[name] for name in entry.parameters}) for entry in used]
+
+
+def value_of(entry: Entry[Callable[..., Array]], inputs: LossInputs, parameters: Mapping[str, Any]) -> Array:
+    """The value of a registered loss, float [B].
+
+    Raises:
+      UserError: the function asks for what `LossInputs` does not have, or returns something else.
+    """
+    try:
+        value = entry.function(inputs, **parameters)
+    except AttributeError as error:
+        if error.obj is not inputs:
+            raise
+        known = ", ".join(field.name for field in dataclasses.fields(LossInputs))
+        raise UserError(f"loss {entry.name!r} uses inputs.{error.name}: expected one of {known}") from error
+    wanted = inputs.labels.shape
+    if not hasattr(value, "dtype") or value.shape != wanted or not jnp.issubdtype(value.dtype, jnp.floating):
+        what = f"{value.dtype} {value.shape}" if hasattr(value, "dtype") else type(value).__name__
+        raise UserError(f"loss {entry.name!r} returned {what}: expected a float for each image of the batch, {wanted}")
+    return value
+
+
+def check_losses(fields: Mapping[str, Any], experts: int, features: int, classes: int) -> None:
+    """Finds mistakes of a stage's losses before anything is trained, without computing.
+
+    Args:
+      fields: of `config.stages.NAME.loss`.
+      experts, features, classes: M, F and C.
+
+    Raises:
+      UserError: as `value_of`.
+    """
+    images = 4
+    shaped = jax.ShapeDtypeStruct
+    arrays = {
+        "logits": shaped((experts, images, classes), jnp.float32),
+        "features": shaped((experts, images, features), jnp.float32),
+        "labels": shaped((images,), jnp.int32),
+        "class_counts": shaped((classes,), jnp.int32),
+        "progress": shaped((), jnp.float32),
+    }
+    for entry, _, parameters in active_losses(fields):
+
+        def value(arrays: dict[str, Array], entry: Any = entry, parameters: Any = parameters) -> Array:
+            return value_of(entry, LossInputs(**arrays), parameters)
+
+        try:
+            jax.eval_shape(value, arrays)
+        except UserError:
+            raise
+        except Exception:  # perhaps for want of real arrays or devices; if not, it fails in training too
+            continue
 
 
 def describe_losses(fields: Mapping[str, Any]) -> list[dict[str, Any]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import inspect
 import math
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Generic, TypeVar
@@ -65,9 +66,16 @@ class Registry(Generic[Function]):
         def spread(inputs): ...
     """
 
-    def __init__(self, kind: str, **options: Any) -> None:
-        """Args: kind: what an entry is, for messages. options: allowed options of `register` with their defaults."""
-        self.kind = kind
+    def __init__(self, kind: str, given: int | None = None, **options: Any) -> None:
+        """Nothing is registered yet.
+
+        Args:
+          kind: what an entry is, for messages.
+          given: how many arguments a function gets before its parameters, which are then compared with the declared
+            ones; None: they are not.
+          options: allowed options of `register` with their defaults.
+        """
+        self.kind, self._given = kind, given
         self._options = options
         self._entries: dict[str, Entry[Function]] = {}
 
@@ -83,7 +91,8 @@ class Registry(Generic[Function]):
           options: facts that this registry's users need.
 
         Raises:
-          ValueError: not an identifier, an unknown option, or a name that another file has taken.
+          ValueError: not an identifier, an unknown option, a name that another file has taken or that is both a
+            function's and a parameter's, or parameters that are not those of the function.
         """
         if not name.isidentifier():
             raise ValueError(f"{self.kind} {name!r}: expected a Python identifier")
@@ -95,10 +104,36 @@ class Registry(Generic[Function]):
             # A configuration file is executed anew each time it is read: the same file may replace its own function.
             if known is not None and _origin(known.function) != _origin(function):
                 raise ValueError(f"{self.kind} {name!r} is registered already, by {_origin(known.function)}")
+            self._check_names(name, parameters or {})
+            if self._given is not None:
+                self._check_signature(name, function, parameters or {})
             self._entries[name] = Entry(name, function, dict(parameters or {}), {**self._options, **options})
             return function
 
         return add
+
+    def _check_names(self, name: str, parameters: Mapping[str, Any]) -> None:
+        """Names and parameters of all entries are fields in one place of a configuration."""
+        taken = next((p for p in parameters if p == name or p in self._entries), None)
+        if taken is not None:
+            raise ValueError(f"{self.kind} {name!r}: its parameter {taken} has the name of a {self.kind}; rename it")
+        owner = next((entry.name for entry in self._entries.values() if name in entry.parameters), None)
+        if owner is not None:
+            raise ValueError(f"{self.kind} {name!r}: a parameter of {owner} has that name; expected another one")
+
+    def _check_signature(self, name: str, function: Function, parameters: Mapping[str, Any]) -> None:
+        """What can be seen before the function is called."""
+        of = inspect.signature(function).parameters.values()
+        plain = [p for p in of if p.kind not in (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)]
+        own = plain[self._given :]
+        undeclared = [p.name for p in own if p.default is inspect.Parameter.empty and p.name not in parameters]
+        if undeclared:
+            expected = f"parameters={{{undeclared[0]!r}: its default}} in `register`"
+            raise ValueError(f"{self.kind} {name!r}: parameter {undeclared[0]} is not declared; expected {expected}")
+        unused = [p for p in parameters if p not in {one.name for one in own}]
+        if unused and not any(p.kind is inspect.Parameter.VAR_KEYWORD for p in of):
+            takes = ", ".join(one.name for one in own) or "none"
+            raise ValueError(f"{self.kind} {name!r}: declares {unused[0]}, but the function's parameters are {takes}")
 
     def __getitem__(self, name: str) -> Entry[Function]:
         """Returns the entry.

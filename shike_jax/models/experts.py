@@ -184,6 +184,10 @@ class ExpertNetwork(nn.Module):
         kind = param_dtype(self.dtype)
         return self.heads(jnp.stack([jnp.mean(f.astype(kind), (1, 2)) for f in fused]), heads)
 
+    def sets_used_by(self, heads: str) -> tuple[str, ...]:
+        """The sets of classifiers on whose parameters the logits of the set `heads` depend."""
+        return HEAD_SETS if heads == "classifier" and self.second_head == "scaled" else (heads,)
+
     def __call__(self, images: Array, heads: str = "representation", **mode: Any) -> Array:
         """Images to logits [M,B,C]; keyword arguments as for `features`."""
         return self.classify(self.features(images, **mode)["fused"], heads)

@@ -17,6 +17,7 @@ from shike_jax import models
 from shike_jax.config import to_plain
 from shike_jax.methods import AVERAGES, SCHEDULES, StageLength
 from shike_jax.methods.averaging import AverageSettings
+from shike_jax.methods.losses import check_losses
 from shike_jax.methods.optimizers import make_optimizer
 from shike_jax.training.trainable import trainable_mask
 
@@ -74,11 +75,13 @@ def make_program(
       steps_per_epoch: for the schedule.
 
     Raises:
-      UserError: patterns that match no parameter, an unknown schedule or optimiser.
+      UserError: patterns that match no parameter, an unknown schedule or optimiser, losses that cannot be computed.
     """
     # A set of classifiers that the stage does not use has no gradient: as in PyTorch, weight decay leaves it alone too.
-    unused = tuple(f"heads/{heads}/" for heads in models.HEAD_SETS if heads != settings.heads)
+    unused = tuple(f"heads/{heads}/" for heads in models.HEAD_SETS if heads not in network.sets_used_by(settings.heads))
     trained = trainable_mask(params, settings.train, unused)
+    experts = params["heads"]["representation"]
+    check_losses(settings.loss, len(experts), *experts["expert0"]["kernel"].shape)
     length = StageLength(settings.lr, settings.epochs, steps_per_epoch, settings.warmup_lr, settings.warmup_epochs)
     function: Callable[..., Array] = SCHEDULES[settings.schedule].function
     schedule = functools.partial(function, stage=length)

@@ -20,7 +20,7 @@ from shike_jax.cluster import parallel
 from shike_jax.methods import LossInputs
 from shike_jax.methods.averaging import moved_average, uphill
 from shike_jax.methods.exchange import exchange_channels
-from shike_jax.methods.losses import active_losses
+from shike_jax.methods.losses import active_losses, value_of
 from shike_jax.methods.mixing import cutmix, mixup, partners
 from shike_jax.training import randomness, trainable
 from shike_jax.training.program import Program
@@ -99,9 +99,9 @@ def loss_terms(program: Program, inputs: LossInputs, mixing: Mixing | None) -> d
     """The weighted total (`loss`) and each unweighted term that has a weight, per example [b]."""
     total, terms = jnp.zeros_like(inputs.labels, inputs.logits.dtype), {}
     for entry, weight, parameters in active_losses(program.stage["loss"]):
-        value = entry.function(inputs, **parameters)
+        value = value_of(entry, inputs, parameters)
         if mixing is not None and entry.options["uses_labels"]:
-            other = entry.function(dataclasses.replace(inputs, labels=mixing.partner_labels), **parameters)
+            other = value_of(entry, dataclasses.replace(inputs, labels=mixing.partner_labels), parameters)
             value = mixing.lam * value + (1 - mixing.lam) * other
         terms[entry.name] = value
         total = total + weight * value

@@ -26,12 +26,16 @@ def trainable_mask(params: PyTree, patterns: Sequence[str], unused: tuple[str, .
       A pytree of booleans like `params`.
 
     Raises:
-      UserError: a pattern that matches nothing, or no parameter trains.
+      UserError: a pattern that matches nothing, or nothing that takes part.
     """
     flat = traverse_util.flatten_dict(params, sep="/")
     for pattern in patterns:
-        if not any(re.fullmatch(pattern, path) for path in flat):
+        found = [path for path in flat if re.fullmatch(pattern, path)]
+        if not found:
             raise UserError(f"train pattern {pattern!r} matches no parameter; paths look like {next(iter(flat))!r}")
+        if all(path.startswith(unused) for path in found):
+            kept_out = " and ".join(sorted({next(u for u in unused if path.startswith(u)) for path in found}))
+            raise UserError(f"train pattern {pattern!r} matches only {kept_out}*, which the stage does not use")
     marked = {
         path: any(re.fullmatch(pattern, path) for pattern in patterns) and not path.startswith(unused) for path in flat
     }
