@@ -21,7 +21,24 @@ CIFAR = f"--config={ROOT}/configs/cifar_lt.py"
 # What was typed ({} is a folder prepared below), and words that the answer must hold.
 TABLE = {
     "no such command": ("trian", "no command; expected one of train, evaluate"),
-    "wrong flag": (f"train {DIGITS} --wrkdir={{}}/run", "unrecognized arguments: --wrkdir", "see", "--help"),
+    "wrong flag": (
+        f"train {DIGITS} --wrkdir={{}}/run",
+        "unrecognized arguments: --wrkdir",
+        "did you mean '--workdir'?",
+        "--help",
+    ),
+    "misspelt --config": ("train --confg=digits_lt --workdir={}/run", "did you mean '--config'? (--confg is unknown)"),
+    "misspelt configuration": ("train --config=foldr_lt --workdir={}/run", "did you mean 'folder_lt'?"),
+    "misspelt argument": (
+        f"train {FOLDER}:rot={{}}/photos --workdir={{}}/run",
+        "'rot' is unknown",
+        "did you mean 'root'?",
+    ),
+    "misspelt preset": (
+        f"train {DIGITS}:ofical --workdir={{}}/run",
+        "config argument 'ofical'",
+        "did you mean 'official'?",
+    ),
     "no work directory": (f"train {DIGITS}", "--workdir is missing: expected a directory"),
     "no configuration": ("train --workdir={}/run", "--config is missing: expected --config=configs/NAME.py"),
     "wrong path of a configuration": ("train --config=configs/digit.py --workdir={}/run", "no such file configs/digit"),

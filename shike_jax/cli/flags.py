@@ -13,6 +13,7 @@ from ml_collections import ConfigDict, config_flags
 
 from shike_jax.common.errors import UserError
 from shike_jax.common.paths import expanded
+from shike_jax.common.text import nearest
 from shike_jax.config import GONE, base, gone_line, stated, validate, without_gone
 from shike_jax.config.fields import fields_of, may_change
 
@@ -38,7 +39,9 @@ def load_config(argv: Sequence[str]) -> tuple[ConfigDict, list[str]]:
     mine, rest = split_arguments(argv)
     path = next((a.partition("=")[2] for a in reversed(mine) if a.startswith("--config=")), "")
     if not path:
-        raise UserError("--config is missing: expected --config=configs/NAME.py[:arguments]")
+        misspelt = next((name for name in (item.partition("=")[0] for item in rest) if nearest(name, ["--config"])), "")
+        meant = f"{nearest(misspelt, ['--config'])} ({misspelt} is unknown)" if misspelt else ""
+        raise UserError(f"--config is missing: expected --config=configs/NAME.py[:arguments]{meant}")
     mine = [_with_found_file(item) if item.startswith("--config=") else item for item in mine]
     root = next((a.partition("=")[2] for a in reversed(mine) if a.startswith("--config.data.root=")), "")
     with stated(root=root):  # files that look into the folder look at the one that will be used
@@ -68,8 +71,9 @@ def find_config(file: str) -> Path:
         shipped = SHIPPED / f"{path.stem}.py"
         if shipped.is_file():
             return shipped
-    known = ", ".join(sorted(found.stem for found in SHIPPED.glob("*.py")))
-    raise UserError(f"--config={file}: no such file {file}; expected a path or one of {known}")
+    known = sorted(found.stem for found in SHIPPED.glob("*.py"))
+    expected = f"expected a path or one of {', '.join(known)}{nearest(path.stem, known)}"
+    raise UserError(f"--config={file}: no such file {file}; {expected}")
 
 
 def _with_found_file(argument: str) -> str:

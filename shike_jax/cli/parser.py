@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any, NoReturn
 
 from shike_jax import __version__
 from shike_jax.common.errors import UserError
 from shike_jax.common.paths import expanded
+from shike_jax.common.text import nearest
 
 
 class Parser(argparse.ArgumentParser):
@@ -30,8 +32,10 @@ class Parser(argparse.ArgumentParser):
         return values, rest
 
     def error(self, message: str) -> NoReturn:
-        """Raises UserError naming the help page."""
-        raise UserError(f"{message}; see {self.prog} --help")
+        """Raises UserError naming the help page, and the option that an unknown one resembles."""
+        unknown = re.match(r"unrecognized arguments: (--[^\s=]+)", message)
+        message += nearest(unknown[1], self._option_string_actions) if unknown else ""
+        raise UserError(f"{message}{'' if message.endswith('?') else ';'} see {self.prog} --help")
 
 
 def run_command(
@@ -57,4 +61,4 @@ def run_command(
     if name in ("-h", "--help", "help"):
         parser.print_help()
         return 0
-    parser.error(f"{name!r} is no command; expected one of {', '.join(commands)}")
+    parser.error(f"{name!r} is no command; expected one of {', '.join(commands)}{nearest(name, commands)}")

@@ -11,6 +11,7 @@ from ml_collections import ConfigDict
 
 from shike_jax.common.errors import UserError
 from shike_jax.common.paths import expanded
+from shike_jax.common.text import nearest
 from shike_jax.config.fields import IMAGENET_MEAN, IMAGENET_STD, stage
 
 _STATED: contextvars.ContextVar[dict[str, str]] = contextvars.ContextVar("stated")  # see `stated`
@@ -101,11 +102,12 @@ def parse_arguments(text: str | None, presets: Sequence[str] = (), **defaults: A
             if item not in presets:
                 raise UserError(
                     f"config argument {item!r}: expected name=value or one of {', '.join(presets) or '-'} "
-                    f"(a value that holds a comma stands in quotes: 'root=\"a,b\"')"
+                    f"(a value that holds a comma stands in quotes: 'root=\"a,b\"'){nearest(item, presets)}"
                 )
             values["preset"] = item
         elif name not in defaults:
-            raise UserError(f"config argument {name!r} is unknown; expected one of {', '.join(sorted(defaults))}")
+            expected = f"{', '.join(sorted(defaults))}{nearest(name, defaults)}"
+            raise UserError(f"config argument {name!r} is unknown; expected one of {expected}")
         else:
             values[name] = _convert(name, value, defaults[name])
     values |= {name: value for name, value in _STATED.get({}).items() if name in defaults}

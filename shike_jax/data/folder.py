@@ -8,6 +8,7 @@ import posixpath
 import numpy as np
 from ml_collections import ConfigDict
 
+from shike_jax.common.class_names import comparable
 from shike_jax.common.errors import UserError
 from shike_jax.common.paths import EXTENSIONS, files_below, is_image, subfolders
 from shike_jax.data.files import reader
@@ -15,14 +16,20 @@ from shike_jax.data.held_out import each_class, parted
 from shike_jax.data.splits import Part, Split, longtailed
 from shike_jax.data.types import Report, Source
 
-# Names that people give to parts; only `train`, `val` and `test` are taken for them.
-_PARTS = ("train", "training", "val", "valid", "validation", "dev", "eval", "test", "testing")
+# The names that people give to parts, in any case.
+_PARTS = {
+    "train": ("train", "training"),
+    "val": ("val", "valid", "validation", "dev", "eval"),
+    "test": ("test", "testing"),
+}
+_PART_OF = {name: part for part, names in _PARTS.items() for name in names}
 
 
 def load(data: ConfigDict) -> Source:
     """Loads the image folder `config.data.root`; classes are the subfolders of `train`, or of the folder itself.
 
     They are sorted by name. Without `train` a share of each class is held out for testing (`config.data.test_share`).
+    Parts may have one of the other names that people give them, such as `valid`.
 
     Raises:
       UserError: no such folder, no class, a class without a training image, a class in `test` or `val` only.
@@ -30,10 +37,11 @@ def load(data: ConfigDict) -> Source:
     root = data.root
     if not root:
         raise UserError("config.data.root is empty; expected a folder with train/CLASS/ and test/CLASS/")
-    report, drawn, rule = Report(), classes_lie_below(root), "folder"
+    report, folders, rule = Report(), part_folders(root), "folder"
+    drawn = not folders
     if drawn:
         class_names = _class_names(root, "")
-        everything = _list_part(root, "", class_names, report)
+        everything = _list_part(root, "", class_names, report, "")
         staying, held_out = parted(everything, data.test_share, data.subset_seed, "test")
         parts = {"train": Part(everything.members[staying], everything.labels[staying])}
         if len(held_out):
@@ -42,14 +50,16 @@ def load(data: ConfigDict) -> Source:
         if data.test_share:
             report.notes.append(f"{root} has no train/: {each_class(data.test_share)} held out for testing")
     else:
-        class_names = _class_names(root, "train")
-        there = [part for part in ("train", "val", "test") if os.path.isdir(os.path.join(root, part))]
-        parts = {part: _list_part(root, part, class_names, report) for part in there}
+        trained = folders.get("train", "train")
+        class_names = _class_names(root, trained)
+        parts = {part: _list_part(root, name, class_names, report, trained) for part, name in folders.items()}
+        if others := sorted(set(subfolders(root)) - set(folders.values())):
+            report.notes.append(f"folders of {root} that are no parts are left out: {', '.join(others)}")
     counts = np.bincount(parts["train"].labels, minlength=len(class_names))
     if not counts.all():
         empty = [class_names[c] for c in np.flatnonzero(counts == 0)]
         raise UserError(
-            f"{os.path.join(root, '' if drawn else 'train', empty[0])} holds no image, also not in its "
+            f"{os.path.join(root, folders.get('train', ''), empty[0])} holds no image, also not in its "
             f"subfolders ({len(empty)} empty classes); expected files ending in {', '.join(EXTENSIONS)}"
         )
     train = parts["train"]
@@ -61,22 +71,29 @@ def load(data: ConfigDict) -> Source:
     return Source(split, read=read, report=report, root=root, drawn=drawn)
 
 
-def classes_lie_below(root: str) -> bool:
-    """Whether the class folders lie directly in `root`: others than `train`, `val`, `test`, and none of these has any.
+def part_folders(root: str) -> dict[str, str]:
+    """The folder of each part, in the order train, val, test; empty where class folders lie directly in `root`.
+
+    They do when other folders than `train`, `val`, `test` are there, and none that bears the name of a part holds
+    folders.
 
     Raises:
-      UserError: folders that seem to be parts under another name.
+      UserError: two folders for one part.
     """
     try:
         names = subfolders(root)
-        nested = {name for name in names if name.lower() in _PARTS and subfolders(os.path.join(root, name))}
+        nested = [name for name in names if name.lower() in _PART_OF and subfolders(os.path.join(root, name))]
     except OSError:  # said when the folder is listed
-        return False
-    parts = {"train", "val", "test"}
-    if nested - parts and "train" not in nested:
-        wrong = min(nested - parts)
-        raise UserError(f"{os.path.join(root, wrong)} holds folders: expected the names train, val, test for parts")
-    return bool(set(names) - parts) and not nested
+        return {"train": "train"}
+    if not nested and set(names) - _PARTS.keys():
+        return {}
+    found: dict[str, str] = {}
+    for name in nested or names:
+        part = _PART_OF[name.lower()]
+        if part in found:
+            raise UserError(f"{root} holds {found[part]} and {name}: expected one folder for the part {part}")
+        found[part] = name
+    return {part: found[part] for part in _PARTS if part in found} or {"train": "train"}
 
 
 def _class_names(root: str, part: str) -> tuple[str, ...]:
@@ -91,22 +108,35 @@ def _class_names(root: str, part: str) -> tuple[str, ...]:
     return tuple(names)
 
 
-def _list_part(root: str, part: str, class_names: tuple[str, ...], report: Report) -> Part:
+def _list_part(root: str, part: str, class_names: tuple[str, ...], report: Report, train: str) -> Part:
+    """The images of the classes in the folder `part`; `train` is the folder whose classes count."""
     extra = sorted(set(_class_names(root, part)) - set(class_names))
     if extra:
-        raise UserError(f"{root}/{part}/{extra[0]} has no counterpart in {root}/train ({len(extra)} such classes)")
+        alike = comparable(extra[0]) in map(comparable, class_names)
+        form = "; it is there in another Unicode form: rename one of the two" if alike else ""
+        raise UserError(
+            f"{root}/{part}/{extra[0]} has no counterpart in {root}/{train} ({len(extra)} such classes){form}"
+        )
+    divided: list[str] = []
     members: list[str] = []
     labels: list[int] = []
     other: list[str] = []
     for label, name in enumerate(class_names):
         folder = os.path.join(root, part, name)
-        for file in _files(folder) if os.path.lexists(folder) else ():
+        files = _files(folder) if os.path.lexists(folder) else []
+        below = sorted({file.partition("/")[0] for file in files if "/" in file})
+        if part == train and len(below) > 1:
+            divided.append(f"{name} ({', '.join(below[:2])}{', ...' if len(below) > 2 else ''})")
+        for file in files:
             member = posixpath.join(part, name, file)
             if is_image(os.path.basename(file)):
                 members.append(member)
                 labels.append(label)
             else:
                 other.append(member)
+    if divided:
+        holding = f"{len(divided)} hold folders, such as {divided[0]}"
+        report.notes.append(f"each class folder is one class with all below it; {holding}")
     if other:
         where = os.path.join(root, part)
         report.notes.append(f"{len(other)} entries in {where} are no images and left out, such as {other[0]}")

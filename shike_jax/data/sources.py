@@ -42,9 +42,10 @@ def load(data: ConfigDict) -> Source:
     part = evaluated_part(data)
     if part not in source.split.parts:
         parts = ", ".join(source.split.parts)
+        instead = "config.data.validation=0.1 to hold out training images"
+        expected = "config.data.test_part='val'" if "val" in source.split.parts else f"one of its parts, or {instead}"
         raise UserError(
-            f"config.data.test_part={data.test_part!r}: {source.split.name} has {parts}; expected one of its parts, or "
-            "config.data.validation=0.1 to hold out training images"
+            f"config.data.test_part={data.test_part!r}: {source.split.name} has {parts}; expected {expected}"
         )
     if not len(source.split.parts[part]):
         why = "every class has a single training image" if data.validation else "it holds no image that can be read"

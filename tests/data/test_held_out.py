@@ -147,10 +147,45 @@ def test_a_profile_says_how_many_images_it_leaves_out(tmp_path):
     assert not folder(tmp_path).report.lines()
 
 
-def test_parts_under_other_names_are_no_classes(tmp_path):
-    touch(tmp_path, training_a=2, training_b=2, testing_a=1, testing_b=1)
-    with pytest.raises(UserError, match=r"/testing holds folders: expected the names train, val, test"):
+@pytest.mark.parametrize("names", [("training", "valid", "testing"), ("Train", "validation", "Test")])
+def test_parts_may_have_the_other_names_that_people_give_them(tmp_path, names):
+    train, val, test = names
+    touch(tmp_path, **{f"{train}_a": 2, f"{train}_b": 2, f"{val}_a": 1, f"{val}_b": 1, f"{test}_a": 1, f"{test}_b": 1})
+    source = folder(tmp_path)
+    assert {name: len(part) for name, part in source.split.parts.items()} == {"train": 4, "val": 2, "test": 2}
+    assert source.split.class_names == ("a", "b") and not source.drawn
+    assert source.split.parts["val"].members.tolist() == [f"{val}/a/0.jpg", f"{val}/b/0.jpg"]
+
+
+def test_two_folders_for_one_part_are_refused_and_other_folders_are_named(tmp_path):
+    touch(tmp_path, train_a=2, train_b=2, test_a=1, test_b=1, unlabelled=3)
+    assert f"folders of {tmp_path} that are no parts are left out: unlabelled" in folder(tmp_path).report.notes
+    touch(tmp_path, testing_a=1)
+    with pytest.raises(UserError, match=r"holds test and testing: expected one folder for the part test"):
         folder(tmp_path)
+
+
+def test_training_and_validation_images_alone(tmp_path):
+    """The hint names what then works; `validation` would be refused, as there is a part val."""
+    touch(tmp_path, train_a=2, train_b=2, valid_a=1, valid_b=1)
+    with pytest.raises(UserError, match=r"has train, val; expected config\.data\.test_part='val'$"):
+        folder(tmp_path)
+    assert len(folder(tmp_path, test_part="val").split.parts["val"]) == 2
+
+
+def test_folders_inside_a_class_and_twins_in_unicode_are_remarked_on(tmp_path):
+    touch(tmp_path, train_Plantae_1=1, train_Plantae_2=1, train_Aves_3=1, test_Plantae_1=1, test_Aves_3=1)
+    source = folder(tmp_path)
+    assert source.split.class_names == ("Aves", "Plantae")
+    said = "each class folder is one class with all below it; 1 hold folders, such as Plantae (1, 2)"
+    assert source.report.notes == [said]
+    twins = {"train_caf\u00e9": 1, "train_cafe\u0301": 1, "test_caf\u00e9": 1, "test_cafe\u0301": 1}
+    touch(tmp_path / "twins", **twins)
+    [note] = folder(tmp_path / "twins").report.notes
+    assert note == "classes that differ only in blanks or in their Unicode form: 'cafe\\u0301' and 'caf\\xe9'"
+    touch(tmp_path / "moved", **{"train_caf\u00e9": 1, "train_b": 1, "test_cafe\u0301": 1, "test_b": 1})
+    with pytest.raises(UserError, match=r"has no counterpart .* it is there in another Unicode form: rename one"):
+        folder(tmp_path / "moved")
 
 
 def test_a_class_may_be_called_train(tmp_path):
