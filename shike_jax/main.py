@@ -45,7 +45,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
         "Trains one run as configured, evaluates it and writes WORKDIR/results.json.",
         _EPILOG,
     )
-    about = "a path, or the name of one that comes with the package; --config.FIELD=VALUE changes it"
+    about = "a Python file that is run: a path, or the name of one that comes along; --config.FIELD=VALUE changes it"
     parser.add_argument("--config", metavar="FILE[:ARGUMENTS]", help=about)
     about = "list the fields that --config.FIELD=VALUE sets (those whose description holds WORD) and exit"
     parser.add_argument("--fields", nargs="?", const="", metavar="WORD", action=_ListFields, help=about)

@@ -191,26 +191,11 @@ def _open(
         if len(images) > 1:
             raise UserError(f"--images: {len(images)} paths with {arrays[0]} among them; expected one .npy, or no .npy")
         array = pictures.read_array(arrays[0])
-        if remark := _looks_unnormalised(array[:batch_size], classifier):
-            say(f"{arrays[0]}: {remark}", file=sys.stderr)
         batches = pictures.array_batches(array, os.path.basename(arrays[0]), size, resize, batch_size)
         return len(array), batches, {}
     files = pictures.find(images)
     reader = pictures.Reader(files, size, resize, min(batch_size, len(files)))
     return len(files), iter(reader), reader.skipped
-
-
-def _looks_unnormalised(images: np.ndarray, classifier: Classifier) -> str:
-    """A remark on floats that can hardly be normalised as the network was trained; empty for others and for uint8."""
-    if images.dtype == np.uint8:
-        return ""
-    values = images[np.isfinite(images)]
-    mean, std = np.array(classifier.mean), np.array(classifier.std)
-    low, high = float((-mean / std).min()), float(((1 - mean) / std).max())
-    if not len(values) or (values.min() < 0 and low - 0.5 <= values.min() and values.max() <= high + 0.5):
-        return ""
-    found = f"floats from {values.min():.4g} to {values.max():.4g} are used as they are"
-    return f"{found}; normalised pixels, (x / 255 - mean) / std, lie in {low:.3g} to {high:.3g} (uint8 needs no more)"
 
 
 def parser() -> Parser:

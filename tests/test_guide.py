@@ -66,6 +66,14 @@ def test_experts_agree_with_the_results_of_training(tour):
     assert 100 * names["alone"].mean(1) == pytest.approx(names["results"]["experts"], abs=0.4)
 
 
+def test_features_are_those_that_the_predictions_come_from(tour):
+    """Their mean over experts of the classifiers' logits gives the predictions of the section before."""
+    names, _ = tour
+    classifier, found = names["classifier"], names["found"]
+    logits = classifier.network.apply(classifier.variables, found["fused"], classifier.heads, method="classify")
+    np.testing.assert_allclose(logits, names["logits"][:, :2], rtol=1e-3, atol=1e-3)
+
+
 def test_pictures_were_predicted_and_the_export_agrees(tour):
     names, folder = tour
     rows = (folder / "predictions.csv").read_text().splitlines()

@@ -180,6 +180,9 @@ def test_one_trace_serves_whole_and_partial_batches():
         variables = np.float32(2)
         traces = 0
 
+        def remark(self, images):
+            """Not looked at here."""
+
         def apply(self, variables, images):
             self.traces += 1
             return variables * images[None, :, 0, 0, :]
@@ -240,3 +243,20 @@ def test_floats_that_are_hardly_normalised_are_remarked_on(checkpoint, tmp_path,
     np.save(tmp_path / "x.npy", floats)
     predict.main([f"--checkpoint={checkpoint}", f"--images={tmp_path / 'x.npy'}"])
     assert ("are used as they are; normalised pixels" in capsys.readouterr().err) == remark
+
+
+def test_features_of_pixels_are_those_of_normalised_ones(checkpoint, capsys):
+    """(x / 255 - mean) / std by hand; the raw pixels as floats give something else, and that is said."""
+    classifier = load_classifier(str(checkpoint))
+    pixels = np.random.default_rng(0).integers(0, 256, (2, tiny.SIZE, tiny.SIZE, 3), np.uint8)
+    normalised = ((pixels / 255 - np.array(tiny.MEAN)) / np.array(tiny.STD)).astype(np.float32)
+    expected = classifier.network.apply(classifier.variables, normalised, method="features")
+    for images in (pixels, normalised):
+        found = classifier.features(images)
+        assert found.keys() == expected.keys()
+        for one, other in zip(found["fused"], expected["fused"], strict=True):
+            np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-4)
+    assert not capsys.readouterr().err
+    raw = classifier.features(pixels.astype(np.float32))
+    assert not np.allclose(raw["fused"][0], expected["fused"][0], rtol=1e-2)
+    assert "floats from 0 to 255 are used as they are; normalised pixels" in capsys.readouterr().err

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import sys
 from typing import Any
 
 import jax
@@ -12,6 +13,7 @@ import numpy as np
 from shike_jax.augment import make_eval_transform
 from shike_jax.cluster.parallel import find_devices
 from shike_jax.common.errors import UserError
+from shike_jax.common.text import say
 from shike_jax.models import HEAD_SETS, ExpertNetwork, build_model
 from shike_jax.storage.checkpoints import load_weights
 
@@ -44,9 +46,37 @@ class Classifier:
 
     def apply(self, variables: PyTree, images: jax.Array) -> jax.Array:
         """Images [B,H,W,3], uint8 or float and normalised, to logits float32 [M,B,C]; pure, for `jax.jit`."""
-        if images.dtype == jnp.uint8:
-            images = make_eval_transform(mean=self.mean, std=self.std, dtype=self.network.dtype)(images)
-        return self.network.apply(variables, images, self.heads).astype(jnp.float32)
+        return self.network.apply(variables, self._normalised(images), self.heads).astype(jnp.float32)
+
+    def features(self, images: np.ndarray) -> dict[str, Any]:
+        """What the experts are made of: `ExpertNetwork.features` of images.
+
+        Args:
+          images: [B,H,W,3], uint8, or float and normalised; other floats get a remark on stderr.
+
+        Returns:
+          `shared`: [B,H,W,C] of each shared stage; `deep`, `aligned` (with fusion), `fused`: [B,h,w,F] of each expert.
+        """
+        self.remark(images)
+        return self.network.apply(self.variables, self._normalised(jnp.asarray(images)), method="features")
+
+    def remark(self, images: np.ndarray) -> None:
+        """Says on stderr when floats can hardly be normalised as the network was trained; they are used as they are."""
+        if images.dtype == np.uint8:
+            return
+        values = images[np.isfinite(images)]
+        mean, std = np.array(self.mean), np.array(self.std)
+        low, high = float((-mean / std).min()), float(((1 - mean) / std).max())
+        if not len(values) or (values.min() < 0 and low - 0.5 <= values.min() and values.max() <= high + 0.5):
+            return
+        found = f"floats from {values.min():.4g} to {values.max():.4g} are used as they are"
+        expected = f"normalised pixels, (x / 255 - mean) / std, lie in {low:.3g} to {high:.3g} (uint8 needs no more)"
+        say(f"{found}; {expected}", file=sys.stderr)
+
+    def _normalised(self, images: jax.Array) -> jax.Array:
+        if images.dtype != jnp.uint8:
+            return images
+        return make_eval_transform(mean=self.mean, std=self.std, dtype=self.network.dtype)(images)
 
 
 def load_classifier(checkpoint: str, heads: str = "") -> Classifier:
@@ -86,10 +116,14 @@ class BatchedLogits:
     def __init__(self, classifier: Classifier, batch_size: int) -> None:
         """Args: batch_size: images that the device sees at once."""
         self._variables, self._batch_size = classifier.variables, batch_size
-        self._apply = jax.jit(classifier.apply)
+        self._apply, self._remark = jax.jit(classifier.apply), classifier.remark
+        self._seen = False
 
     def __call__(self, images: np.ndarray) -> np.ndarray:
-        """Images [b,H,W,3] (b <= batch size) to logits float32 [M,b,C], on the host."""
+        """Images [b,H,W,3], uint8 or float and normalised (b <= batch size), to logits float32 [M,b,C], on the host."""
+        if not self._seen:  # the first batch tells how the images come
+            self._remark(images)
+            self._seen = True
         padding = [(0, self._batch_size - len(images)), (0, 0), (0, 0), (0, 0)]
         logits = self._apply(self._variables, np.pad(images, padding))
         return np.asarray(logits)[:, : len(images)]
