@@ -6,7 +6,7 @@ METHOD, the first being the default: `ce` (cross-entropy), `focal`, `class_balan
 `logit_adjusted`, `balanced_softmax`, `crt` (classifier re-trained on balanced batches), `lws` (learnable weight
 scaling), `balpoe` (three experts with different priors). tau-normalisation and post-hoc logit adjustment need no
 training of their own: `evaluate --adjust=tau_norm --tau=0.7` on a run of `ce`. Equations and sources are in
-shike_jax/methods/long_tailed_losses.py and shike_jax/methods/adjustment.py.
+shike_jax/methods/losses.py and shike_jax/methods/adjustment.py.
 Other arguments: dataset=cifar100|cifar10|digits (digits: real images of 16 px, seconds), imbalance_factor=100,
 epochs=180, classifier_epochs=20 (of two-stage methods; one-stage methods train for the sum of both), width=0 (channels
 of the stem; 0: 16), file=EXPORTED.npz (no TensorFlow needed then). Augmentation, optimiser and schedule are those of

@@ -6,7 +6,7 @@ import numpy as np
 
 from shike_jax.config import base, shike_stages, to_plain
 from shike_jax.data.splits import Part, Split
-from shike_jax.methods.losses import describe_losses
+from shike_jax.methods.loss_registry import describe_losses
 from shike_jax.methods.scores import describe_scores
 from shike_jax.storage import card
 

@@ -88,8 +88,37 @@ def test_teacher_is_a_constant_in_the_printed_form():
             assert grad[m, b, label] == 0
 
 
-def test_ranks_are_checked():
-    with pytest.raises(ValueError, match=r"\[M,B,C\]"):
-        losses.cross_entropy(jnp.zeros((3, 4)), jnp.zeros(3, int))
+def test_shapes_are_checked():
+    with pytest.raises(ValueError, match=r"logits \(4,\): expected \[B,C\] of one network or \[M,B,C\]"):
+        losses.cross_entropy(jnp.zeros(4), jnp.zeros(1, int))
+    with pytest.raises(ValueError, match=r"labels int\w+ \(2,\): expected whole numbers \(3,\)"):
+        losses.cross_entropy(jnp.zeros((3, 4)), jnp.zeros(2, int))
+    with pytest.raises(ValueError, match=r"labels float32 \(3,\): expected whole numbers"):
+        losses.focal(jnp.zeros((3, 4)), jnp.zeros(3))
+    with pytest.raises(ValueError, match=r"class_counts \(3,\): expected \(4,\)"):
+        losses.ldam(jnp.zeros((3, 4)), jnp.zeros(3, int), [5, 5, 5])
     with pytest.raises(ValueError, match="expected one of"):
         losses.mutual_distillation(jnp.zeros((2, 3, 4)), "printed")
+
+
+@pytest.mark.parametrize(
+    "name", ["cross_entropy", "balanced_softmax", "shike", "focal", "class_balanced", "ldam", "logit_adjusted"]
+)
+def test_one_network_is_one_expert_and_lists_serve(name):
+    """[B,C] gives what [1,B,C] gives, and Python lists what arrays give."""
+    logits, labels, counts = np.random.default_rng(0).normal(size=(2, 3)), [2, 0], [50, 9, 3]
+    takes_counts = name in ("balanced_softmax", "class_balanced", "ldam", "logit_adjusted")
+    function, more = getattr(losses, name), [counts] if takes_counts else []
+    one = function(logits.tolist(), labels, *more)
+    assert one.shape == (2,)
+    np.testing.assert_allclose(one, function(jnp.asarray(logits)[None], jnp.asarray(labels), *map(np.array, more)))
+
+
+@pytest.mark.parametrize(("form", "weights"), [("official", (10, 1)), ("paper", (1, 1))])
+def test_the_whole_loss_is_the_sum_of_its_terms(golden, form, weights):
+    logits, labels = jnp.asarray(golden["logits"]), jnp.asarray(golden["labels"])
+    expected = golden["paper_ce"] if "paper_ce" in golden else None
+    terms = [losses.non_target_distillation(logits, labels, form), losses.mutual_distillation(logits, form)]
+    whole = jnp.mean(losses.shike(logits, labels, form))
+    rest = sum(weight * jnp.mean(term) for weight, term in zip(weights, terms, strict=True))
+    np.testing.assert_allclose(whole - rest, expected, rtol=1e-6)

@@ -5,10 +5,9 @@ Everything here is a pure function of arrays. A configuration file may add its o
     from shike_jax.methods import LOSSES, SAMPLERS, SCHEDULES, SCORES
 """
 
-from shike_jax.methods import long_tailed_losses as long_tailed_losses  # registers them
 from shike_jax.methods.adjustment import ADJUSTMENTS
 from shike_jax.methods.averaging import AVERAGES
-from shike_jax.methods.losses import LOSSES, LossInputs
+from shike_jax.methods.loss_registry import LOSSES, LossInputs
 from shike_jax.methods.optimizers import OPTIMIZERS
 from shike_jax.methods.registry import Choice, Number, Registry, default_of
 from shike_jax.methods.samplers import SAMPLERS

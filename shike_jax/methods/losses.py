@@ -1,9 +1,10 @@
-"""SHIKE's losses as pure functions of logits [M,B,C] (M experts) and labels [B]; every result is per example, [B].
+"""Losses as pure functions of logits and labels: SHIKE's, and those that long-tailed recognition compares with.
 
-Configurations give weights to the registered ones (`LOSSES`), which receive everything a loss may need by name
-(`LossInputs`). The functions behind them take plain arrays and serve anybody.
+Every function takes logits [B,C] of one network or [M,B,C] of M experts, labels [B], and what its paper names beside
+them; lists and NumPy arrays serve as well as JAX's. The result is float [B], in nats, summed over the experts: M = 1
+gives the published loss of one network. Configurations reach them through `loss_registry`.
 
-Two forms of the distillation terms exist. `paper` is the printed equations. `official` is the authors' code, which
+Two forms of SHIKE's distillation terms exist. `paper` is the printed equations. `official` is the authors' code, which
 
 * divides both KL terms by the number of classes too (`kl_div` with the mean over all elements),
 * keeps the target entry in both softmaxes of the non-target term: logit 0 in the teacher's, -30 in the student's, and
@@ -13,155 +14,59 @@ Two forms of the distillation terms exist. `paper` is the printed equations. `of
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Callable, Mapping
-from typing import Any
-
 import jax
 import jax.numpy as jnp
 from jax import lax
-
-from shike_jax.common.errors import UserError
-from shike_jax.methods.registry import Choice, Entry, Registry
+from jax.typing import ArrayLike
 
 Array = jax.Array
 FORMS = ("official", "paper")
+WEIGHTS = {"official": (10.0, 1.0), "paper": (1.0, 1.0)}  # of L_nt and L_mu: the authors' settings, and ones
 STUDENT_TARGET_LOGIT = -30.0  # official form only
 
 
-@dataclasses.dataclass(frozen=True)
-class LossInputs:
-    """What a registered loss may use.
-
-    Attributes:
-      logits: float32 [M,B,C] of the M experts.
-      features: float32 [M,B,F], the pooled features that the classifiers receive.
-      labels: int32 [B].
-      class_counts: int [C], training images of each class.
-      progress: float32 [], the share of the stage's steps that are done, 0 at its start.
-    """
-
-    logits: Array
-    features: Array
-    labels: Array
-    class_counts: Array
-    progress: Array
-
-
-# A loss is a pure function of `LossInputs` (and of the parameters that it declares) to float [B], per example.
-# `uses_labels=False` says that the labels do not matter, so that mixed images need it once instead of for both labels.
-# `balances=True` says that it makes up for the class counts: what it trains assumes all classes to be equally frequent.
-LOSSES: Registry[Callable[..., Array]] = Registry("loss", given=1, uses_labels=True, balances=False)
-FORM = {"form": Choice(FORMS)}
-
-
-def active_losses(fields: Mapping[str, Any]) -> list[tuple[Entry[Callable[..., Array]], float, dict[str, Any]]]:
-    """The losses that a stage trains with: (registered loss, weight, its parameters) for each weight that is not 0.
+def cross_entropy(logits: ArrayLike, labels: ArrayLike) -> Array:
+    """Cross-entropy (the L_ce of eq. 10).
 
     Args:
-      fields: of `config.stages.NAME.loss`.
-    """
-    used = [entry for entry in LOSSES.entries() if fields.get(entry.name)]
-    return [(entry, fields[entry.name], {name: fields[name] for name in entry.parameters}) for entry in used]
-
-
-def value_of(entry: Entry[Callable[..., Array]], inputs: LossInputs, parameters: Mapping[str, Any]) -> Array:
-    """The value of a registered loss, float [B].
-
-    Raises:
-      UserError: the function asks for what `LossInputs` does not have, or returns something else.
-    """
-    try:
-        value = entry.function(inputs, **parameters)
-    except AttributeError as error:
-        if error.obj is not inputs:
-            raise
-        known = ", ".join(field.name for field in dataclasses.fields(LossInputs))
-        raise UserError(f"loss {entry.name!r} uses inputs.{error.name}: expected one of {known}") from error
-    wanted = inputs.labels.shape
-    if not hasattr(value, "dtype") or value.shape != wanted or not jnp.issubdtype(value.dtype, jnp.floating):
-        what = f"{value.dtype} {value.shape}" if hasattr(value, "dtype") else type(value).__name__
-        raise UserError(f"loss {entry.name!r} returned {what}: expected a float for each image of the batch, {wanted}")
-    return value
-
-
-def check_losses(fields: Mapping[str, Any], experts: int, features: int, classes: int) -> None:
-    """Finds mistakes of a stage's losses before anything is trained, without computing.
-
-    Args:
-      fields: of `config.stages.NAME.loss`.
-      experts, features, classes: M, F and C.
-
-    Raises:
-      UserError: as `value_of`.
-    """
-    images = 4
-    shaped = jax.ShapeDtypeStruct
-    arrays = {
-        "logits": shaped((experts, images, classes), jnp.float32),
-        "features": shaped((experts, images, features), jnp.float32),
-        "labels": shaped((images,), jnp.int32),
-        "class_counts": shaped((classes,), jnp.int32),
-        "progress": shaped((), jnp.float32),
-    }
-    for entry, _, parameters in active_losses(fields):
-
-        def value(arrays: dict[str, Array], entry: Any = entry, parameters: Any = parameters) -> Array:
-            return value_of(entry, LossInputs(**arrays), parameters)
-
-        try:
-            jax.eval_shape(value, arrays)
-        except UserError:
-            raise
-        except Exception:  # perhaps for want of real arrays or devices; if not, it fails in training too
-            continue
-
-
-def describe_losses(fields: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """`active_losses` as plain data: `name`, `weight` and `parameters` of each."""
-    return [{"name": entry.name, "weight": weight, "parameters": p} for entry, weight, p in active_losses(fields)]
-
-
-def cross_entropy(logits: Array, labels: Array) -> Array:
-    """Cross-entropy summed over experts (the L_ce of eq. 10).
-
-    Args:
-      logits: float [M,B,C].
+      logits: float [B,C] or [M,B,C].
       labels: int [B], classes 0..C-1.
 
     Returns:
-      float [B], in nats.
+      float [B].
+
+    Raises:
+      ValueError: of all functions here: shapes that do not fit.
+
+    >>> print(cross_entropy([[0.0, 0.0]], [1]))  # log 2
+    [0.6931472]
     """
-    _check(logits, labels)
+    logits, labels = _checked(logits, labels)
     return -jnp.sum(at_label(jax.nn.log_softmax(logits), labels), 0)
 
 
-def balanced_softmax(logits: Array, labels: Array, class_counts: Array) -> Array:
-    """Balanced softmax cross-entropy summed over experts (eq. 11): cross-entropy of z + log n.
+def balanced_softmax(logits: ArrayLike, labels: ArrayLike, class_counts: ArrayLike) -> Array:
+    """Balanced softmax (eq. 11; Ren et al. 2020): cross-entropy of z + log n.
 
     Args:
-      logits: float [M,B,C].
-      labels: int [B].
-      class_counts: [C] training examples per class, all positive.
+      logits, labels: as in `cross_entropy`.
+      class_counts: [C] training images of each class, all positive.
 
-    Returns:
-      float [B].
+    >>> print(balanced_softmax([[0.0, 0.0]], [1], [3, 1]))  # log 4
+    [1.3862944]
     """
-    if class_counts.shape != logits.shape[-1:]:
-        raise ValueError(f"class_counts {class_counts.shape} must be [C] for logits {logits.shape} [M,B,C]")
-    return cross_entropy(logits + jnp.log(class_counts.astype(logits.dtype)), labels)
+    logits, labels = _checked(logits, labels)
+    return cross_entropy(logits + jnp.log(_counts(class_counts, logits)), labels)
 
 
-def mutual_distillation(logits: Array, form: str = "official") -> Array:
+def mutual_distillation(logits: ArrayLike, form: str = "official") -> Array:
     """KL(p^j || p^k) summed over all ordered pairs of different experts (L_mu, eq. 4).
 
     Args:
-      logits: float [M,B,C]; the result is 0 for M = 1.
+      logits: float [M,B,C]; the result is 0 for M = 1 or [B,C].
       form: `official` divides by C and differentiates through the teacher p^j; `paper` does neither.
-
-    Returns:
-      float [B].
     """
+    logits = _of_experts(logits)
     _check_form(form)
     log_p = jax.nn.log_softmax(logits)
     if form == "official":
@@ -172,19 +77,18 @@ def mutual_distillation(logits: Array, form: str = "official") -> Array:
     return jnp.sum(jnp.exp(teacher) * (len(logits) * teacher - jnp.sum(log_p, 0)), (0, 2))
 
 
-def grand_teacher(logits: Array, labels: Array, form: str = "paper") -> tuple[Array, Array]:
+def grand_teacher(logits: ArrayLike, labels: ArrayLike, form: str = "paper") -> tuple[Array, Array]:
     """The grand teacher's logits and the consensus hardest negative (eqs. 5-7).
 
     Args:
-      logits: float [M,B,C].
-      labels: int [B].
+      logits, labels: as in `cross_entropy`.
       form: how the target entry is treated when the hardest negative is sought: left out (`paper`) or a logit of 0.
 
     Returns:
       float [B,C]: the maximum over experts, but their mean at the hardest negative; the target entry means nothing.
       int [B]: the hardest negative class.
     """
-    _check(logits, labels)
+    logits, labels = _checked(logits, labels)
     _check_form(form)
     target = jax.nn.one_hot(labels, logits.shape[-1], dtype=bool)
     mean = jnp.mean(logits, 0)
@@ -193,17 +97,14 @@ def grand_teacher(logits: Array, labels: Array, form: str = "paper") -> tuple[Ar
     return jnp.where(is_hardest, mean, jnp.max(logits, 0)), hardest
 
 
-def non_target_distillation(logits: Array, labels: Array, form: str = "official") -> Array:
-    """KL(grand teacher || expert) over the non-target classes, summed over experts (L_nt, eqs. 8-9).
+def non_target_distillation(logits: ArrayLike, labels: ArrayLike, form: str = "official") -> Array:
+    """KL(grand teacher || expert) over the non-target classes (L_nt, eqs. 8-9).
 
     Args:
-      logits: float [M,B,C].
-      labels: int [B].
+      logits, labels: as in `cross_entropy`.
       form: see the module's docstring.
-
-    Returns:
-      float [B].
     """
+    logits, labels = _checked(logits, labels)
     teacher, _ = grand_teacher(logits, labels, form)
     target = jax.nn.one_hot(labels, logits.shape[-1], dtype=bool)
     if form == "official":
@@ -215,9 +116,119 @@ def non_target_distillation(logits: Array, labels: Array, form: str = "official"
     return jnp.sum(jnp.where(target, 0.0, jnp.exp(log_t)) * (log_t - log_s), (0, 2))
 
 
-def _log_softmax_without(logits: Array, excluded: Array) -> Array:
-    """log softmax over the entries that are not excluded; 0 (not -inf, which breaks gradients) where they are."""
-    return jnp.where(excluded, 0.0, logits - jax.nn.logsumexp(logits, -1, keepdims=True, where=~excluded))
+def shike(
+    logits: ArrayLike,
+    labels: ArrayLike,
+    form: str = "official",
+    *,
+    nt_weight: float | None = None,
+    mu_weight: float | None = None,
+) -> Array:
+    """The whole loss of SHIKE's first stage: L_ce + alpha L_nt + beta L_mu (eq. 10).
+
+    Args:
+      logits, labels: as in `cross_entropy`.
+      form: see the module's docstring.
+      nt_weight, mu_weight: alpha and beta; None: 10 and 1 (`official`), 1 and 1 (`paper`).
+
+    >>> import numpy as np
+    >>> print(shike(np.zeros((3, 1, 2)), [1], form="paper"))  # experts that agree: three times log 2
+    [2.0794415]
+    """
+    _check_form(form)
+    alpha, beta = (
+        default if given is None else given
+        for given, default in zip((nt_weight, mu_weight), WEIGHTS[form], strict=True)
+    )
+    distilled = alpha * non_target_distillation(logits, labels, form) + beta * mutual_distillation(logits, form)
+    return cross_entropy(logits, labels) + distilled
+
+
+def focal(logits: ArrayLike, labels: ArrayLike, gamma: float = 2.0) -> Array:
+    """Focal loss (Lin et al. 2017, eq. 4, without alpha): -(1 - p_y)^gamma log p_y.
+
+    Args:
+      logits, labels: as in `cross_entropy`.
+      gamma: at least 0; 0 is cross-entropy.
+    """
+    logits, labels = _checked(logits, labels)
+    log_p = at_label(jax.nn.log_softmax(logits), labels)
+    # 1 - p_y; never 0, where a power below 1 has no finite gradient.
+    miss = jnp.maximum(-jnp.expm1(log_p), 1e-7)
+    return -jnp.sum(miss**gamma * log_p, 0)
+
+
+def class_balanced(logits: ArrayLike, labels: ArrayLike, class_counts: ArrayLike, beta: float = 0.9999) -> Array:
+    """Cross-entropy weighted by the inverse effective number of images (Cui et al. 2019, eqs. 2 and 12).
+
+    Args:
+      logits, labels, class_counts: as in `balanced_softmax`.
+      beta: from 0 (no weights) to below 1.
+    """
+    logits, labels = _checked(logits, labels)
+    return effective_number_weights(_counts(class_counts, logits), beta)[labels] * cross_entropy(logits, labels)
+
+
+def ldam(
+    logits: ArrayLike,
+    labels: ArrayLike,
+    class_counts: ArrayLike,
+    margin: float = 0.5,
+    scale: float = 30.0,
+    beta: float = 0.9999,
+    reweighted: ArrayLike = False,
+) -> Array:
+    """Label-distribution-aware margins with deferred re-weighting (Cao et al. 2019, eq. 13 and algorithm 1).
+
+    The label's cosine loses the margin Delta_c = C' / n_c^(1/4), scaled so that the largest is `margin`.
+
+    Args:
+      logits: float [B,C] or [M,B,C]: cosines times `scale`.
+      labels, class_counts: as in `balanced_softmax`.
+      beta, reweighted: where `reweighted` is true (the later part of training, bool []), images are weighted by their
+        class's inverse effective number.
+    """
+    logits, labels = _checked(logits, labels)
+    counts = _counts(class_counts, logits)
+    margins = counts.astype(jnp.float32) ** -0.25
+    margins = margins * (margin / jnp.max(margins))
+    is_label = jnp.arange(logits.shape[-1]) == labels[:, None]
+    weights = jnp.where(jnp.asarray(reweighted), effective_number_weights(counts, beta)[labels], 1.0)
+    return weights * cross_entropy(logits - jnp.where(is_label, scale * margins, 0.0), labels)
+
+
+def logit_adjusted(logits: ArrayLike, labels: ArrayLike, class_counts: ArrayLike, tau: float = 1.0) -> Array:
+    """Logit-adjusted cross-entropy (Menon et al. 2021, eq. 10): of z + tau log pi, pi being the priors.
+
+    Args:
+      logits, labels, class_counts: as in `balanced_softmax`.
+    """
+    logits, labels = _checked(logits, labels)
+    return cross_entropy(logits + tau * _log_prior(class_counts, logits), labels)
+
+
+def balanced_experts(
+    logits: ArrayLike, labels: ArrayLike, class_counts: ArrayLike, low: float = 0.0, high: float = 2.0
+) -> Array:
+    """Experts with different priors (BalPoE, Aimar et al. 2023, sec. 3): cross-entropy of z^m + tau_m log pi.
+
+    Args:
+      logits, labels, class_counts: as in `balanced_softmax`.
+      low, high: tau_m runs in equal steps from `low` (the first expert) to `high` (the last one). With a mean of 1, as
+        0, 1, 2 have, the average of the experts is unbiased.
+    """
+    logits, labels = _checked(logits, labels)
+    taus = jnp.linspace(low, high, len(logits))
+    return cross_entropy(logits + taus[:, None, None] * _log_prior(class_counts, logits), labels)
+
+
+def effective_number_weights(class_counts: ArrayLike, beta: float) -> Array:
+    """Weights [C] proportional to (1 - beta) / (1 - beta^n_c), of mean 1 over the classes (Cui et al. 2019, sec. 4)."""
+    counts = jnp.asarray(class_counts).astype(jnp.float32)
+    # beta^n through expm1, because 1 - beta^n loses digits in float32 where n is small.
+    effective = -jnp.expm1(counts * jnp.log1p(-jnp.float32(1 - beta)))
+    weights = 1 / effective
+    return weights / jnp.mean(weights)
 
 
 def at_label(values: Array, labels: Array) -> Array:
@@ -225,35 +236,44 @@ def at_label(values: Array, labels: Array) -> Array:
     return jnp.take_along_axis(values, labels[None, :, None], -1)[..., 0]
 
 
-def _check(logits: Array, labels: Array) -> None:
-    if logits.ndim != 3 or labels.shape != logits.shape[1:2]:
-        raise ValueError(f"logits {logits.shape} must be [M,B,C] and labels {labels.shape} must be [B]")
+def _log_softmax_without(logits: Array, excluded: Array) -> Array:
+    """log softmax over the entries that are not excluded; 0 (not -inf, which breaks gradients) where they are."""
+    return jnp.where(excluded, 0.0, logits - jax.nn.logsumexp(logits, -1, keepdims=True, where=~excluded))
+
+
+def _log_prior(class_counts: ArrayLike, logits: Array) -> Array:
+    counts = _counts(class_counts, logits)
+    return jnp.log(counts / jnp.sum(counts))
+
+
+def _of_experts(logits: ArrayLike) -> Array:
+    """Logits as a floating array [M,B,C]."""
+    values = jnp.asarray(logits)
+    if values.ndim not in (2, 3):
+        raise ValueError(f"logits {values.shape}: expected [B,C] of one network or [M,B,C] of M experts")
+    if not jnp.issubdtype(values.dtype, jnp.floating):
+        values = values.astype(jnp.float32)
+    return values[None] if values.ndim == 2 else values
+
+
+def _checked(logits: ArrayLike, labels: ArrayLike) -> tuple[Array, Array]:
+    """Logits [M,B,C] and labels [B] that fit each other."""
+    values, classes = _of_experts(logits), jnp.asarray(labels)
+    if classes.shape != values.shape[1:2] or not jnp.issubdtype(classes.dtype, jnp.integer):
+        raise ValueError(
+            f"labels {classes.dtype} {classes.shape}: expected whole numbers {values.shape[1:2]}, one for each image "
+            f"of logits {jnp.shape(logits)}"
+        )
+    return values, classes
+
+
+def _counts(class_counts: ArrayLike, logits: Array) -> Array:
+    counts = jnp.asarray(class_counts)
+    if counts.shape != logits.shape[-1:]:
+        raise ValueError(f"class_counts {counts.shape}: expected {logits.shape[-1:]}, one for each class of the logits")
+    return counts.astype(logits.dtype)
 
 
 def _check_form(form: str) -> None:
     if form not in FORMS:
         raise ValueError(f"form={form!r}: expected one of {', '.join(FORMS)}")
-
-
-@LOSSES.register("ce")
-def _cross_entropy(inputs: LossInputs) -> Array:
-    """Cross-entropy (the L_ce of eq. 10)."""
-    return cross_entropy(inputs.logits, inputs.labels)
-
-
-@LOSSES.register("balanced", balances=True)
-def _balanced_softmax(inputs: LossInputs) -> Array:
-    """Balanced softmax (eq. 11; Ren et al. 2020): cross-entropy of z + log n."""
-    return balanced_softmax(inputs.logits, inputs.labels, inputs.class_counts)
-
-
-@LOSSES.register("nt", parameters=FORM)
-def _non_target_distillation(inputs: LossInputs, form: str) -> Array:
-    """Distillation from the grand teacher over the non-target classes (L_nt, eqs. 5 to 9)."""
-    return non_target_distillation(inputs.logits, inputs.labels, form)
-
-
-@LOSSES.register("mu", parameters=FORM, uses_labels=False)
-def _mutual_distillation(inputs: LossInputs, form: str) -> Array:
-    """Mutual distillation between the experts (L_mu, eq. 4)."""
-    return mutual_distillation(inputs.logits, form)

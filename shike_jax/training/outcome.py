@@ -13,7 +13,7 @@ from shike_jax.config import to_plain
 from shike_jax.data.held_out import evaluated_part
 from shike_jax.data.host_pipeline import short_side
 from shike_jax.methods import LOSSES, SCORES
-from shike_jax.methods.losses import describe_losses
+from shike_jax.methods.loss_registry import describe_losses
 from shike_jax.methods.scores import describe_scores
 from shike_jax.storage.checkpoints import save_weights
 from shike_jax.storage.trouble import check_present

@@ -17,7 +17,7 @@ from shike_jax import models
 from shike_jax.config import to_plain
 from shike_jax.methods import AVERAGES, SCHEDULES, StageLength
 from shike_jax.methods.averaging import AverageSettings
-from shike_jax.methods.losses import check_losses
+from shike_jax.methods.loss_registry import check_losses
 from shike_jax.methods.optimizers import make_optimizer
 from shike_jax.training.trainable import trainable_mask
 

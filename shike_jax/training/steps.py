@@ -20,7 +20,7 @@ from shike_jax.cluster import parallel
 from shike_jax.methods import LossInputs
 from shike_jax.methods.averaging import moved_average, uphill
 from shike_jax.methods.exchange import exchange_channels
-from shike_jax.methods.losses import active_losses, value_of
+from shike_jax.methods.loss_registry import active_losses, value_of
 from shike_jax.methods.mixing import cutmix, mixup, partners
 from shike_jax.training import randomness, trainable
 from shike_jax.training.program import Program
