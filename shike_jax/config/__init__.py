@@ -1,4 +1,4 @@
-"""The configuration of a run: its fields (`fields.py`), shared recipes (`recipes.py`), its checks (`checks.py`)."""
+"""The configuration of a run: its fields (`field.py`, `fields.py`), shared recipes (`recipes.py`) and `checks.py`."""
 
 from shike_jax.common.errors import UserError
 from shike_jax.common.paths import count_images, count_lines, subfolders

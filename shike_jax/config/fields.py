@@ -23,7 +23,7 @@ CIFAR_MEAN, CIFAR_STD = (0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
-def is_name(text: str) -> bool:
+def _is_name(text: str) -> bool:
     """Whether a text can name a file in a folder: printable, not `.` or `..`, without `/` and `\\`, short enough."""
     short = 0 < len(text.encode(errors="replace")) <= 150
     return short and text.isprintable() and text not in (".", "..") and not set(text) & set("/\\")
@@ -46,8 +46,8 @@ def _is_amount(value: float) -> bool:
 
 
 _AMOUNT = (_is_amount, "0, a share below 1, or a whole number of images for each class")
-_NAME = (is_name, "a name of at most 150 bytes without /, \\ and control characters")
-_STAGES = (is_name, "names of config.stages")
+_NAME = (_is_name, "a name of at most 150 bytes without /, \\ and control characters")
+_STAGES = (_is_name, "names of config.stages")
 _PATTERNS = (_is_pattern, "regular expressions over parameter paths")
 _PROFILE = (_is_profile, "STEP:COUNT, such as 20:5, counted over the whole run")
 _SEED: dict[str, Any] = {"low": 0, "high": 2**32 - 1}  # JAX's keys and NumPy's seeds tell so many apart
@@ -157,7 +157,7 @@ FIELDS: dict[str, Field] = {
         choices=("auto", "device", "host"),
     ),
     "augment.cutout": Field(0, "side of the erased square; 0: off", "pixels", low=0, high=4096),
-    "model.backbone": Field("resnet32", "a registered network"),
+    "model.backbone": Field("resnet32", "the network, such as resnet32 or resnet50"),
     "model.depths": Field(
         (1, 2, 1),
         "one expert each: the shared stage whose features it fuses (sec. 3.2)",
