@@ -204,7 +204,7 @@ def test_a_stopped_run_ends_bit_for_bit_with_its_averages(tmp_path, monkeypatch)
     monkeypatch.setattr(loop, "fit_epoch", lambda *args: states.append(fit(*args)) or states[-1])
     make = averaging.make_estimate
     monkeypatch.setattr(averaging, "make_estimate", lambda *args: _counted(make(*args), estimates))
-    clock = {**vars(time), "time": lambda: time.time() + 1000 * len(estimates)}
+    clock = {**vars(time), "monotonic": lambda: time.monotonic() + 1000 * len(estimates)}
     monkeypatch.setattr(setup, "time", SimpleNamespace(**clock))
     results = loop.train(config, tmp_path / "whole")
     # The estimation of BN statistics, once a stage here, counts as evaluation.
