@@ -1,6 +1,6 @@
 """What SHIKE is compared with, on CIFAR100-LT or CIFAR10-LT: one ResNet-32 and one method (paper, tables 1 to 3).
 
-    python -m shike_jax.main --config=configs/baselines_cifar.py:METHOD,imbalance_factor=100 --workdir=runs/METHOD
+    python -m shike_jax train --config=configs/baselines_cifar.py:METHOD,imbalance_factor=100 --workdir=runs/METHOD
 
 METHOD, the first being the default: `ce` (cross-entropy), `focal`, `class_balanced` (effective number), `ldam_drw`,
 `logit_adjusted`, `balanced_softmax`, `crt` (classifier re-trained on balanced batches), `lws` (learnable weight

@@ -1,6 +1,6 @@
 """CIFAR100-LT and CIFAR10-LT (paper, tables 1 and 4).
 
-    python -m shike_jax.main --config=configs/cifar_lt.py:official,imbalance_factor=100 --workdir=runs/cifar100_if100
+    python -m shike_jax train --config=configs/cifar_lt.py:official,imbalance_factor=100 --workdir=runs/cifar100_if100
 
 Arguments: `official` (what the authors ran), `paper` (printed equations) or `plus` (below); dataset=cifar100|cifar10,
 imbalance_factor=100, epochs=180, classifier_epochs=20, file=EXPORTED.npz (no TensorFlow needed then).

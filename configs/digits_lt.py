@@ -1,6 +1,6 @@
 """Handwritten digits, long-tailed: real images that come with scikit-learn, a minute on a laptop.
 
-    python -m shike_jax.main --config=configs/digits_lt.py --workdir=runs/digits
+    python -m shike_jax train --config=configs/digits_lt.py --workdir=runs/digits
 
 Arguments: `official` or `paper`; imbalance_factor=20, width=8, epochs=80, classifier_epochs=20.
 """

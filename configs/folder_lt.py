@@ -1,6 +1,6 @@
 """Your own photographs: a folder of class folders, or a table of paths and labels; long-tailed by nature or request.
 
-    python -m shike_jax.main --config=configs/folder_lt.py:root=DIR --workdir=runs/mine
+    python -m shike_jax train --config=configs/folder_lt.py:root=DIR --workdir=runs/mine
 
 root=DIR holds CLASS/*.jpg, of which test_share=0.2 of each class are held out for testing, or {train,test}/CLASS/*.jpg;
 table=FILE names a CSV or JSON Lines file with path, label and perhaps part. validation=0.1 (or 5: images of each class)

@@ -1,6 +1,6 @@
 """H2T, head-to-tail feature fusion (Li et al., AAAI 2024), on CIFAR100-LT: a plain ResNet-32 in two stages.
 
-    python -m shike_jax.main --config=configs/h2t_cifar.py:imbalance_factor=100 --workdir=runs/h2t_if100
+    python -m shike_jax train --config=configs/h2t_cifar.py:imbalance_factor=100 --workdir=runs/h2t_if100
 
 Arguments: imbalance_factor=100 (also 50, 200), epochs=200, classifier_epochs=10, exchange=0.25 (share of the channels;
 0 re-trains the classifier on balanced batches alone), weight_decay=5e-4, file=EXPORTED.npz (no TensorFlow needed then).

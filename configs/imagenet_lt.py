@@ -1,7 +1,7 @@
 """ImageNet-LT (paper, tables 2 and 5): 115,846 training images of 1,000 classes, 1,280 to 5 each; 50,000 test images.
 
-    python -m shike_jax.main --config=configs/imagenet_lt.py:root=/data/imagenet,lists=/data/lists --workdir=runs/inlt
-    python -m shike_jax.main --config=configs/imagenet_lt.py:source=tfds,backbone=resnext50_32x4d --workdir=runs/inlt_rx
+    python -m shike_jax train --config=imagenet_lt:root=/data/imagenet,lists=/data/lists --workdir=runs/inlt
+    python -m shike_jax train --config=imagenet_lt:source=tfds,backbone=resnext50_32x4d --workdir=runs/inlt_rx
 
 Arguments: `paper` or `official` (form of the losses); source=lists (root= holds train/ and val/ of ILSVRC 2012, lists=
 the folder of ImageNet_LT_{train,val,test}.txt, root itself when empty) or source=tfds (`imagenet_lt` stored as

@@ -1,7 +1,7 @@
 """iNaturalist 2018 (paper, table 2): 437,513 training images of 8,142 species, 24,426 validation images to evaluate on.
 
-    python -m shike_jax.main --config=configs/inat18.py:root=/data/inat18,lists=/data/lists --workdir=runs/inat18
-    python -m shike_jax.main --config=configs/inat18.py:source=tfds --workdir=runs/inat18
+    python -m shike_jax train --config=configs/inat18.py:root=/data/inat18,lists=/data/lists --workdir=runs/inat18
+    python -m shike_jax train --config=configs/inat18.py:source=tfds --workdir=runs/inat18
 
 Arguments: `paper` or `official` (form of the losses); source=lists (root= holds train_val2018/, lists= the folder of
 iNaturalist18_{train,val}.txt, root itself when empty) or source=tfds (`i_naturalist2018` stored as array_record);

@@ -1,6 +1,6 @@
 """Places-LT (paper, table 3): 62,500 training images of 365 scenes, 4,980 to 5 each; 36,500 test images.
 
-    python -m shike_jax.main --config=configs/places_lt.py:root=/data/places,weights=resnet152.pth --workdir=runs/places
+    python -m shike_jax train --config=places_lt:root=/data/places,weights=resnet152.pth --workdir=runs/places
 
 Arguments: `paper` or `official` (form of the losses); weights= torchvision's file of an ImageNet ResNet-152, or a
 checkpoint converted before (`none` trains from scratch, with nothing frozen); source=lists (root= holds train/ and

@@ -46,7 +46,7 @@ step() {
   local name=$1
   shift
   tiny && set -- "$@" --batch=4 --width=4 --blocks="${blocks:-1,1,1}" --image_size=32 --repeats=1 --steps_per_call=1
-  logged "$name" timeout "$LIMIT" "$PYTHON" -m shike_jax.benchmark step "$@" --peak_tflops="$PEAK" --json="$OUT/$name.json"
+  logged "$name" timeout "$LIMIT" "$PYTHON" -m shike_jax benchmark step "$@" --peak_tflops="$PEAK" --json="$OUT/$name.json"
 }
 
 # full NAME CONFIG OPTION...: a timed run in OUT/NAME/, which continues where the piece before it stopped.
@@ -63,7 +63,7 @@ full() {
     [[ $config == *h2t* ]] && stages="mixup h2t"
     for stage in $stages; do set -- "$@" "--config.stages.$stage.max_steps=3"; done
   fi
-  logged "$name" "$PYTHON" -m shike_jax.benchmark run --config="$config" "$@" --workdir="$OUT/$name" \
+  logged "$name" "$PYTHON" -m shike_jax benchmark run --config="$config" "$@" --workdir="$OUT/$name" \
     --limit="$LIMIT" --json="$OUT/$name.json"
 }
 
@@ -86,8 +86,8 @@ half=--config.dtype=bfloat16
 # smoke: devices, versions and the float32 golden step of the training program, as OUT/smoke.json.
 # shellcheck disable=SC2317  # called through `piece`
 smoke() {
-  local tests="tests/test_losses.py tests/test_golden_shike.py"
-  tiny && tests=tests/test_losses.py
+  local tests="tests/methods/test_losses.py tests/models/test_golden_shike.py"
+  tiny && tests=tests/methods/test_losses.py
   # Float32 convolutions would otherwise run in TF32, which is further from the golden values than their bounds.
   # shellcheck disable=SC2086  # several files
   logged smoke timeout "$LIMIT" env JAX_PLATFORMS="${JAX_PLATFORMS:-cuda,cpu}" JAX_DEFAULT_MATMUL_PRECISION=highest \
@@ -162,10 +162,10 @@ quarter)
   exit "$missing"
   ;;
 1)
-  logged doctor "$PYTHON" -m shike_jax.doctor
-  tests="tests/test_losses.py tests/test_optim.py tests/test_golden_shike.py tests/test_benchmark.py"
-  tests="$tests tests/test_steps_per_call.py tests/augment/test_pipeline.py"
-  tiny && tests=tests/test_losses.py
+  logged doctor "$PYTHON" -m shike_jax doctor
+  tests="tests/methods/test_losses.py tests/methods/test_optim.py tests/models/test_golden_shike.py tests/benchmark/test_benchmark.py"
+  tests="$tests tests/training/test_steps_per_call.py tests/augment/test_pipeline.py"
+  tiny && tests=tests/methods/test_losses.py
   # Float32 convolutions would otherwise run in TF32, which is further from the golden values than their bounds.
   # shellcheck disable=SC2086  # several files
   logged tests env JAX_PLATFORMS="${JAX_PLATFORMS:-cuda,cpu}" JAX_DEFAULT_MATMUL_PRECISION=highest \
@@ -202,7 +202,7 @@ quarter)
     tiny && more=(--config.model.width=4 --config.model.blocks='(1,1,1)' --config.train.eval_every_epochs=0 --rows='plain*'
       --config.stages.representation.max_steps=3 --config.stages.classifier.max_steps=3)
     # The sweep passes SIGTERM on to its run, which saves; the next call continues.
-    logged table4 timeout --preserve-status "$LIMIT" "$PYTHON" launch/sweep.py table4 \
+    logged table4 timeout --preserve-status "$LIMIT" "$PYTHON" -m shike_jax sweep table4 \
       --config="$(cifar official 100)" $half --workdir="$OUT/table4" "${more[@]}"
   else
     full "$piece" "$(h2t "${piece#h2t_if}")" $half

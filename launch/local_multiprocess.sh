@@ -25,7 +25,7 @@ export NPROC=${NPROC:-$((2 * devices > 4 ? 2 * devices : 4))}
 
 pids=()
 for ((i = 0; i < processes; i++)); do
-  "$python" -m shike_jax.main --coordinator="127.0.0.1:$port" --processes="$processes" --process="$i" "$@" &
+  "$python" -m shike_jax train --coordinator="127.0.0.1:$port" --processes="$processes" --process="$i" "$@" &
   pids+=($!)
 done
 wait_for_all "${pids[@]}"

@@ -5,7 +5,7 @@
 #
 # WORKDIR/ROW/seedN holds each run; finished ones are skipped, and unfinished ones continue. Without ROW all rows run.
 # Variables: FILE (an exported cifar100_if100.npz; without it TensorFlow reads CIFAR-100), PYTHON (default python3),
-# DRY_RUN=1 (print the commands only). Afterwards: python launch/methods_table.py WORKDIR
+# DRY_RUN=1 (print the commands only). Afterwards: python docs/methods_table.py WORKDIR
 [ -n "${BASH_VERSION:-}" ] || { echo "$0: run it with bash" >&2; exit 2; }
 set -euo pipefail
 workdir=${1:?usage: bash launch/methods_runs.sh WORKDIR [SEED] [ROW...]} seed=${2:-0}
@@ -42,7 +42,7 @@ done
 for row; do
   [[ -e $workdir/$row/seed$seed/results.json ]] && continue
   read -ra more <<<"${flags[$row]:-}"
-  ${DRY_RUN:+echo} "${PYTHON:-python3}" -m shike_jax.main --config="${config[$row]}" --config.model.blocks='(1,1,1)' \
+  ${DRY_RUN:+echo} "${PYTHON:-python3}" -m shike_jax train --config="${config[$row]}" --config.model.blocks='(1,1,1)' \
     --config.model.width="${width[$row]:-8}" "${more[@]}" --config.train.eval_every_epochs=0 --config.seed="$seed" \
     --workdir="$workdir/$row/seed$seed"
 done

@@ -21,7 +21,7 @@ threads=$(($(nproc) / gpus > 0 ? $(nproc) / gpus : 1)) # the cores of the node, 
 pids=()
 for ((i = 0; i < gpus; i++)); do
   CUDA_VISIBLE_DEVICES=$i JAX_PROCESS_ID=$((${NODE:-0} * gpus + i)) \
-    "${PYTHON:-python}" -m shike_jax.main --config.data.threads="$threads" "$@" &
+    "${PYTHON:-python}" -m shike_jax train --config.data.threads="$threads" "$@" &
   pids+=($!)
 done
 wait_for_all "${pids[@]}"

@@ -9,5 +9,5 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 source launch/environment.sh
 workdir=${WORKDIR:-runs/quickstart}
-"$PY" -m shike_jax.main --config=configs/digits_lt.py --workdir="$workdir" "$@"
-"$PY" -m shike_jax.report.summary "$workdir"
+"$PY" -m shike_jax train --config=configs/digits_lt.py --workdir="$workdir" "$@"
+"$PY" -m shike_jax summary "$workdir"

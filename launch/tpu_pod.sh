@@ -94,7 +94,7 @@ setup() {
 train() {
   local flags
   flags=$(printf ' %q' "$@")
-  on_all_workers "cd shike && .venv/bin/python -m shike_jax.main$flags"
+  on_all_workers "cd shike && .venv/bin/python -m shike_jax train$flags"
 }
 
 delete() { tpu delete "$TPU_NAME" "${where[@]}" --quiet; }

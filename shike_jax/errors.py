@@ -1,5 +1,26 @@
-"""What programs that use this package catch."""
+"""The errors that end a command with one line: what a user can mend, and what the next try may not meet again."""
 
-from shike_jax.common.errors import UserError
+from __future__ import annotations
 
-__all__ = ["UserError"]
+from collections.abc import Iterator
+
+
+class UserError(Exception):
+    """Bad input: one line that names the thing, its value and what is expected."""
+
+    status = 2  # of the program
+
+
+class TryAgain(UserError):
+    """Nothing is wrong with the input: the same command may succeed later."""
+
+    status = 75  # EX_TEMPFAIL of sysexits.h, as after a request to stop
+
+
+def causes(error: BaseException | None) -> Iterator[BaseException]:
+    """An exception and those that led to it: libraries wrap the system's errors in kinds of their own."""
+    seen: set[int] = set()
+    while error is not None and id(error) not in seen:
+        seen.add(id(error))
+        yield error
+        error = error.__cause__ or error.__context__

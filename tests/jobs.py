@@ -54,7 +54,7 @@ class Job:
         self.workdir, self._logs, self.processes = workdir, [], []
         for index in range(processes):
             together = [f"--coordinator=127.0.0.1:{port}", f"--processes={processes}", f"--process={index}"]
-            command = [sys.executable, "-m", "shike_jax.main", f"--workdir={workdir}", *flags]
+            command = [sys.executable, "-m", "shike_jax", "train", f"--workdir={workdir}", *flags]
             self._logs.append(workdir.parent / f"{workdir.name}-{index}.out")
             with self._logs[-1].open("w") as log:
                 command += [*(together if processes > 1 else []), *(own[index] if own else [])]

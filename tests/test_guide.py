@@ -1,6 +1,5 @@
 """docs/guide.md runs from top to bottom: Python blocks in one namespace, commands through their mains."""
 
-import importlib
 import io
 import re
 import shlex
@@ -9,7 +8,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from shike_jax.cli.flags import load_config
+from shike_jax.commands.program import main
+from shike_jax.config.loading import parse_config
 from shike_jax.data import sources
 from tests.conftest import ROOT
 
@@ -42,13 +42,9 @@ def tour(tmp_path_factory):
 
 
 def _run(command):
-    python, flag, module, *arguments = shlex.split(command)
-    assert (python, flag) == ("python", "-m")
-    try:
-        main = importlib.import_module(module).main
-    except AttributeError:
-        main = importlib.import_module(f"{module}.__main__").main
-    assert not main(arguments + (SHORT if module == "shike_jax.main" else []))
+    python, flag, package, *arguments = shlex.split(command)
+    assert (python, flag, package) == ("python", "-m", "shike_jax")
+    assert not main(arguments + (SHORT if arguments[0] == "train" else []))
 
 
 def test_training_learns_and_the_third_stage_keeps_it(tour):
@@ -106,7 +102,7 @@ def test_tensorboard_gets_curves_images_and_accuracies_of_classes(tour):
 
     # Each stage's first batch as the network saw it. Stage one mixes its pictures; every one of stage two is a digit,
     # at most two pixels from its place.
-    digits = sources.load(load_config([f"--config={ROOT}/configs/digits_lt.py"])[0].data).images["train"]
+    digits = sources.load(parse_config([f"--config={ROOT}/configs/digits_lt.py"])[0].data).images["train"]
     padded = np.pad(digits[..., 0].astype(int), ((0, 0), (2, 2), (2, 2)))
     shifted = np.stack([padded[:, y : y + 16, x : x + 16] for y in range(5) for x in range(5)])  # [25, N, 16, 16]
     first, second = (event.tensor_proto.string_val[2:] for event in found.Tensors("augmented"))

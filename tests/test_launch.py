@@ -54,7 +54,7 @@ def test_local_multiprocess_starts_each_process_and_passes_its_failure_on(tmp_pa
     )
     assert done.returncode == 1
     assert sorted(done.stdout.splitlines()) == [
-        f" --xla_force_host_platform_device_count=8 16 -m shike_jax.main --coordinator=127.0.0.1:4321 --processes=3 "
+        f" --xla_force_host_platform_device_count=8 16 -m shike_jax train --coordinator=127.0.0.1:4321 --processes=3 "
         f"--process={i} --config=c.py"
         for i in range(3)
     ]
@@ -74,7 +74,7 @@ def test_one_process_for_each_gpu_of_a_node(tmp_path):
     assert done.returncode == 76
     threads = max(1, len(os.sched_getaffinity(0)) // 3)
     assert sorted(done.stdout.splitlines()) == [
-        f"{i} of 6: {3 + i} first:8476 -m shike_jax.main --config.data.threads={threads} --config=c.py"
+        f"{i} of 6: {3 + i} first:8476 -m shike_jax train --config.data.threads={threads} --config=c.py"
         for i in range(3)
     ]
 
@@ -265,10 +265,10 @@ FAKE_GCLOUD = """#!/bin/bash
 verb=$4
 call=$*
 echo "$verb ${call//$'\\n'/ }" >> "$CALLS"
-runs=$(grep -c '^ssh.*shike_jax.main' "$CALLS")
+runs=$(grep -c '^ssh.*shike_jax.commands.train' "$CALLS")
 case $verb in
   describe) echo PREEMPTED ;;
-  ssh) [[ $* != *shike_jax.main* || $runs -ge 3 ]] || exit "${STATUS:-1}" ;;
+  ssh) [[ $* != *shike_jax.commands.train* || $runs -ge 3 ]] || exit "${STATUS:-1}" ;;
 esac
 """
 
@@ -389,7 +389,7 @@ def test_slurm_queues_again_what_can_go_on(tmp_path, status, restarts, ends_with
         SHIKE_RESTARTS="5",
     )
     assert done.returncode == ends_with, done.stdout + done.stderr
-    assert (tmp_path / "srun.args").read_text().strip().endswith("python -m shike_jax.main --config=c.py")
+    assert (tmp_path / "srun.args").read_text().strip().endswith("python -m shike_jax train --config=c.py")
     assert (tmp_path / "scontrol.args").exists() == requeued
 
 

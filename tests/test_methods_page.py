@@ -5,8 +5,8 @@ import re
 import numpy as np
 import pytest
 
-from shike_jax import evaluate
-from shike_jax.cli.flags import load_config
+from shike_jax.commands import evaluate
+from shike_jax.config.loading import parse_config
 from shike_jax.methods import ADJUSTMENTS, LOSSES, SAMPLERS, LossInputs
 from shike_jax.training import loop
 from tests.conftest import ROOT
@@ -22,7 +22,7 @@ def test_the_file_of_the_page_adds_a_loss_and_an_adjustment(tmp_path, capsys, mo
         monkeypatch.setattr(registry, "_entries", dict(registry._entries))
     (tmp_path / "vs.py").write_text(BLOCKS[0])
     changes = ["--config.log=quiet", "--config.stages.only.max_steps=2", "--config.train.pictures=0"]
-    config, _ = load_config([f"--config={tmp_path / 'vs.py'}", "--config.stages.only.loss.vs_gamma=0.0", *changes])
+    config, _ = parse_config([f"--config={tmp_path / 'vs.py'}", "--config.stages.only.loss.vs_gamma=0.0", *changes])
     results = loop.train(config, tmp_path / "run")
     assert results["config"]["stages"]["only"]["loss"]["vs_gamma"] == 0.0
     command = [f"--checkpoint={tmp_path / 'run'}", "--heads=representation", f"--output={tmp_path / 'all.npz'}"]
@@ -37,7 +37,7 @@ def test_the_file_of_the_page_adds_a_loss_and_an_adjustment(tmp_path, capsys, mo
 def test_the_second_file_of_the_page_adds_a_loss_to_shike(tmp_path, monkeypatch):
     monkeypatch.setattr(LOSSES, "_entries", dict(LOSSES._entries))
     (tmp_path / "mine.py").write_text(BLOCKS[1])
-    config, _ = load_config([f"--config={tmp_path / 'mine.py'}:official,imbalance_factor=50"])
+    config, _ = parse_config([f"--config={tmp_path / 'mine.py'}:official,imbalance_factor=50"])
     loss = config.stages.representation.loss
     assert (loss.certain, loss.certain_epsilon, loss.ce, loss.nt) == (0.5, 1.0, 1.0, 10.0)
     assert config.stages.classifier.loss.certain == 0 and config.data.imbalance_factor == 50
@@ -65,6 +65,6 @@ def test_the_page_names_what_there_is():
     }
     for name in methods:
         assert f"| `{name}` |" in PAGE
-        load_config([f"--config={ROOT}/configs/baselines_cifar.py:{name}"])
+        parse_config([f"--config={ROOT}/configs/baselines_cifar.py:{name}"])
     assert set(ADJUSTMENTS) - {"none"} <= set(re.findall(r"^\| `(\w+)` \|", PAGE, re.MULTILINE))
     assert [name for name in SAMPLERS if SAMPLERS[name].options["balances"]] == ["balanced", "paired"]

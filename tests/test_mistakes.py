@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from shike_jax.cli import __main__ as cli
-from shike_jax.cli.command import run_main
+from shike_jax.commands import program as cli
+from shike_jax.common.command import run_main
 from tests import tiny
 from tests.conftest import ROOT
 
@@ -185,11 +185,11 @@ def place(tmp_path_factory):
 
 
 def _write_config_of_another_run(path):
-    from shike_jax.cli.flags import load_config
     from shike_jax.config import to_plain
+    from shike_jax.config.loading import parse_config
     from shike_jax.storage.workdir import write_json
 
-    config, _ = load_config([DIGITS, "--config.seed=5"])
+    config, _ = parse_config([DIGITS, "--config.seed=5"])
     write_json(path, to_plain(config))
 
 

@@ -98,12 +98,11 @@ runpy.run_module(sys.argv[0], run_name="__main__", alter_sys=False)
 @pytest.mark.parametrize(
     ("missing", "extra", "command"),
     [
-        ("matplotlib", "report", ["shike_jax.report", "--runs=.", "--output=o"]),
-        ("matplotlib", "report", ["shike_jax.cli", "report", "--runs=.", "--output=o"]),
-        ("matplotlib", "report", ["shike_jax.data.inspect", "--config=digits_lt", "--figure=o.png"]),
-        ("sklearn", "digits", ["shike_jax.main", "--config=digits_lt", "--workdir=w"]),
-        ("tensorflow", "tfds", ["shike_jax.main", "--config=cifar_lt", "--workdir=w"]),
-        ("tensorflow_datasets", "tfds", ["shike_jax.data.inspect", "--config=cifar_lt"]),
+        ("matplotlib", "report", ["shike_jax", "report", "--runs=.", "--output=o"]),
+        ("matplotlib", "report", ["shike_jax", "inspect", "--config=digits_lt", "--figure=o.png"]),
+        ("sklearn", "digits", ["shike_jax", "train", "--config=digits_lt", "--workdir=w"]),
+        ("tensorflow", "tfds", ["shike_jax", "train", "--config=cifar_lt", "--workdir=w"]),
+        ("tensorflow_datasets", "tfds", ["shike_jax", "inspect", "--config=cifar_lt"]),
     ],
 )
 def test_a_command_that_needs_an_extra_says_which(missing, extra, command, tmp_path):
@@ -123,7 +122,7 @@ def environment():
 def test_the_list_of_commands_needs_no_library():
     """`import shike_jax` and `shike-jax --help` load neither JAX nor NumPy, which take a second or more."""
     script = (
-        "import sys, shike_jax\nfrom shike_jax.cli.__main__ import main\nmain(['--help'])\n"
+        "import sys, shike_jax\nfrom shike_jax.commands.program import main\nmain(['--help'])\n"
         "heavy = set(sys.modules) & {'jax', 'numpy', 'flax', 'orbax', 'tensorflow', 'matplotlib'}\n"
         "print('loaded', sorted(heavy))"
     )
@@ -150,7 +149,7 @@ def test_wheel_and_sdist_carry_the_configurations(tmp_path):
         names = set(archive.namelist())
         [described] = [name for name in names if name.endswith("METADATA")]
         described = archive.read(described).decode()
-    assert {"shike_jax/py.typed", "shike_jax/configs/folder_lt.py", "shike_jax/serving/load_exported.py"} <= names
+    assert {"shike_jax/py.typed", "shike_jax/configs/folder_lt.py", "shike_jax/evaluation/load_exported.py"} <= names
     assert not any(name.startswith(("tests/", "docs/", "launch/")) for name in names)
     assert "SHIKE" in described and "H2T" in described
     provided = re.findall(r"^Provides-Extra: (.*)$", described, re.MULTILINE)

@@ -18,8 +18,8 @@ import pytest
 import yaml
 from PIL import Image
 
-from shike_jax import main as training
-from shike_jax.cli.flags import load_config
+from shike_jax.commands import train as training
+from shike_jax.config.loading import parse_config
 from shike_jax.data import arrays, sources
 from tests.conftest import ROOT
 from tests.test_guide import BLOCK
@@ -49,9 +49,7 @@ SLIM = [
 def python(words, place, more=()):
     """`python -m MODULE` or `python FILE`, within this process."""
     if words[1] == "-m":
-        module = importlib.import_module(words[2])
-        main = getattr(module, "main", None) or importlib.import_module(f"{words[2]}.__main__").main
-        arguments = words[3:]
+        main, arguments = importlib.import_module(f"{words[2]}.__main__").main, words[3:]
     else:
         main, arguments = runpy.run_path(words[1])["main"], words[2:]
     assert not main([*arguments, *more])
@@ -82,7 +80,7 @@ def evaluate(words, place):
 
 
 def predict(words, place):
-    source = sources.load(load_config([f"--config=cifar_lt:file={DATA}"])[0].data)
+    source = sources.load(parse_config([f"--config=cifar_lt:file={DATA}"])[0].data)
     (place / "photos").mkdir()
     for i in range(4):
         Image.fromarray(source.images["test"][i]).save(place / "photos" / f"{i}.png")
@@ -103,9 +101,9 @@ def scripted(words, place, **environment):
 def quickstart(words, place):
     """The script's own calls, with its own arguments, and fewer steps."""
     _, calls = scripted(words, place, SHIKE_VENV=str(place / "venv"))
-    assert [call[2] for call in calls] == ["shike_jax.main", "shike_jax.report.summary"]
+    assert [call[2:4] for call in calls] == [["shike_jax", "train"], ["shike_jax", "summary"]]
     for call in calls:
-        python(call, place, SLIM if call[2] == "shike_jax.main" else [])
+        python(call, place, SLIM if call[3] == "train" else [])
 
 
 def suite(words, place):
@@ -116,10 +114,10 @@ def suite(words, place):
 
 def processes(words, place):
     _, calls = scripted(words, place, PYTHON=str(place / "venv" / "bin" / "python"))
-    started = [call for call in calls if call[1:3] == ["-m", "shike_jax.main"]]
+    started = [call for call in calls if call[1:3] == ["-m", "shike_jax", "train"]]
     assert len(started) == 2
     for call in started:
-        accepted(call[3:])
+        accepted(call[4:])
 
 
 def submitted(words, place):
@@ -137,9 +135,9 @@ def pod(words, place):
     names = dict(word.split("=", 1) for word in words[: words.index("bash")])
     printed, calls = scripted(words[len(names) :], place, **names)
     assert not calls  # of gcloud
-    [command] = [line for line in printed.splitlines() if "shike_jax.main" in line]
+    [command] = [line for line in printed.splitlines() if "shike_jax train" in line]
     remote = shlex.split(command.removeprefix("+ "))[-1].removeprefix("--command=")
-    accepted(shlex.split(remote.partition("shike_jax.main")[2]))
+    accepted(shlex.split(remote.partition("shike_jax train")[2]))
 
 
 def privileged(words, place):
@@ -149,7 +147,7 @@ def privileged(words, place):
 
 def accepted(arguments):
     """Arguments that training would take."""
-    config, rest = load_config(arguments)
+    config, rest = parse_config(arguments)
     assert training.parse(rest).workdir and config.run == ("representation", "classifier")
 
 
@@ -162,13 +160,13 @@ TABLE = {
     "bash launch/quickstart.sh": quickstart,
     "bash launch/test.sh": suite,
     "export TFDS_DATA_DIR=": nothing,
-    "python -m shike_jax.main --config=configs/cifar_lt.py:official,imbalance_factor=100 ": train,
-    "python -m shike_jax.evaluate ": evaluate,
-    "python -m shike_jax.report ": python,
-    "python -m shike_jax.predict ": predict,
-    "python -m shike_jax.export ": python,
-    "python -m shike_jax.main --config=configs/cifar_lt.py --workdir=runs/two_experts ": train,
-    "python launch/sweep.py table4 ": lambda words, place: python(words, place, ["--dry-run"]),
+    "python -m shike_jax train --config=configs/cifar_lt.py:official,imbalance_factor=100 ": train,
+    "python -m shike_jax evaluate ": evaluate,
+    "python -m shike_jax report ": python,
+    "python -m shike_jax predict ": predict,
+    "python -m shike_jax export ": python,
+    "python -m shike_jax train --config=configs/cifar_lt.py --workdir=runs/two_experts ": train,
+    "python -m shike_jax sweep table4 ": lambda words, place: python(words, place, ["--dry-run"]),
     "bash launch/local_multiprocess.sh 2 4 -- ": processes,
     "sbatch launch/gpu_slurm.sbatch ": submitted,
     "kubectl apply ": kubectl,
@@ -195,7 +193,7 @@ def place(tmp_path_factory):
         path.chmod(0o755)
     digest = hashlib.sha256((ROOT / "requirements.txt").read_bytes()).hexdigest()
     (folder / "venv" / f".requirements-{digest[:12]}").touch()  # nothing to install
-    config = load_config(["--config=digits_lt", "--config.data.image_size=32", "--config.data.test_per_class=5"])[0]
+    config = parse_config(["--config=digits_lt", "--config.data.image_size=32", "--config.data.test_per_class=5"])[0]
     arrays.save(sources.load(config.data), str(folder / DATA))
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
@@ -227,7 +225,7 @@ def test_what_the_commands_have_written(place, capsys):
 def test_python_block_agrees_with_the_prediction_and_the_export(place):
     images = np.stack([np.asarray(Image.open(place / "photos" / f"{i}.png")) for i in range(4)])
     [block] = [text for kind, text in BLOCK.findall(README) if kind == "python"]
-    config = load_config(["--config=cifar_lt"])[0]
+    config = parse_config(["--config=cifar_lt"])[0]
     names = {"images": (images / 255 - config.data.mean) / np.asarray(config.data.std)}
     exec(compile(block, "README.md", "exec"), names)
     assert names["logits"].shape == (2, 4, 10)

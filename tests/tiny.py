@@ -21,7 +21,7 @@ def write_checkpoint(folder: Path, **meta) -> Path:
     settings = schema.to_plain(config.model)
     network = models.build_model(settings, len(CLASSES))
     images = jnp.zeros((1, SIZE, SIZE, 3))
-    shapes = jax.eval_shape(lambda key: network.init(key, images, method="init_all"), jax.random.key(0))
+    shapes = jax.eval_shape(lambda key: network.init(key, images), jax.random.key(0))
     draw = np.random.default_rng(0)
 
     def fill(path, leaf):

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from shike_jax.augment import policies, selection
-from shike_jax.common.errors import UserError
+from shike_jax.errors import UserError
 
 Array = jax.Array
 

@@ -14,29 +14,29 @@ from PIL import Image
 
 from shike_jax import config as schema
 from shike_jax.benchmark import measure, scaling
-from shike_jax.benchmark.pillow_transforms import randaugment_transform
-from shike_jax.cli.parser import Parser
-from shike_jax.common.errors import UserError
+from shike_jax.benchmark.peers import peer
+from shike_jax.common.parser import Parser
 from shike_jax.data.images import crop_box
+from shike_jax.errors import UserError
 
 SIZE, WIDTH, HEIGHT = 224, 500, 375
 MEAN, STD = np.array(schema.IMAGENET_MEAN, np.float32), np.array(schema.IMAGENET_STD, np.float32)
 _EPILOG = """\
 All sides read the same JPEGs (500 x 375) from memory and give 224 x 224 random resized crops, half of them mirrored.
-torchvision's recipe ends in RandAugment and normalised floats; here those run on the device (`benchmark augment`).
+torchvision's recipe ends in RandAugment and normalised floats; here those run on the device.
 Rates are per second of processor time, so other programs on the machine do not count; run it on one core.
 tf.data takes part where TensorFlow is installed. With --scaling rates are by the clock: leave the machine alone.
 
 examples:
-  taskset -c 0 python -m shike_jax.benchmark input --images=photographs --json=input.json
-  python -m shike_jax.benchmark input --scaling --json=scaling.json
-  python -m shike_jax.benchmark input --count=4 --rounds=1      a quick try, with made-up images
+  taskset -c 0 python -m shike_jax benchmark input --images=photographs --json=input.json
+  python -m shike_jax benchmark input --scaling --json=scaling.json
+  python -m shike_jax benchmark input --count=4 --rounds=1      a quick try, with made-up images
 """
 
 
 def main(argv: Sequence[str]) -> None:
     """Runs the command."""
-    parser = Parser("python -m shike_jax.benchmark input", "Times the input of photographs on one core.", _EPILOG)
+    parser = Parser("python -m shike_jax benchmark input", "Times the input of photographs on one core.", _EPILOG)
     parser.add_argument("--images", type=Path, metavar="DIR", help="JPEGs to make the test images from; default: noise")
     parser.add_argument("--count", type=measure.positive, default=96, help="images per round")
     parser.add_argument("--rounds", type=measure.positive, default=9, help="rounds that count")
@@ -112,6 +112,8 @@ def _pictures(folder: Path | None, count: int, random: np.random.Generator) -> l
 
 def torchvision_recipe(encoded: list[bytes], randaugment: bool) -> Callable[[int], None]:
     """Decode, RandomResizedCrop, flip, maybe RandAugment, to float, normalise; one image after the other."""
+
+    randaugment_transform = peer("pillow_transforms", "benchmark input").randaugment_transform
 
     def run(seed: int) -> None:
         random = np.random.RandomState(seed)

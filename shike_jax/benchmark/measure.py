@@ -13,9 +13,9 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from shike_jax.common.errors import UserError
+from shike_jax.common.provenance import code_version, commit, versions
 from shike_jax.common.text import to_json
-from shike_jax.training.provenance import code_version, commit, versions
+from shike_jax.errors import UserError
 
 # Variables that change speed without a trace in the command.
 ENVIRONMENT = ("GLIBC_TUNABLES", "JAX_NUM_CPU_DEVICES", "JAX_PLATFORMS", "LD_PRELOAD", "NPROC", "XLA_FLAGS")
@@ -59,7 +59,7 @@ def origin(subcommand: str, argv: Sequence[str]) -> dict[str, Any]:
     """Command, code, versions and machine; to be called after the measurement, when all libraries are loaded."""
     optional = {label: sys.modules[name].__version__ for name, label in OPTIONAL.items() if name in sys.modules}
     return {
-        "command": f"python -m shike_jax.benchmark {subcommand} {shlex.join(argv)}".strip(),
+        "command": f"python -m shike_jax benchmark {subcommand} {shlex.join(argv)}".strip(),
         "environment": {name: os.environ[name] for name in ENVIRONMENT if name in os.environ},
         "commit": commit(),
         "code": code_version(),

@@ -16,8 +16,9 @@ import numpy as np
 
 from shike_jax import models
 from shike_jax.benchmark import measure, workload
-from shike_jax.cli.parser import Parser
-from shike_jax.models.convolution import convolve
+from shike_jax.benchmark.peers import peer
+from shike_jax.common.parser import Parser
+from shike_jax.kernels.convolution import convolve
 from shike_jax.models.layers import BatchNorm, Conv
 
 _EPILOG = """\
@@ -27,8 +28,8 @@ A kind's time in a step is the sum of its medians times how often the network ha
 costs, additions, classifiers, losses and the update are not in it.
 
 examples:
-  taskset -c 0 python -m shike_jax.benchmark parts --batch=64 --against=torch --json=parts.json
-  python -m shike_jax.benchmark parts --batch=4 --width=4 --blocks=1,1,1 --image_size=16 --repeats=1      a quick try
+  taskset -c 0 python -m shike_jax benchmark parts --batch=64 --against=torch --json=parts.json
+  python -m shike_jax benchmark parts --batch=4 --width=4 --blocks=1,1,1 --image_size=16 --repeats=1      a quick try
 """
 
 
@@ -73,9 +74,7 @@ def main(argv: Sequence[str]) -> None:
     """Runs the command."""
     args = _parse(argv)
     if args.against:
-        from shike_jax.benchmark.pytorch import require_torch
-
-        require_torch()
+        peer("pytorch", "--against=torch").require_torch()
     measure.check_writable(args.json)
     result = {"device": measure.device(), **compare(args), **measure.origin("parts", argv)}
     print(_text(result))
@@ -84,7 +83,7 @@ def main(argv: Sequence[str]) -> None:
 
 def _parse(argv: Sequence[str]) -> argparse.Namespace:
     parser = Parser(
-        "python -m shike_jax.benchmark parts", "Times the layers of a training step of SHIKE one by one.", _EPILOG
+        "python -m shike_jax benchmark parts", "Times the layers of a training step of SHIKE one by one.", _EPILOG
     )
     workload.add_arguments(parser, batch=64)
     parser.add_argument("--repeats", type=measure.positive, default=20, help="rounds that count")
@@ -98,9 +97,7 @@ def compare(args: argparse.Namespace) -> dict[str, Any]:
     work = workload.make(args.model, batch=args.batch, image_size=args.image_size, width=args.width, blocks=args.blocks)
     makers: dict[str, Callable[[Layer], Parts]] = {"ours": our_parts}
     if args.against:
-        from shike_jax.benchmark.pytorch import layer_parts
-
-        makers["torch"] = layer_parts
+        makers["torch"] = peer("pytorch", "--against=torch").layer_parts
     layers: list[dict[str, Any]] = []
     in_a_step = dict.fromkeys(makers, 0.0)
     for layer, count in layers_of(work).items():

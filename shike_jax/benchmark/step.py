@@ -12,8 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from shike_jax.benchmark import measure
-from shike_jax.cli.parser import Parser
-from shike_jax.common.errors import UserError
+from shike_jax.benchmark.peers import peer
+from shike_jax.common.parser import Parser
+from shike_jax.errors import UserError
 
 OTHERS = ("plain", "torch", "torch_compiled")
 _EPILOG = """\
@@ -29,10 +30,10 @@ trace, three times (forward, both gradients; once for the classifier stage, whos
 their time at the rate of a large matrix product, measured in the same run after the sides.
 
 examples:
-  python -m shike_jax.benchmark step --against=plain,torch --json=step.json
-  python -m shike_jax.benchmark step --model=shike_resnet50 --batch=256 --classes=1000 --dtype=bfloat16 \\
+  python -m shike_jax benchmark step --against=plain,torch --json=step.json
+  python -m shike_jax benchmark step --model=shike_resnet50 --batch=256 --classes=1000 --dtype=bfloat16 \\
       --against=torch,torch_compiled --peak_tflops=790
-  python -m shike_jax.benchmark step --batch=4 --width=4 --blocks=1,1,1 --image_size=16      a quick try
+  python -m shike_jax benchmark step --batch=4 --width=4 --blocks=1,1,1 --image_size=16      a quick try
 """
 
 
@@ -40,9 +41,7 @@ def main(argv: Sequence[str]) -> None:
     """Runs the command."""
     args = _parse(argv)
     if "torch" in args.against or "torch_compiled" in args.against:
-        from shike_jax.benchmark.pytorch import require_torch
-
-        require_torch()
+        peer("pytorch", "--against=torch").require_torch()
     measure.check_writable(args.json)
     # Both frameworks use one GPU in turns: neither may take all of its memory. Before JAX wakes it.
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
@@ -55,7 +54,7 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
     from shike_jax.benchmark import workload
 
     parser = Parser(
-        "python -m shike_jax.benchmark step",
+        "python -m shike_jax benchmark step",
         "Times one training step of SHIKE with synthetic images that lie on the device.",
         _EPILOG,
     )
@@ -90,7 +89,7 @@ def compare(args: argparse.Namespace) -> dict[str, Any]:
 
     from shike_jax.benchmark import workload as workloads
     from shike_jax.benchmark.ceilings import measure_ceilings
-    from shike_jax.benchmark.plain import forward_flops
+    from shike_jax.benchmark.flops import forward_flops
     from shike_jax.cluster import cpu
 
     cpu.use_cores(batch_sizes=[args.batch])
@@ -176,8 +175,6 @@ def compare(args: argparse.Namespace) -> dict[str, Any]:
 def _makers(args: argparse.Namespace, workload: Any) -> dict[str, Callable[[], Any]]:
     """Name to a function that builds that side, ours first."""
     from shike_jax.benchmark.ours import Ours
-    from shike_jax.benchmark.plain import Plain
-    from shike_jax.benchmark.pytorch import Torch
 
     makers: dict[str, Callable[[], Any]] = {"ours": lambda: Ours(workload, args.augment)}
     if args.augment != "none":
@@ -185,9 +182,9 @@ def _makers(args: argparse.Namespace, workload: Any) -> dict[str, Callable[[], A
     if args.seeds > 1:
         makers[f"ours, {args.seeds} seeds at once"] = lambda: Ours(workload, args.augment, seeds=args.seeds)
     others = {
-        "plain": lambda: Plain(workload),
-        "torch": lambda: Torch(workload),
-        "torch_compiled": lambda: Torch(workload, args.compile_mode),
+        "plain": lambda: peer("plain", "--against=plain").Plain(workload),
+        "torch": lambda: peer("pytorch", "--against=torch").Torch(workload),
+        "torch_compiled": lambda: peer("pytorch", "--against=torch_compiled").Torch(workload, args.compile_mode),
     }
     return makers | {name: others[name] for name in args.against}
 

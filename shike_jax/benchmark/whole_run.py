@@ -12,14 +12,14 @@ from pathlib import Path
 from typing import Any
 
 from shike_jax.benchmark import measure
-from shike_jax.cli.flags import load_config, split_arguments
-from shike_jax.cli.parser import Parser
 from shike_jax.cluster.preemption import EXIT_STATUS
-from shike_jax.common.errors import UserError
+from shike_jax.common.parser import Parser
+from shike_jax.config.loading import parse_config, split_arguments
+from shike_jax.errors import UserError
 
 RESULTS = "results.json"
 _EPILOG = """\
-The run is a process of its own, `python -m shike_jax.main` with the same --config arguments, so its start counts too.
+The run is a process of its own, `python -m shike_jax train` with the same --config arguments, so its start counts too.
 Its own clock splits the time: start-up (data, network), compilation, training, evaluation; what is left is the
 interpreter's start, imports, checkpoints and files. Without --workdir it runs in a temporary directory.
 
@@ -27,22 +27,22 @@ With --workdir, a run that was stopped (--limit seconds, a signal) continues wit
 covers all its parts, and there is no wall time. A finished run is not timed again.
 
 examples:
-  python -m shike_jax.benchmark run --config=configs/digits_lt.py --json=run.json
-  python -m shike_jax.benchmark run --config=configs/cifar_lt.py:official,file=cifar100_if100.npz \\
+  python -m shike_jax benchmark run --config=configs/digits_lt.py --json=run.json
+  python -m shike_jax benchmark run --config=configs/cifar_lt.py:official,file=cifar100_if100.npz \\
       --config.dtype=bfloat16 --workdir=runs/timed --limit=540 --json=run.json
 """
 
 
 def main(argv: Sequence[str]) -> int | None:
     """Runs the command; returns 75 when the run was stopped and can continue."""
-    parser = Parser("python -m shike_jax.benchmark run", "Times a whole run by its parts.", _EPILOG)
+    parser = Parser("python -m shike_jax benchmark run", "Times a whole run by its parts.", _EPILOG)
     parser.add_argument("--config", metavar="FILE[:ARGUMENTS]", help="configuration; --config.FIELD=VALUE changes it")
     parser.add_argument("--workdir", type=Path, help="directory of the run; default: a temporary one")
     parser.add_argument("--limit", type=measure.positive, metavar="SECONDS", help="stop and save after that long")
     parser.add_argument("--json", type=Path, metavar="FILE")
     if {"-h", "--help"} & set(argv):
         parser.parse_args(["--help"])
-    load_config(argv)  # mistakes in one line, before anything starts
+    parse_config(argv)  # mistakes in one line, before anything starts
     chosen, rest = split_arguments(argv)
     args = parser.parse_args(rest)
     measure.check_writable(args.json)
@@ -88,7 +88,7 @@ def split(results: dict[str, Any], wall: float | None) -> dict[str, Any]:
 def _run(chosen: list[str], workdir: Path, limit: int | None) -> tuple[float, int]:
     """Wall seconds and exit status of the run; SIGTERM at the limit."""
     began = time.perf_counter()
-    process = subprocess.Popen([sys.executable, "-m", "shike_jax.main", *chosen, f"--workdir={workdir}"])
+    process = subprocess.Popen([sys.executable, "-m", "shike_jax", "train", *chosen, f"--workdir={workdir}"])
     try:
         process.wait(limit)
     except subprocess.TimeoutExpired:

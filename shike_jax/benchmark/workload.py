@@ -11,7 +11,7 @@ import numpy as np
 from shike_jax import config as schema
 from shike_jax import models
 from shike_jax.benchmark import measure
-from shike_jax.common.errors import UserError
+from shike_jax.errors import UserError
 
 MODELS = {  # name: backbone, the experts' depths, side of the images in pixels
     "shike_resnet32_cifar": ("resnet32", (1, 2, 1), 32),

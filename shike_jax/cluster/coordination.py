@@ -1,6 +1,6 @@
 """What is used of JAX without a public name: the coordination service, and the names of compilation events.
 
-One place, so that a new version of JAX has one place to break; tests/test_coordination.py checks what is relied on.
+One place, so that a new version of JAX has one place to break; tests/cluster/test_coordination.py checks it all.
 """
 
 from __future__ import annotations

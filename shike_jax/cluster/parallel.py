@@ -21,7 +21,7 @@ from jax import lax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from shike_jax.cluster import coordination
-from shike_jax.common.errors import UserError
+from shike_jax.errors import UserError
 
 AXIS = "devices"
 BARRIER_SECONDS = 6 * 3600

@@ -22,7 +22,7 @@ from collections.abc import Iterator
 import jax
 
 from shike_jax.cluster import coordination
-from shike_jax.common.errors import UserError
+from shike_jax.errors import UserError
 
 EXIT_STATUS = 76  # another process was lost: start all of them again to go on
 _ALIVE, _STOPPED = "shike_jax/alive/", "shike_jax/stopped"

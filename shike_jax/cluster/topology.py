@@ -14,7 +14,7 @@ from typing import Any
 
 import jax
 
-from shike_jax.common.errors import UserError
+from shike_jax.errors import UserError
 
 GIB = 1 << 30
 # Memory of a chip in bytes: Google's and NVIDIA's published sizes.

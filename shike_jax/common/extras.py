@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 from types import ModuleType
 
-from shike_jax.common.errors import UserError
+from shike_jax.errors import UserError
 
 # imported name: what pip calls it, and the extra that holds it
 EXTRAS = {

@@ -1,6 +1,5 @@
 """The configuration of a run: its fields (`field.py`, `fields.py`), shared recipes (`recipes.py`) and `checks.py`."""
 
-from shike_jax.common.errors import UserError
 from shike_jax.common.paths import count_images, count_lines, subfolders
 from shike_jax.config.checks import validate
 from shike_jax.config.fields import (
@@ -17,6 +16,7 @@ from shike_jax.config.fields import (
     without_gone,
 )
 from shike_jax.config.recipes import fine_tuning, parse_arguments, photograph_recipe, shike_stages, stated
+from shike_jax.errors import UserError
 
 __all__ = [
     "CIFAR_MEAN",

@@ -8,8 +8,8 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from shike_jax.common.errors import UserError
 from shike_jax.config.fields import GONE, fields_of
+from shike_jax.errors import UserError
 from shike_jax.methods import LOSSES, OPTIMIZERS, SAMPLERS, SCHEDULES, StageLength
 from shike_jax.methods.optimizers import is_optimizer
 

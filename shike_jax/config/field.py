@@ -7,7 +7,7 @@ import math
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from shike_jax.common.errors import UserError
+from shike_jax.errors import UserError
 from shike_jax.methods.registry import Choice, Number, default_of
 
 

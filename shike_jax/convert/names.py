@@ -14,7 +14,7 @@ import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from shike_jax import config
-from shike_jax.common.errors import UserError
+from shike_jax.errors import UserError
 from shike_jax.models import build_model
 
 Rules = tuple[tuple[str, str], ...]
@@ -97,7 +97,7 @@ def _template(name: str, num_classes: int) -> dict[str, tuple[int, ...]]:
     """Our path -> shape, found by tracing the network's initialisation (nothing is computed)."""
     network = build_model(model_settings(name), num_classes)
     images = jnp.zeros((1, 32, 32, 3))  # parameters do not depend on the image size
-    tree = jax.eval_shape(lambda key: network.init(key, images, method="init_all"), jax.random.key(0))
+    tree = jax.eval_shape(lambda key: network.init(key, images), jax.random.key(0))
     return {path: leaf.shape for path, leaf in flatten_dict(tree, sep="/").items()}
 
 

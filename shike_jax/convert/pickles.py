@@ -20,7 +20,7 @@ from typing import IO, Any, cast
 import ml_dtypes
 import numpy as np
 
-from shike_jax.common.errors import UserError
+from shike_jax.errors import UserError
 
 _LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
 _LEGACY_PROTOCOL = 1001

@@ -5,10 +5,10 @@ from __future__ import annotations
 import os
 from typing import Any
 
-from shike_jax.common.errors import UserError
 from shike_jax.common.text import say
 from shike_jax.convert.names import MODELS, has_head, to_variables, without_head
 from shike_jax.convert.reader import SUFFIXES, Tell, read_state_dict
+from shike_jax.errors import UserError
 from shike_jax.storage.checkpoints import load_weights
 
 PyTree = Any

@@ -11,9 +11,9 @@ from typing import Any, BinaryIO, cast
 
 import numpy as np
 
-from shike_jax.common.errors import UserError
 from shike_jax.common.text import say
 from shike_jax.convert import pickles, safetensors
+from shike_jax.errors import UserError
 
 _PICKLED = (".pth", ".pth.tar", ".pt", ".bin", ".ckpt", ".pkl", ".pyth")
 SUFFIXES = (".npz", ".safetensors", *_PICKLED)  # in upper case too
@@ -56,7 +56,7 @@ def _choose(tree: dict, kind: str, tell: Tell) -> str | None:
     if found[chosen] and other and not kind:
         tell(
             f"of the weights inside, the averaged ones ({found[chosen]}) are taken; the raw ones ({other}): "
-            "python -m shike_jax.convert --weights=raw"
+            "python -m shike_jax convert --weights=raw"
         )
     return found[chosen]
 

@@ -16,7 +16,7 @@ from typing import BinaryIO, TypeGuard
 import ml_dtypes
 import numpy as np
 
-from shike_jax.common.errors import UserError
+from shike_jax.errors import UserError
 
 _MAX_HEADER = 100_000_000  # bytes; the format's own limit
 _DTYPES = {

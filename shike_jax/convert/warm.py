@@ -11,7 +11,7 @@ import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from shike_jax.common import class_names
-from shike_jax.common.errors import UserError
+from shike_jax.errors import UserError
 
 
 @dataclasses.dataclass(frozen=True)

@@ -16,11 +16,11 @@ from typing import Any
 import numpy as np
 from ml_collections import ConfigDict
 
-from shike_jax.common.errors import UserError
+from shike_jax.common import atomic
 from shike_jax.common.text import parse_json
 from shike_jax.data.splits import Part, Split, profile_rule
 from shike_jax.data.types import Source
-from shike_jax.storage import atomic
+from shike_jax.errors import UserError
 
 # 1: the same arrays under PART_images, a name by which other programs took them for pixels. It can still be read.
 FORMAT = 2
@@ -74,7 +74,7 @@ def load(data: ConfigDict) -> Source:
     """
     path = data.root
     if not path:
-        raise UserError("config.data.root is empty; expected the file written by `python -m shike_jax.data.export`")
+        raise UserError("config.data.root is empty; expected the file written by `python -m shike_jax pack`")
     try:
         with open(path, "rb") as file, np.load(io.BytesIO(file.read()), allow_pickle=False) as content:
             meta = parse_json(str(content["meta"]))

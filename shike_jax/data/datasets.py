@@ -13,11 +13,12 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from shike_jax.augment import make_eval_transform
-from shike_jax.common.errors import UserError
+from shike_jax.config.loading import load_config
 from shike_jax.data import sampling, sources
 from shike_jax.data.host_pipeline import make_pipeline
 from shike_jax.data.types import Source
 from shike_jax.data.views import device_augment
+from shike_jax.errors import UserError
 
 
 class DatasetPart:
@@ -166,15 +167,23 @@ class Dataset:
         return f"{self.class_counts.max():,} to {self.class_counts.min():,} training images"
 
 
-def load_dataset(config: ConfigDict) -> Dataset:
+def load_data(config: ConfigDict | str, **arguments: Any) -> Dataset:
     """The data that a configuration names.
 
     Args:
-      config: `data` and `augment` are used.
+      config: a configuration (`data` and `augment` are used), or a name as for `load_config`.
+      arguments: of `load_config`, with a name.
 
     Raises:
-      UserError: as `sources.load`.
+      UserError: no such configuration, missing folders, broken lists, an impossible imbalance factor.
+
+    >>> load_data("digits_lt", imbalance_factor=20)
+    <digits_lt_if20: train 489, test 300; 10 classes of 144 to 7 training images>
     """
+    if isinstance(config, str):
+        config = load_config(config, **arguments)
+    elif arguments:
+        raise UserError(f"load_data: {', '.join(arguments)} go with the name of a configuration, not with one itself")
     source = sources.load(config.data)
     split = source.split
     parts = {name: DatasetPart(source, config, name, split.class_counts) for name in split.parts}

@@ -5,10 +5,10 @@ from __future__ import annotations
 import numpy as np
 from ml_collections import ConfigDict
 
-from shike_jax.common.errors import UserError
 from shike_jax.common.extras import optional
 from shike_jax.data.splits import Part, Split, longtailed
 from shike_jax.data.types import Source
+from shike_jax.errors import UserError
 
 SIDE, LEVELS = 8, 16  # pixels; grey values run from 0 to 16
 

@@ -9,12 +9,12 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from shike_jax.common.class_names import comparable
-from shike_jax.common.errors import UserError
 from shike_jax.common.paths import EXTENSIONS, files_below, is_image, subfolders
 from shike_jax.data.files import reader
 from shike_jax.data.held_out import each_class, parted
 from shike_jax.data.splits import Part, Split, longtailed
 from shike_jax.data.types import Report, Source
+from shike_jax.errors import UserError
 
 # The names that people give to parts, in any case.
 _PARTS = {

@@ -15,10 +15,10 @@ from pathlib import Path
 import numpy as np
 from ml_collections import ConfigDict
 
-from shike_jax.common.errors import UserError
+from shike_jax.common import atomic
 from shike_jax.data.splits import Part, Split
 from shike_jax.data.types import Source
-from shike_jax.storage import atomic
+from shike_jax.errors import UserError
 
 COLUMNS = ("path", "label", "part")  # of split.csv; `config.data.source='table'` reads them
 

@@ -15,10 +15,10 @@ from concurrent.futures import Future, ThreadPoolExecutor
 import numpy as np
 from ml_collections import ConfigDict
 
-from shike_jax.common.errors import UserError
 from shike_jax.data.images import center_crop, random_resized_crop
 from shike_jax.data.types import Source, allowed_faults
 from shike_jax.data.views import host_augment
+from shike_jax.errors import UserError
 
 Batch = dict[str, np.ndarray]
 CHUNK = 8  # images of one task: keeps the threads' bookkeeping small beside the decoding

@@ -14,11 +14,11 @@ from dataclasses import dataclass
 import numpy as np
 from ml_collections import ConfigDict
 
-from shike_jax.common.errors import UserError
 from shike_jax.common.text import lines_of
 from shike_jax.data.files import missing_files, reader
 from shike_jax.data.splits import Part, Split, longtailed
 from shike_jax.data.types import Report, Source, allowed_faults
+from shike_jax.errors import UserError
 
 Pairs = collections.Counter[tuple[str, int]]  # how many lines have a folder name and a label
 NAMING = 0.9  # share of the lines whose folders must agree with their labels for folders to name classes

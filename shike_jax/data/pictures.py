@@ -10,10 +10,10 @@ from pathlib import Path
 
 import numpy as np
 
-from shike_jax.common.errors import UserError
 from shike_jax.common.paths import EXTENSIONS, files_below, is_image
 from shike_jax.common.text import lines_of
 from shike_jax.data.images import center_crop, center_crop_pixels
+from shike_jax.errors import UserError
 
 
 def find(paths: Sequence[str]) -> list[str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import jax
 import numpy as np
 
-from shike_jax.common.errors import UserError
+from shike_jax.errors import UserError
 from shike_jax.methods import SAMPLERS
 
 Plan = dict[str, np.ndarray]

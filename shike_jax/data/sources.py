@@ -9,11 +9,11 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from shike_jax.common.class_names import comparable
-from shike_jax.common.errors import UserError
 from shike_jax.data import arrays, digits, folder, lists, table, tfds_source
 from shike_jax.data.held_out import evaluated_part, with_validation
 from shike_jax.data.splits import Split
 from shike_jax.data.types import Report, Source
+from shike_jax.errors import UserError
 
 __all__ = ["Report", "Source", "load", "load_whole"]
 

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from shike_jax.common.errors import UserError
+from shike_jax.errors import UserError
 
 MANY_ABOVE, FEW_BELOW = 100, 20  # training images of a class: many > 100, medium 20..100, few < 20
 H2T_RANGES = {"many": (0, 36), "medium": (36, 71), "few": (71, 100)}  # H2T's head, medium and tail classes

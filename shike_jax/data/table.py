@@ -14,13 +14,13 @@ from typing import Any
 import numpy as np
 from ml_collections import ConfigDict
 
-from shike_jax.common.errors import UserError
 from shike_jax.common.text import lines_of, parse_json
 from shike_jax.data.files import reader
 from shike_jax.data.held_out import COLUMNS, each_class, parted
 from shike_jax.data.lists import LinePolicy, ListFile, drop_missing, path_fault, read_text, tidy
 from shike_jax.data.splits import Part, Split, longtailed
 from shike_jax.data.types import Report, Source
+from shike_jax.errors import UserError
 
 PARTS = ("train", "val", "test")
 PART_COLUMNS = ("part", "split", "set", "subset")  # names that people give to the column of the parts

@@ -9,8 +9,8 @@ from collections.abc import Iterator
 from types import ModuleType
 from typing import Any
 
-from shike_jax.common.errors import UserError
 from shike_jax.common.extras import optional
+from shike_jax.errors import UserError
 
 
 def import_tensorflow(use: str = "config.data.source='tfds'") -> ModuleType:

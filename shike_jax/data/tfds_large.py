@@ -17,12 +17,12 @@ from typing import Any
 import numpy as np
 from ml_collections import ConfigDict
 
-from shike_jax.common.errors import UserError
+from shike_jax.common import atomic
 from shike_jax.data.lists import load_lists, split_of_lists
 from shike_jax.data.splits import Part, Split, longtailed
 from shike_jax.data.tensorflow_data import damage, find_builder, import_tfds, named_damage, shards
 from shike_jax.data.types import Report, Source
-from shike_jax.storage import atomic
+from shike_jax.errors import UserError
 
 PARTS = {  # part here -> split of tfds; the test images of iNaturalist have no labels
     "imagenet_lt": {"train": "train", "val": "validation", "test": "test"},

@@ -10,11 +10,11 @@ from typing import Any
 import numpy as np
 from ml_collections import ConfigDict
 
-from shike_jax.common.errors import UserError
 from shike_jax.data import tfds_large
 from shike_jax.data.splits import Part, Split, longtailed
 from shike_jax.data.tensorflow_data import damage, find_builder, import_tensorflow, named_damage, shards
 from shike_jax.data.types import Source
+from shike_jax.errors import UserError
 
 SMALL = ("cifar10", "cifar100")
 CIFAR_SIDE = 32

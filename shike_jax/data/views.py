@@ -11,9 +11,9 @@ from ml_collections import ConfigDict
 
 from shike_jax.augment import make_train_augment
 from shike_jax.augment.host import make_host_policy
-from shike_jax.common.errors import UserError
 from shike_jax.data import tfds_large
 from shike_jax.data.images import CROP_DRAWS, uniforms_of
+from shike_jax.errors import UserError
 
 
 def is_decoded_on_host(data: ConfigDict) -> bool:

@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
-from shike_jax.common.errors import UserError
+from shike_jax.errors import UserError
 from shike_jax.methods.loss_registry import LOSSES
 from shike_jax.methods.registry import Registry
 from shike_jax.methods.samplers import SAMPLERS

@@ -14,7 +14,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from shike_jax.common.errors import UserError
+from shike_jax.errors import UserError
 from shike_jax.methods import losses
 from shike_jax.methods.registry import Choice, Entry, Number, Registry
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
-from shike_jax.common.errors import UserError
+from shike_jax.errors import UserError
 
 Array = jax.Array
 

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from shike_jax.common.errors import UserError
+from shike_jax.errors import UserError
 from shike_jax.methods.registry import Registry
 
 LearningRate = Callable[[jax.Array], jax.Array]

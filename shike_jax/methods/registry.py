@@ -8,7 +8,7 @@ import math
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Generic, TypeVar
 
-from shike_jax.common.errors import UserError
+from shike_jax.errors import UserError
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 

@@ -188,11 +188,30 @@ class ExpertNetwork(nn.Module):
         """The sets of classifiers on whose parameters the logits of the set `heads` depend."""
         return HEAD_SETS if heads == "classifier" and self.second_head == "scaled" else (heads,)
 
-    def __call__(self, images: Array, heads: str = "representation", **mode: Any) -> Array:
-        """Images to logits [M,B,C]; keyword arguments as for `features`."""
-        return self.classify(self.features(images, **mode)["fused"], heads)
+    def __call__(
+        self,
+        images: Array,
+        heads: str = "representation",
+        *,
+        train: bool = False,
+        train_trunk: bool | None = None,
+        train_experts: bool | None = None,
+        mask: Array | None = None,
+    ) -> Array:
+        """Normalised images [B,H,W,3] to logits [M,B,C] in float32 (float64).
 
-    def init_all(self, images: Array) -> Array:
-        """Touches every parameter, of both head sets: what initialisation runs."""
-        fused = self.features(images, train_trunk=True, train_experts=True)["fused"]
-        return jnp.stack([self.classify(fused, heads) for heads in HEAD_SETS])
+        Args:
+          heads: the set of classifiers. `init` makes both.
+          train: BN uses and updates batch statistics (`mutable=["batch_stats"]`).
+          train_trunk, train_experts: the same for the shared stages and for the experts; None: as `train`.
+          mask: as for `features`.
+        """
+        fused = self.features(
+            images,
+            train_trunk=train if train_trunk is None else train_trunk,
+            train_experts=train if train_experts is None else train_experts,
+            mask=mask,
+        )["fused"]
+        if self.is_initializing():
+            return jnp.stack([self.classify(fused, each) for each in HEAD_SETS])[HEAD_SETS.index(heads)]
+        return self.classify(fused, heads)

@@ -9,8 +9,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from shike_jax.kernels.pooling import max_pool
 from shike_jax.models.layers import BatchNorm, Conv
-from shike_jax.models.pooling import max_pool
 
 Array = jax.Array
 

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import numpy as np
 
-from shike_jax.common.errors import UserError
 from shike_jax.common.text import parse_json
+from shike_jax.errors import UserError
 from shike_jax.report.runs import Group
 
 

@@ -11,15 +11,15 @@ from typing import Any
 
 import numpy as np
 
-from shike_jax.cli.flags import checkpoint_config
-from shike_jax.common.errors import UserError
 from shike_jax.common.text import parse_json, slug
+from shike_jax.config.loading import checkpoint_config
 from shike_jax.data import sources
 from shike_jax.data.held_out import evaluated_part
+from shike_jax.errors import UserError
+from shike_jax.evaluation.classifier import load
+from shike_jax.evaluation.evaluator import evaluate, save
 from shike_jax.report.runs import Run
-from shike_jax.serving.classifier import load_classifier
 from shike_jax.storage.checkpoints import load_weights
-from shike_jax.training.evaluation import evaluate, save
 
 
 def evaluation(run: Run, folder: Path, compute: bool) -> dict[str, Any]:
@@ -41,7 +41,7 @@ def evaluation(run: Run, folder: Path, compute: bool) -> dict[str, Any]:
             return _read(path, run)
     if not compute:
         raise UserError("not evaluated (--no-evaluate)")
-    classifier = load_classifier(str(run.path))
+    classifier = load(str(run.path))
     config = checkpoint_config(classifier.meta)
     data = config.data.to_json_best_effort()
     summary, arrays = evaluate(classifier, config, _source(data), evaluated_part(config.data))
@@ -65,7 +65,7 @@ def _read(path: Path, run: Run) -> dict[str, Any]:
     if weights is not None and scored != weights:
         raise UserError(
             f"{path}: of other weights ({str(scored)[:12]}) than the run's ({weights[:12]}); expected an evaluation of "
-            f"{run.path}; remove the file, or write it again with python -m shike_jax.evaluate"
+            f"{run.path}; remove the file, or write it again with python -m shike_jax evaluate"
         )
     return summary
 

@@ -1,6 +1,6 @@
 """Figures of a report, as PNG files: those of the paper, training curves, accuracy by count and calibration.
 
-`results` is the content of a results.json, `summary` that of an evaluation (`shike_jax.evaluate`).
+`results` is the content of a results.json, `summary` that of an evaluation (`shike_jax.commands.evaluate`).
 """
 
 from __future__ import annotations
@@ -11,10 +11,9 @@ from typing import Any
 
 import numpy as np
 
-from shike_jax.data import fonts
-from shike_jax.report import style
+from shike_jax.evaluation.evaluator import trained_heads
+from shike_jax.report import fonts, style
 from shike_jax.report.curves import Curve
-from shike_jax.training.evaluation import trained_heads
 
 FEW_CLASSES = 20  # up to that many, each class is a point; beyond, classes of similar counts are averaged
 CLASS_BINS = 12

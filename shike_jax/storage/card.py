@@ -64,7 +64,7 @@ def _scores(results: Results) -> str:
         *(f"| {name} | {_number(value)} |" for name, value in rows),
     ]
     if part == "val" and "test" in split["sizes"]:
-        place = "`python -m shike_jax.evaluate --part=test`"
+        place = "`python -m shike_jax evaluate --part=test`"
         lines.insert(1, f"These were held out of training; the test images were not looked at ({place} does).\n")
     if len(results["stages"]) > 1:
         names = ("top1", *split["divisions"])
@@ -139,12 +139,12 @@ def _use(results: Results, workdir: Path) -> str:
     return (
         f"## Use\n\nMeant for pictures like those it was trained on, each showing one of the {num_classes} "
         "classes. In the folder that holds this run:\n\n"
-        f"    python -m shike_jax.predict --checkpoint={place} --images=PICTURES --output=predictions.csv\n"
-        f"    python -m shike_jax.evaluate --checkpoint={place}\n"
-        f"    python -m shike_jax.export --checkpoint={place} --output=exported\n\n"
-        "JAX promises to read an exported function for six months after the release that wrote it; `python -m "
-        "shike_jax.export --again=exported` makes it anew with the JAX that is installed. Weights and checkpoints do "
-        "not age."
+        f"    python -m shike_jax predict --checkpoint={place} --images=PICTURES --output=predictions.csv\n"
+        f"    python -m shike_jax evaluate --checkpoint={place}\n"
+        f"    python -m shike_jax export --checkpoint={place} --output=exported\n\n"
+        "JAX promises to read an exported function for six months after the release that wrote it;\n"
+        "`python -m shike_jax export --again=exported` makes it again with the JAX that is installed. Weights and\n"
+        "checkpoints do not age."
     )
 
 

@@ -30,10 +30,10 @@ from etils import epath
 from flax import serialization, traverse_util
 
 from shike_jax.cluster import parallel
-from shike_jax.common.errors import UserError
+from shike_jax.common.atomic import write_json
 from shike_jax.common.text import parse_json, to_json
+from shike_jax.errors import UserError
 from shike_jax.storage import manifest
-from shike_jax.storage.atomic import write_json
 from shike_jax.storage.reading import Damaged, is_forbidden, is_of_the_system, patiently
 
 PyTree = Any

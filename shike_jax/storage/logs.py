@@ -12,12 +12,12 @@ from typing import Any, TextIO
 
 import numpy as np
 
-from shike_jax.common.errors import UserError
+from shike_jax.common import progress
+from shike_jax.common.atomic import write_text
 from shike_jax.common.extras import optional
 from shike_jax.common.quiet import quiet_third_parties
 from shike_jax.common.text import parse_json, printable, say, to_json
-from shike_jax.storage import progress
-from shike_jax.storage.atomic import write_text
+from shike_jax.errors import UserError
 
 
 class RunLog:

@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable
 from typing import Any, TypeVar
 
-from shike_jax.common.errors import TryAgain, UserError, causes
+from shike_jax.errors import TryAgain, UserError, causes
 
 Result = TypeVar("Result")
 PAUSES = (0.5, 2.0)  # seconds before the second and the third try

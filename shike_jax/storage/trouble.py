@@ -7,7 +7,7 @@ import errno
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from shike_jax.common.errors import UserError, causes
+from shike_jax.errors import UserError, causes
 from shike_jax.storage.checkpoints import newest_checkpoint
 
 _ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.EFBIG, errno.ESTALE)

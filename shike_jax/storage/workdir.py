@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from shike_jax.cluster import preemption
-from shike_jax.common.errors import UserError
+from shike_jax.common.atomic import write_json
 from shike_jax.common.text import parse_json
 from shike_jax.config.fields import may_change, with_defaults
-from shike_jax.storage.atomic import write_json
+from shike_jax.errors import UserError
 
 CLAIM_SECONDS = 600  # how long a process that uses the same work directory is waited for
 

@@ -20,13 +20,13 @@ from ml_collections import ConfigDict
 from shike_jax import models
 from shike_jax.augment import make_eval_transform
 from shike_jax.cluster import parallel
-from shike_jax.common.errors import UserError
 from shike_jax.data import sampling, views
 from shike_jax.data.feeds import fetch_rows
 from shike_jax.data.splits import longtail_counts
+from shike_jax.errors import UserError
+from shike_jax.evaluation.evaluator import predict_step
 from shike_jax.methods import SAMPLERS
 from shike_jax.training import steps
-from shike_jax.training.evaluation import predict_step
 from shike_jax.training.program import make_program
 from shike_jax.training.state import TrainState, variables_of
 from shike_jax.training.trainable import select
@@ -176,7 +176,7 @@ class Steps:
     def _variables(self) -> PyTree:
         network, size = self._network(), self.config.data.image_size
         images = jax.ShapeDtypeStruct((1, size, size, 3), network.dtype)
-        return dict(jax.eval_shape(functools.partial(network.init, method="init_all"), jax.random.key(0), images))
+        return dict(jax.eval_shape(functools.partial(network.init), jax.random.key(0), images))
 
     def _data(self, images: int) -> PyTree:
         """What every device holds of a part: all of its images where they are small."""

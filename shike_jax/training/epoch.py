@@ -18,8 +18,8 @@ from ml_collections import ConfigDict
 from shike_jax.cluster import parallel, preemption
 from shike_jax.cluster.coordination import CompileTime
 from shike_jax.cluster.preemption import Preempted
-from shike_jax.common.errors import UserError
 from shike_jax.data import sampling
+from shike_jax.errors import UserError
 from shike_jax.storage.trouble import check_present
 from shike_jax.training import outcome, randomness
 from shike_jax.training.finite import check_variables

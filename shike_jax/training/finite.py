@@ -9,7 +9,7 @@ import numpy as np
 from flax.traverse_util import flatten_dict
 
 from shike_jax.cluster import parallel
-from shike_jax.common.errors import UserError
+from shike_jax.errors import UserError
 
 PyTree = Any
 RATE = "try a lower learning rate"

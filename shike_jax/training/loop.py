@@ -24,16 +24,18 @@ from ml_collections import ConfigDict
 
 from shike_jax.cluster import parallel, preemption
 from shike_jax.cluster.coordination import CompileTime
-from shike_jax.common.errors import UserError
+from shike_jax.common.atomic import write_json
+from shike_jax.common.progress import clock
 from shike_jax.config import to_plain
+from shike_jax.errors import UserError
+from shike_jax.evaluation import metrics
 from shike_jax.methods.scores import SCORES
-from shike_jax.storage.atomic import write_json
 from shike_jax.storage.card import write_card
 from shike_jax.storage.logs import RunLog
-from shike_jax.storage.progress import clock
 from shike_jax.storage.trouble import check_present, naming_disk_trouble
 from shike_jax.storage.workdir import discard_untrained, opened
-from shike_jax.training import averaging, metrics, outcome, steps
+from shike_jax.training import bn_estimation as averaging
+from shike_jax.training import outcome, steps
 from shike_jax.training.epoch import EpochReport, calls, fit_epoch, is_evaluated, of_each, side_by_side
 from shike_jax.training.finite import check_logits, check_variables
 from shike_jax.training.setup import Run, Stage, check_devices, make_stage, prepare

@@ -7,8 +7,10 @@ from typing import Any
 import jax
 from ml_collections import ConfigDict
 
-from shike_jax import __version__, models
+from shike_jax import models
 from shike_jax.cluster import parallel
+from shike_jax.common.provenance import versions
+from shike_jax.common.version import __version__
 from shike_jax.config import to_plain
 from shike_jax.data.held_out import evaluated_part
 from shike_jax.data.host_pipeline import short_side
@@ -17,7 +19,6 @@ from shike_jax.methods.loss_registry import describe_losses
 from shike_jax.methods.scores import describe_scores
 from shike_jax.storage.checkpoints import save_weights
 from shike_jax.storage.trouble import check_present
-from shike_jax.training.provenance import versions
 from shike_jax.training.setup import Run, Stage
 from shike_jax.training.state import TrainState
 

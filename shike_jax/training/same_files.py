@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy as np
 
+from shike_jax.common import atomic
 from shike_jax.data.files import stamps
 from shike_jax.data.types import Source
-from shike_jax.storage import atomic
 
 NAME = "files.npz"  # in the work directory: `stamps` of each part's files when the run began
 

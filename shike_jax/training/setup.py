@@ -20,8 +20,8 @@ from shike_jax import models
 from shike_jax.cluster import parallel
 from shike_jax.cluster.coordination import CompileTime
 from shike_jax.cluster.preemption import StopRequest
-from shike_jax.common.errors import UserError
 from shike_jax.common.extras import optional
+from shike_jax.common.provenance import code_version, versions
 from shike_jax.config import to_plain
 from shike_jax.convert.pretrained import read_pretrained
 from shike_jax.convert.warm import warm_start
@@ -30,14 +30,14 @@ from shike_jax.data.feeds import Feed, make_feeds
 from shike_jax.data.held_out import evaluated_part, write_csv
 from shike_jax.data.sources import Source, load
 from shike_jax.data.views import device_augment
+from shike_jax.errors import UserError
+from shike_jax.evaluation.evaluator import Evaluator
 from shike_jax.storage.checkpoints import Checkpoints, remove_unfinished, restore_into
 from shike_jax.storage.logs import Progress, RunLog
 from shike_jax.training import randomness
-from shike_jax.training.evaluation import Evaluator
 from shike_jax.training.overview import parameter_table
 from shike_jax.training.profile import Profile
 from shike_jax.training.program import Program, make_program
-from shike_jax.training.provenance import code_version, versions
 from shike_jax.training.same_files import changed_files, record_files
 from shike_jax.training.state import TrainState, start_stage, upgraded
 

@@ -9,7 +9,7 @@ from typing import Any
 import jax
 from flax import traverse_util
 
-from shike_jax.common.errors import UserError
+from shike_jax.errors import UserError
 
 PyTree = Any
 

@@ -3,11 +3,11 @@
 import pytest
 
 from shike_jax import config as schema
-from shike_jax import main
-from shike_jax.cli.flags import load_config
+from shike_jax.commands import train as main
 from shike_jax.config import to_plain, with_defaults
 from shike_jax.config.field import Field
 from shike_jax.config.fields import FIELDS, may_change, tells_apart
+from shike_jax.config.loading import parse_config
 from shike_jax.errors import UserError
 from shike_jax.methods import Choice, Number
 from shike_jax.storage.workdir import discard_untrained, opened
@@ -42,7 +42,7 @@ REFUSED = {  # what was typed: what is expected
 @pytest.mark.parametrize("typed", REFUSED)
 def test_a_value_that_no_field_admits_is_one_line(typed):
     with pytest.raises(UserError) as caught:
-        load_config(["--config=digits_lt", f"--config.{typed}"])
+        parse_config(["--config=digits_lt", f"--config.{typed}"])
     line = str(caught.value)
     assert line.startswith(f"config.{typed.partition('=')[0]}=") and REFUSED[typed] in line
 
@@ -52,15 +52,15 @@ FINE = ["stages.classifier.weight_decay=1e30", "data.std=(1,1,1)", "model.depths
 
 @pytest.mark.parametrize("typed", FINE)
 def test_values_without_a_sensible_limit_pass(typed):
-    load_config(["--config=digits_lt", f"--config.{typed}"])
+    parse_config(["--config=digits_lt", f"--config.{typed}"])
 
 
 def test_true_is_no_number_and_a_typing_error_in_a_file_is_named():
-    config, _ = load_config(["--config=digits_lt"])
+    config, _ = parse_config(["--config=digits_lt"])
     config.seed = True  # a bool is an int to Python
     with pytest.raises(UserError, match=r"config\.seed=True: expected a whole number from 0 to 4294967295"):
         schema.validate(config)
-    config, _ = load_config(["--config=digits_lt"])
+    config, _ = parse_config(["--config=digits_lt"])
     with config.unlocked():
         config.stages.classifier = schema.stage(epoch=3)
     with pytest.raises(

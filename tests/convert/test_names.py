@@ -114,7 +114,7 @@ def test_two_different_classifiers_need_a_choice():
 def random_variables(settings, classes, seed):
     """Random values in the tree of a network, without compiling its initialisation."""
     network, rng = build_model(settings, classes), np.random.RandomState(seed)
-    tree = jax.eval_shape(lambda key: network.init(key, np.zeros((1, 32, 32, 3)), method="init_all"), jax.random.key(0))
+    tree = jax.eval_shape(lambda key: network.init(key, np.zeros((1, 32, 32, 3))), jax.random.key(0))
     return jax.tree.map(lambda leaf: rng.standard_normal(leaf.shape).astype(np.float32), tree)
 
 

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from shike_jax import main
-from shike_jax.cli.flags import load_config
 from shike_jax.cluster import preemption
+from shike_jax.commands import train as main
+from shike_jax.config.loading import parse_config
 from shike_jax.convert.pretrained import read_pretrained
 from shike_jax.convert.reader import read_state_dict
 from shike_jax.convert.warm import warm_start
@@ -42,7 +42,7 @@ def test_the_file_is_read_as_pytorch_would(resnet50):
 def test_features_of_the_warm_started_network_are_the_backbones(resnet50):
     """The shared stages, and the last one in every expert, against numbers of torchvision's network in PyTorch."""
     path, _, golden = resnet50
-    config, _ = load_config([f"--config=folder_lt:weights={path}"])
+    config, _ = parse_config([f"--config=folder_lt:weights={path}"])
     assert (config.model.backbone, config.data.image_size, config.init_from) == ("resnet50", 224, str(path))
     network = build_model(config.model, 5)
     merged, report = warm_start(read_pretrained(str(path), "resnet50")[0], init_variables(network, 0, 64))
@@ -63,15 +63,15 @@ def test_features_of_the_warm_started_network_are_the_backbones(resnet50):
 
 def test_recipe_of_fine_tuning(resnet50):
     path, _, _ = resnet50
-    frozen, _ = load_config([f"--config=folder_lt:weights={path}"])
-    free, _ = load_config([f"--config=folder_lt:weights={path},frozen=false,epochs=3"])
+    frozen, _ = parse_config([f"--config=folder_lt:weights={path}"])
+    free, _ = parse_config([f"--config=folder_lt:weights={path},frozen=false,epochs=3"])
     stage = frozen.stages.representation
     assert stage.train == (r"expert\d+/.*", "heads/representation/.*") and stage.bn_trunk == "running"
     assert (stage.lr, stage.epochs, stage.batch_size, stage.schedule) == (0.01, 30, 64, "cosine")
     assert free.stages.representation.train == (".*",) and free.stages.representation.bn_trunk == "batch"
     assert free.stages.representation.epochs == 3
-    assert load_config(["--config=folder_lt:weights=a/resnet18.a1_in1k.safetensors"])[0].model.backbone == "resnet18"
-    assert load_config(["--config=folder_lt:weights=x.pth,backbone=resnet152"])[0].model.backbone == "resnet152"
+    assert parse_config(["--config=folder_lt:weights=a/resnet18.a1_in1k.safetensors"])[0].model.backbone == "resnet18"
+    assert parse_config(["--config=folder_lt:weights=x.pth,backbone=resnet152"])[0].model.backbone == "resnet152"
 
 
 @pytest.mark.parametrize("head", ["none", "perceptron", "projection"])

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from shike_jax import evaluate
-from shike_jax.cli.flags import load_config
+from shike_jax.commands import evaluate
+from shike_jax.config.loading import parse_config
 from shike_jax.training import loop
 from tests.conftest import ROOT
 from tests.jobs import Job
@@ -58,7 +58,7 @@ def assert_all_named(found):
 
 def test_a_run_names_broken_images_when_met_and_at_its_end(tmp_path, capsys):
     photographs(tmp_path / "photos")
-    config, _ = load_config(flags(tmp_path / "photos"))
+    config, _ = parse_config(flags(tmp_path / "photos"))
     workdir = tmp_path / "w"
     loop.train(config, workdir)
     printed = capsys.readouterr().out.splitlines()

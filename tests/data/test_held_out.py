@@ -9,8 +9,8 @@ import pytest
 from PIL import Image
 
 from shike_jax import config as schema
-from shike_jax import main
 from shike_jax.cluster import preemption
+from shike_jax.commands import train as main
 from shike_jax.data import sources
 from shike_jax.data.held_out import draw, evaluated_part, write_csv
 from shike_jax.data.splits import Part

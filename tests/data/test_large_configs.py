@@ -13,10 +13,11 @@ from flax.traverse_util import flatten_dict
 from PIL import Image
 
 from shike_jax import config as schema
-from shike_jax import main, models
-from shike_jax.cli.flags import load_config
+from shike_jax import models
 from shike_jax.cluster import preemption
-from shike_jax.convert.__main__ import convert
+from shike_jax.commands import train as main
+from shike_jax.commands.convert import convert
+from shike_jax.config.loading import parse_config
 from shike_jax.convert.reader import write_state_dict
 from shike_jax.data import sources
 from shike_jax.data.host_pipeline import make_pipeline
@@ -54,7 +55,7 @@ def test_large_configs_read_their_published_layout(name, tmp_path):
             path.parent.mkdir(parents=True, exist_ok=True)
             Image.new("RGB", (300, 260), "green").save(path, "JPEG")
     extra = ",weights=none" if name == "places_lt" else ""
-    config, _ = load_config([f"--config={ROOT}/configs/{name}.py:root={tmp_path}{extra}"])
+    config, _ = parse_config([f"--config={ROOT}/configs/{name}.py:root={tmp_path}{extra}"])
     source = sources.load(config.data)
     assert source.split.class_counts.tolist() == [1, 1]
     for part, seed in (("train", 0), (config.data.test_part, None)):
@@ -68,11 +69,11 @@ def test_large_configs_read_their_published_layout(name, tmp_path):
 
 def test_places_lt_asks_for_its_weights():
     with pytest.raises(UserError, match="weights is missing"):
-        load_config([f"--config={ROOT}/configs/places_lt.py"])
+        parse_config([f"--config={ROOT}/configs/places_lt.py"])
 
 
 def test_places_lt_freezes_its_trunk():
-    config, _ = load_config([f"--config={ROOT}/configs/places_lt.py:weights=w"])
+    config, _ = parse_config([f"--config={ROOT}/configs/places_lt.py:weights=w"])
     assert config.init_from == "w"
     stage = config.stages.representation
     assert not any("trunk" in pattern or pattern == ".*" for pattern in stage.train)
@@ -81,7 +82,7 @@ def test_places_lt_freezes_its_trunk():
 
 def test_folder_config_grows_with_the_folder(tmp_path):
     def chosen(root, arguments=""):
-        return load_config([f"--config={ROOT}/configs/folder_lt.py:root={root}{arguments}"])[0]
+        return parse_config([f"--config={ROOT}/configs/folder_lt.py:root={root}{arguments}"])[0]
 
     small = tmp_path / "small" / "train" / "a"
     small.mkdir(parents=True)
@@ -160,7 +161,7 @@ def test_places_lt_starts_stops_and_continues_on_a_frozen_trunk(tmp_path, monkey
     plain = {**schema.base().model, **slim, "backbone": "resnet152", "depths": (1,), "fusion": False, "head": "linear"}
     network, draw = models.build_model(plain, 17), np.random.default_rng(3)
     image = jax.ShapeDtypeStruct((1, 32, 32, 3), jnp.float32)
-    shapes = jax.eval_shape(lambda x: network.init(jax.random.key(0), x, method="init_all"), image)
+    shapes = jax.eval_shape(lambda x: network.init(jax.random.key(0), x), image)
     variables = jax.tree.map(lambda x: draw.uniform(0.05, 0.15, x.shape).astype(np.float32), dict(shapes))
     save_weights(tmp_path / "slim", variables, {"model": plain, "num_classes": 17})
     stand_in(tmp_path, "places_lt")
@@ -248,8 +249,8 @@ def test_full_networks_have_the_derived_number_of_parameters(backbone):
     halvings = {c: 9 * c * 2 * c + 2 * 2 * c for c in (256, 512, 1024)}  # 3x3 convolution; scale and bias of its BN
     align = sum(count for first in (256, 512, 1024) for c, count in halvings.items() if c >= first)
     heads = 2 * 3 * 2048 * 1000  # two sets, three experts, no bias
-    config, _ = load_config([f"--config={ROOT}/configs/imagenet_lt.py:backbone={backbone}"])
+    config, _ = parse_config([f"--config={ROOT}/configs/imagenet_lt.py:backbone={backbone}"])
     network = models.build_model(config.model, 1000)
     images = jax.ShapeDtypeStruct((1, 224, 224, 3), jnp.float32)
-    variables = jax.eval_shape(lambda x: network.init(jax.random.key(0), x, method="init_all"), images)
+    variables = jax.eval_shape(lambda x: network.init(jax.random.key(0), x), images)
     assert models.num_parameters(variables["params"]) == trunk + 3 * size("layer4") + align + heads

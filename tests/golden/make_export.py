@@ -9,9 +9,9 @@ import tempfile
 
 import jax
 import numpy as np
-
 from shike_jax.export import export
-from shike_jax.serving.classifier import BatchedLogits, load_classifier
+
+from shike_jax.evaluation.classifier import BatchedLogits, load
 from tests import tiny
 
 TARGET = pathlib.Path(__file__).parent / "export_jax_0_10"
@@ -20,7 +20,7 @@ if __name__ == "__main__":
     assert jax.__version__.startswith("0.10."), jax.__version__
     shutil.rmtree(TARGET, ignore_errors=True)
     with tempfile.TemporaryDirectory() as scratch:
-        classifier = load_classifier(str(tiny.write_checkpoint(pathlib.Path(scratch) / "weights")))
+        classifier = load(str(tiny.write_checkpoint(pathlib.Path(scratch) / "weights")))
     export(classifier, TARGET)
     (TARGET / "load.py").unlink()  # the test takes that of the package
     images = np.random.default_rng(1).integers(0, 256, (5, tiny.SIZE, tiny.SIZE, 3), np.uint8)

@@ -4,11 +4,11 @@ import json
 
 import numpy as np
 
-from shike_jax.cli.flags import load_config
 from shike_jax.config import to_plain
+from shike_jax.config.loading import parse_config
 from shike_jax.data.splits import longtail_counts
-from shike_jax.training import metrics
-from shike_jax.training.evaluation import save
+from shike_jax.evaluation import metrics
+from shike_jax.evaluation.evaluator import save
 from tests.conftest import ROOT
 
 COUNTS = {"cifar": longtail_counts(500, 100, 100, "exponential"), "digits": np.array([150, 90, 60, 30, 15, 9])}
@@ -17,7 +17,7 @@ COUNTS = {"cifar": longtail_counts(500, 100, 100, "exponential"), "digits": np.a
 def results(config="cifar_lt.py:official", changes=(), data="cifar", top1=55.0, seed=0):
     """results.json of a run whose classes have accuracies around `top1`."""
     arguments = [f"--config.{change}" for change in (*changes, f"seed={seed}")]
-    config, _ = load_config([f"--config={ROOT}/configs/{config}", *arguments])
+    config, _ = parse_config([f"--config={ROOT}/configs/{config}", *arguments])
     counts, rng = COUNTS[data], np.random.default_rng(seed)
     experts = len(config.model.depths)
     scores = {

@@ -6,8 +6,7 @@ import pytest
 from matplotlib import font_manager
 from matplotlib.figure import Figure
 
-from shike_jax.data import fonts
-from shike_jax.report import figures, style
+from shike_jax.report import figures, fonts, style
 from tests.report import made
 
 NAMES = ["ant", "蟻", "벌", "$x$ and $y"]

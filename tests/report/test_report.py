@@ -10,12 +10,12 @@ from pathlib import Path
 import matplotlib.image
 import pytest
 
+from shike_jax.commands.report import main
 from shike_jax.errors import UserError
-from shike_jax.report.__main__ import main
+from shike_jax.evaluation.evaluator import save
 from shike_jax.report.evaluations import evaluation
 from shike_jax.report.runs import Run
 from shike_jax.storage.checkpoints import load_weights
-from shike_jax.training.evaluation import save
 from tests import tiny
 from tests.report.made import results, summary, write_run
 

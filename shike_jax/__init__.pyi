@@ -1,0 +1,10 @@
+from shike_jax.common.version import __version__ as __version__
+from shike_jax.config.loading import load_config as load_config
+from shike_jax.data.datasets import load_data as load_data
+from shike_jax.errors import UserError as UserError
+from shike_jax.evaluation.classifier import load as load
+from shike_jax.evaluation.functions import evaluate as evaluate
+from shike_jax.methods import losses as losses
+from shike_jax.models import create_model as create_model
+from shike_jax.models import list_models as list_models
+from shike_jax.training.loop import train as train

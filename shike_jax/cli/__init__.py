@@ -1,1 +1,0 @@
-"""The console command, its parser and the flags of the configuration."""

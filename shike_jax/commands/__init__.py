@@ -1,0 +1,1 @@
+"""The commands of this package: flags in, one call, text out."""

@@ -1,0 +1,147 @@
+"""`shike-jax doctor`: what this machine offers (devices, versions, data) and what is wrong with it."""
+
+from __future__ import annotations
+
+import os
+import platform
+import shutil
+from collections.abc import Sequence
+from importlib import metadata
+from pathlib import Path
+
+from shike_jax.common.command import Parser
+from shike_jax.common.version import __version__
+
+_EPILOG = """\
+example:
+  python -m shike_jax doctor
+
+Lines that begin with `problem:` say what is wrong and what to do. The exit status is 0 without problems, 1 with some.
+Nothing is installed or changed, and no data are read.
+"""
+NEEDED = (
+    "jax",
+    "jaxlib",
+    "flax",
+    "optax",
+    "orbax-checkpoint",
+    "ml_collections",
+    "absl-py",
+    "numpy",
+    "pillow",
+    "rich",
+    "flatbuffers",
+    "clu",
+)
+# What each optional package is for; alternatives are tried in order.
+OPTIONAL = {
+    ("tensorflow", "tensorflow-cpu"): "tfds data, SavedModel export, TensorBoard files: extras tfds, tensorboard",
+    ("tensorflow-datasets",): "CIFAR and other data sets of tfds: extra tfds",
+    ("tensorboard",): "TensorBoard files: extra tensorboard",
+    ("scikit-learn",): "the digits of configs/digits_lt.py: extra digits",
+    ("matplotlib",): "reports and the figure of data.inspect: extra report",
+}
+ROOM = 2e9  # bytes of free disk below which checkpoints may not fit
+
+
+class Findings:
+    """Lines of facts, and problems with advice."""
+
+    def __init__(self) -> None:
+        """Starts empty."""
+        self.lines: list[str] = []
+        self.problems: list[str] = []
+
+    def fact(self, name: str, value: object) -> None:
+        """Notes a fact."""
+        self.lines.append(f"{name:<22} {value}")
+
+
+def _version(names: Sequence[str]) -> str | None:
+    for name in names:
+        try:
+            return metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return None
+
+
+def check_versions(findings: Findings) -> None:
+    """This package, Python and libraries."""
+    findings.fact("shike_jax", __version__)
+    findings.fact("python", f"{platform.python_version()} on {platform.platform()}")
+    for name in NEEDED:
+        version = _version((name,))
+        findings.fact(name, version or "absent")
+        if version is None:
+            findings.problems.append(f"{name} is not installed: pip install -r requirements.txt")
+    for names, use in OPTIONAL.items():
+        findings.fact(names[0], _version(names) or f"absent (only for: {use})")
+
+
+def check_devices(findings: Findings) -> None:
+    """What JAX computes on, tried with one product."""
+    try:
+        import jax
+        import jax.numpy as jnp
+
+        from shike_jax.cluster.parallel import find_devices
+
+        devices = find_devices()
+        total = float(jnp.ones((64, 64)).dot(jnp.ones((64, 64))).sum())
+    except Exception as error:  # a broken installation fails in many ways
+        findings.problems.append(" ".join(str(error).split())[:300])
+        return
+    findings.fact("devices", f"{len(devices)} x {devices[0].device_kind} ({devices[0].platform})")
+    if total != 64**3:
+        findings.problems.append(f"a product of matrices of ones gave {total}, expected {64**3}: the device is faulty")
+    if devices[0].platform == "cpu" and shutil.which("nvidia-smi"):
+        findings.problems.append("there is an NVIDIA driver, but JAX uses the CPU: pip install -U 'jax[cuda13]'")
+    cache = os.environ.get("JAX_COMPILATION_CACHE_DIR") or getattr(jax.config, "jax_compilation_cache_dir", None)
+    findings.fact("compilation cache", cache or "off (set JAX_COMPILATION_CACHE_DIR to keep compiled programs)")
+    if cache and "://" not in cache and Path(cache).exists() and not os.access(cache, os.W_OK):
+        findings.problems.append(f"JAX_COMPILATION_CACHE_DIR={cache} is not writable: choose another folder")
+
+
+def check_machine(findings: Findings) -> None:
+    """Cores, memory and room on the disk."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    findings.fact("cores", cores)
+    try:
+        findings.fact("memory", f"{os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES') / 2**30:.0f} GiB")
+    except (AttributeError, ValueError, OSError):
+        findings.fact("memory", "unknown")
+    free = shutil.disk_usage(".").free
+    findings.fact("free disk here", f"{free / 1e9:.0f} GB")
+    if free < ROOM:
+        findings.problems.append(f"only {free / 1e9:.1f} GB are free here: put --workdir on another disk")
+
+
+def check_data(findings: Findings) -> None:
+    """Data sets that tensorflow-datasets has prepared."""
+    named = os.environ.get("TFDS_DATA_DIR")
+    folder = Path(named or "~/tensorflow_datasets").expanduser()
+    findings.fact("tfds folder", f"{folder} (from {'$TFDS_DATA_DIR' if named else 'the default'})")
+    if named and not folder.is_dir():
+        findings.problems.append(f"TFDS_DATA_DIR={named}: no such folder; set it to where data sets were prepared")
+    prepared = sorted({path.parent.relative_to(folder) for path in folder.glob("*/**/dataset_info.json")})
+    findings.fact("prepared data sets", ", ".join(map(str, prepared)) or "none (digits and folders need none)")
+    if prepared and _version(("tensorflow-datasets",)) is None:
+        findings.problems.append("data sets are prepared, but tensorflow-datasets is not installed to read them")
+
+
+def diagnose() -> Findings:
+    """All checks."""
+    findings = Findings()
+    for check in (check_versions, check_devices, check_machine, check_data):
+        check(findings)
+    return findings
+
+
+def main(argv: Sequence[str]) -> int:
+    """Prints the findings; returns 1 when there are problems."""
+    Parser("python -m shike_jax doctor", "Says what this machine offers and what is wrong.", _EPILOG).parse_args(argv)
+    findings = diagnose()
+    print("\n".join(findings.lines))
+    print("\n".join(f"problem: {text}" for text in findings.problems) or "no problems found")
+    return 1 if findings.problems else 0

@@ -1,0 +1,237 @@
+"""`python -m shike_jax export`: a classifier as a serialised function that runs without this package."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+import time
+import zipfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, cast
+
+import jax
+import numpy as np
+from flax.traverse_util import flatten_dict, unflatten_dict
+from jax import export as jax_export
+
+from shike_jax.common import atomic
+from shike_jax.common.command import Parser, UserError, parse_json
+from shike_jax.common.provenance import versions
+from shike_jax.data.tensorflow_data import import_tensorflow
+from shike_jax.evaluation import load_exported as exported
+from shike_jax.evaluation.classifier import Classifier, load
+from shike_jax.models import build_model
+
+PLATFORMS = ("cpu", "cuda", "tpu")
+_EPILOG = """\
+examples:
+  python -m shike_jax export --checkpoint=runs/mine --output=mine
+  python mine/load.py photo.jpg
+  python -m shike_jax export --again=mine
+  python -m shike_jax export --checkpoint=runs/mine --output=mine_tf --format=savedmodel
+
+--format=jax writes function.jax (serialised by jax.export for CPU, CUDA and TPU, any batch size), weights.npz,
+model.json (class names, preprocessing, versions) and load.py, a short example that needs jax, numpy and flatbuffers
+(which jax.export imports) only. JAX promises to read function.jax for six months after the release that wrote it;
+--again=DIR makes it anew with the JAX that is installed, from the weights.npz and model.json beside it alone.
+--format=savedmodel writes a TensorFlow SavedModel (any batch size; TensorFlow is needed) and model.json.
+Both take pixels, uint8 [N,S,S,3], and give probabilities [N,C] of the averaged experts and logits [M,N,C].
+"""
+PyTree = Any
+
+
+def inference_function(classifier: Classifier) -> tuple[Callable[..., dict[str, jax.Array]], dict[str, np.ndarray]]:
+    """The exported function and its weights.
+
+    Returns:
+      A pure function of (weights {path: array}, pixels uint8 [N,S,S,3]) giving `probabilities` float32 [N,C] and
+      `logits` float32 [M,N,C]; and the weights.
+    """
+
+    def function(weights: dict[str, jax.Array], images: jax.Array) -> dict[str, jax.Array]:
+        logits = classifier.apply(unflatten_dict(weights, sep="/"), images)
+        return {"logits": logits, "probabilities": jax.nn.softmax(logits.mean(0))}
+
+    weights = jax.tree.map(np.asarray, flatten_dict(classifier.variables, sep="/"))
+    return function, weights
+
+
+def write_jax(classifier: Classifier, folder: Path) -> None:
+    """Writes function.jax, weights.npz and load.py into `folder`."""
+    function, weights = inference_function(classifier)
+    (folder / "function.jax").write_bytes(_serialised(classifier, function, weights))
+    np.savez(folder / "weights.npz", **cast(Any, weights))
+    shutil.copyfile(exported.__file__, folder / "load.py")
+
+
+def _serialised(classifier: Classifier, function: Callable[..., Any], weights: dict[str, np.ndarray]) -> bytes:
+    """`function` for all platforms and any number of images, as `jax.export` stores it."""
+    (batch,) = jax_export.symbolic_shape("b")
+    size = classifier.image_size
+    shapes = {path: jax.ShapeDtypeStruct(array.shape, array.dtype) for path, array in weights.items()}
+    images = jax.ShapeDtypeStruct((batch, size, size, 3), np.uint8)
+    return bytes(jax_export.export(jax.jit(function), platforms=PLATFORMS)(shapes, images).serialize())
+
+
+def write_saved_model(classifier: Classifier, folder: Path) -> None:
+    """Writes a TensorFlow SavedModel into `folder`: signature `serving_default`, input `images`.
+
+    Raises:
+      UserError: TensorFlow is not installed.
+    """
+    tf = import_tensorflow("--format=savedmodel")
+    from jax.experimental import jax2tf
+
+    function, weights = inference_function(classifier)
+    size = classifier.image_size
+    converted = jax2tf.convert(
+        function,
+        polymorphic_shapes=[None, f"(b, {size}, {size}, 3)"],
+        with_gradient=False,
+        native_serialization_platforms=PLATFORMS,
+    )
+    module = tf.Module()
+    module.weights = {path: tf.Variable(array, trainable=False) for path, array in weights.items()}
+
+    def call(images: Any) -> dict[str, Any]:
+        count = tf.shape(images)[0]
+        absent = tf.zeros((1 - tf.minimum(count, 1), size, size, 3), tf.uint8)  # JAX takes at least one image
+        found = converted(module.weights, tf.concat([images, absent], 0))
+        return {name: values[..., :count, :] for name, values in found.items()}
+
+    signature = [tf.TensorSpec((None, size, size, 3), tf.uint8, name="images")]
+    module.call = tf.function(call, autograph=False, input_signature=signature)
+    tf.saved_model.save(module, str(folder), signatures={"serving_default": module.call})
+
+
+WRITERS = {"jax": write_jax, "savedmodel": write_saved_model}
+
+
+def describe(classifier: Classifier) -> dict[str, Any]:
+    """What model.json holds."""
+    size, meta = classifier.image_size, classifier.meta
+    return {
+        "class_names": list(classifier.class_names),
+        "experts": len(classifier.network.depths),
+        "heads": classifier.heads,
+        "input": f"uint8 [N,{size},{size},3], RGB; values are scaled and normalised inside",
+        "outputs": {"probabilities": "[N,C], softmax of the experts' mean logits", "logits": "[M,N,C]"},
+        "image_size": size,
+        "resize": classifier.resize,
+        "preprocessing": f"short side to {classifier.resize} px (antialiased bilinear), central {size} x {size} px",
+        "mean": list(classifier.mean),
+        "std": list(classifier.std),
+        "model": meta["model"],
+        "split_hash": meta.get("split_hash"),
+        "dtype": str(np.dtype(classifier.network.dtype)),
+        "versions": versions(),
+        "written": time.strftime("%Y-%m-%d", time.gmtime()),
+        "lasts": "function.jax can be read for at least six months of newer releases of jax; "
+        "python -m shike_jax export --again=THIS_FOLDER makes it anew",
+    }
+
+
+def export(classifier: Classifier, target: Path, kind: str = "jax") -> None:
+    """Writes the folder `target`, wholly or not at all.
+
+    Args:
+      kind: `jax` or `savedmodel`.
+
+    Raises:
+      UserError: the folder holds something already or cannot be written; TensorFlow is needed and absent.
+    """
+    target = target.absolute()
+    if target.exists() and (not target.is_dir() or any(target.iterdir())):
+        raise UserError(f"--output={target}: exists and is not an empty folder")
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=f".{target.name}.", dir=target.parent) as scratch:
+            finished = Path(scratch) / "exported"
+            finished.mkdir()
+            WRITERS[kind](classifier, finished)
+            atomic.write_json(finished / "model.json", describe(classifier))
+            finished.rename(target)  # replaces an empty folder
+    except OSError as error:
+        raise UserError(f"--output={target}: {error.strerror or error}") from error
+
+
+def read_export(folder: Path) -> Classifier:
+    """The classifier of a folder that `export` wrote, from its model.json and weights.npz alone.
+
+    Raises:
+      UserError: no such folder, a SavedModel, or files that are damaged.
+    """
+    try:
+        meta = parse_json((folder / "model.json").read_text())
+        with np.load(folder / "weights.npz", allow_pickle=False) as arrays:
+            weights = dict(arrays)
+        network = build_model(meta["model"], len(meta["class_names"]), dtype=meta.get("dtype", "float32"))
+        return Classifier(
+            network=network,
+            variables=jax.device_put(unflatten_dict(weights, sep="/")),
+            heads=meta["heads"],
+            class_names=tuple(meta["class_names"]),
+            image_size=meta["image_size"],
+            resize=meta["resize"],
+            mean=tuple(meta["mean"]),
+            std=tuple(meta["std"]),
+            meta=meta,
+        )
+    except OSError as error:
+        reason = f"{error.filename}: {error.strerror}"
+        raise UserError(f"--again={folder}: {reason}; expected a folder that this command wrote") from None
+    except (ValueError, KeyError, TypeError, zipfile.BadZipFile) as error:
+        raise UserError(f"--again={folder}: not an export of this package, or damaged ({error})") from None
+
+
+def export_again(folder: Path) -> str:
+    """Replaces function.jax, and model.json with it, by what the installed JAX writes; returns the version before.
+
+    weights.npz stays, and so does load.py, which may have been changed.
+
+    Raises:
+      UserError: see `read_export`; not writable.
+    """
+    classifier = read_export(folder)
+    serialised = _serialised(classifier, *inference_function(classifier))
+    try:
+        with atomic.replacing(folder / "function.jax") as partial:
+            partial.write_bytes(serialised)
+        atomic.write_json(folder / "model.json", {**classifier.meta, **describe(classifier)})
+    except OSError as error:
+        raise UserError(f"--again={folder}: {error.strerror or error}") from error
+    return str(classifier.meta.get("versions", {}).get("jax", "an unknown version"))
+
+
+def parser() -> Parser:
+    """The command's options."""
+    found = Parser("python -m shike_jax export", "Writes a classifier for use without this package.", _EPILOG)
+    found.add_argument(
+        "--checkpoint",
+        metavar="DIR",
+        help="a run's work directory, its weights/STAGE, or converted weights",
+    )
+    found.add_argument("--output", type=Path, metavar="DIR", help="folder to write; new or empty")
+    found.add_argument("--again", type=Path, metavar="DIR", help="an export whose function is made anew, in place")
+    found.add_argument(
+        "--head", default="", metavar="SET", help="representation or classifier; default: what the run trained last"
+    )
+    found.add_argument("--format", default="jax", choices=tuple(WRITERS), help="default: jax")
+    return found
+
+
+def main(argv: Sequence[str]) -> None:
+    """Runs the command."""
+    args = parser().parse_args(argv)
+    if args.again:
+        if args.checkpoint or args.output:
+            raise UserError(f"--again={args.again}: expected neither --checkpoint nor --output with it")
+        before = export_again(args.again)
+        print(f"{args.again}: function.jax of jax {before} made anew with jax {jax.__version__}")
+        return
+    if not args.checkpoint or not args.output:
+        raise UserError("--checkpoint and --output are needed, or --again; see python -m shike_jax export --help")
+    export(load(args.checkpoint, args.head), args.output, args.format)
+    size = sum(file.stat().st_size for file in args.output.rglob("*") if file.is_file())
+    print(f"{args.output}: {', '.join(sorted(p.name for p in args.output.iterdir()))} ({size / 1e6:.1f} MB)")

@@ -1,0 +1,165 @@
+"""`python -m shike_jax inspect`: what a configuration trains on, in numbers and pictures."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from ml_collections import ConfigDict
+
+from shike_jax.common.extras import optional
+from shike_jax.common.parser import Parser
+from shike_jax.common.text import printable, say, to_json
+from shike_jax.config.loading import parse_config
+from shike_jax.data import sources
+from shike_jax.data.held_out import evaluated_part
+from shike_jax.data.host_pipeline import HostPipeline
+from shike_jax.data.splits import Split
+from shike_jax.data.types import Source
+from shike_jax.data.views import device_augment
+from shike_jax.errors import UserError
+from shike_jax.report import fonts
+
+_EPILOG = """\
+examples:
+  python -m shike_jax inspect --config=configs/cifar_lt.py:imbalance_factor=50 --json=split.json
+  python -m shike_jax inspect --config=configs/folder_lt.py:root=photos --figure=photos.png --check
+
+JSON keys: train_size, test_size, num_classes, class_counts (training images of each class), many, medium, few (numbers
+of classes), hash; name, rule, parts and class_names besides. test_size is that of the part that is evaluated:
+val with config.data.validation, else config.data.test_part.
+"""
+VIEWS = 7  # augmented views of one image on the sheet
+
+
+def summary(split: Split, test_part: str) -> dict[str, Any]:
+    """Returns what the JSON file holds: plain numbers, strings and lists."""
+    return {
+        "name": split.name,
+        "rule": split.rule,
+        "train_size": len(split.parts["train"]),
+        "test_size": len(split.parts[test_part]),
+        "parts": {name: len(part) for name, part in split.parts.items()},
+        "num_classes": split.num_classes,
+        "class_counts": split.class_counts.tolist(),
+        **{name: len(classes) for name, classes in split.divisions.items()},
+        "hash": split.hash,
+        "class_names": list(split.class_names),
+    }
+
+
+def describe(split: Split, test_part: str) -> str:
+    """Returns the same for people."""
+    counts, evaluated = split.class_counts, {test_part: " (evaluated)"}
+    parts = ", ".join(f"{name} {len(part):,}{evaluated.get(name, '')}" for name, part in split.parts.items())
+    divisions = ", ".join(f"{name} {len(classes)}" for name, classes in split.divisions.items())
+    return "\n".join(
+        [
+            f"{printable(split.name)}: {printable(split.rule)}",
+            f"images     {parts}",
+            f"classes    {split.num_classes}; training images of a class: {counts.max():,} to {counts.min():,}",
+            f"divisions  {divisions}",
+            f"hash       {split.hash}",
+        ]
+    )
+
+
+def check_images(source: Source, config: ConfigDict) -> None:
+    """Decodes every image of every part; `source.report` then names those that cannot be read.
+
+    Raises:
+      UserError: under policy `stop`, or beyond the limit.
+    """
+    for name, part in source.split.parts.items():
+        padded = np.arange(-(-len(part) // 64) * 64).reshape(-1, 64)
+        plan = {"index": np.minimum(padded, len(part) - 1), "mask": (padded < len(part)).astype(np.float32)}
+        for _ in HostPipeline(source, name, config).batches(plan):
+            pass
+
+
+def sample_sheet(source: Source, config: ConfigDict) -> tuple[list[str], np.ndarray]:
+    """Returns class names [R] and uint8 [R, 1 + VIEWS, S, S, 3]: two images of each division, as is and augmented."""
+    import jax
+
+    split, (mean, std) = source.split, (np.array(config.data.mean), np.array(config.data.std))
+    classes = np.concatenate([found[[0, -1]] for found in split.divisions.values() if len(found)])
+    rows = np.array([np.flatnonzero(split.parts["train"].labels == c)[0] for c in classes], np.int32)
+    index = np.repeat(rows, VIEWS)
+    if source.images is not None:
+        originals, views = source.images["train"][rows], source.images["train"][index]
+    else:
+        pipeline, mask = HostPipeline(source, "train", config), np.ones((1, len(index)), np.float32)
+        seeds = np.stack([np.zeros(len(index)), np.arange(len(index))], -1).astype(np.uint32)
+        [batch] = pipeline.batches({"index": index[None], "mask": mask, "seed": seeds[None]})
+        [plain] = pipeline.batches({"index": rows[None], "mask": mask[:, : len(rows)]})
+        originals, views = plain["image"], batch["image"]
+    augment = device_augment(config, np.float32)
+    normalised = np.asarray(jax.jit(augment)(views, jax.random.split(jax.random.key(config.seed), len(index))))
+    views = np.clip(np.round((normalised * std + mean) * 255), 0, 255).astype(np.uint8)
+    sheet = np.concatenate([originals[:, None], views.reshape(len(rows), VIEWS, *views.shape[1:])], axis=1)
+    names = fonts.names_or_numbers(split.class_names)
+    return [names[c] for c in classes], sheet
+
+
+def draw(source: Source, config: ConfigDict, path: Path) -> None:
+    """Draws the class-count curve, and below it the sheet of augmented samples where there are images."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+
+    split, has_images = source.split, source.images is not None or source.read is not None
+    figure, (curve, sheet) = plt.subplots(2, 1, figsize=(8, 9), height_ratios=(2, 5 if has_images else 0.01))
+    order = np.argsort(-split.class_counts, kind="stable")
+    rank = np.empty(split.num_classes, int)
+    rank[order] = np.arange(split.num_classes)
+    for (name, classes), marker in zip(split.divisions.items(), "os^", strict=True):
+        curve.plot(rank[classes], split.class_counts[classes], marker, markersize=4, label=f"{name} ({len(classes)})")
+    curve.set(xlabel="class, by training images", ylabel="training images", yscale="log", title=split.name)
+    curve.legend()
+    sheet.axis("off")
+    if has_images:
+        names, images = sample_sheet(source, config)
+        rows, columns, side = images.shape[:3]
+        sheet.imshow(images.transpose(0, 2, 1, 3, 4).reshape(rows * side, columns * side, 3), aspect="equal")
+        sheet.set_title("image as is, then augmented")
+        for row, name in enumerate(names):
+            sheet.text(-0.1 * side, (row + 0.5) * side, name, ha="right", va="center", fontsize=8)
+    fonts.fit(figure)
+    figure.tight_layout()
+    figure.savefig(path, dpi=150)
+    plt.close(figure)
+
+
+def main(argv: Sequence[str]) -> None:
+    """Prints sizes, counts, divisions and hash; writes JSON and a figure on request."""
+    parser = Parser(
+        "python -m shike_jax inspect",
+        "Shows the split of a configuration: sizes, class counts, divisions, hash, samples.",
+        _EPILOG,
+    )
+    parser.add_argument("--config", metavar="FILE[:ARGS]", help="configuration; --config.field=value changes fields")
+    parser.add_argument("--json", type=Path, help="file to write the numbers to")
+    parser.add_argument("--figure", type=Path, help=".png or .pdf: class-count curve and a sheet of augmented samples")
+    parser.add_argument("--check", action="store_true", help="decode every image and report the unreadable ones")
+    if {"-h", "--help"} & set(argv):
+        parser.parse_args(argv)
+    config, rest = parse_config(argv)
+    options = parser.parse_args(rest)
+    if options.figure:
+        optional("matplotlib", f"--figure={options.figure}")
+    source = sources.load(config.data)
+    if options.check and source.read is not None:
+        check_images(source, config)
+    say(describe(source.split, evaluated_part(config.data)))
+    for line in source.report.lines():
+        say(line)
+    try:
+        if options.json:
+            options.json.write_text(to_json(summary(source.split, evaluated_part(config.data)), indent=1) + "\n")
+        if options.figure:
+            draw(source, config, options.figure)
+    except OSError as error:
+        raise UserError(f"{error.filename}: {error.strerror}") from None

@@ -1,0 +1,91 @@
+"""`python -m shike_jax train`: trains, evaluates and resumes one run."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from shike_jax.cluster import preemption
+from shike_jax.common.command import Parser, UserError, quiet_third_parties, say
+from shike_jax.config.loading import describe_fields, parse_config, split_arguments
+
+_EPILOG = """\
+examples:
+  python -m shike_jax train --config=configs/digits_lt.py --workdir=runs/digits
+  python -m shike_jax train --config=configs/cifar_lt.py:official,imbalance_factor=50 --workdir=runs/if50 \\
+      --config.seed=1 --config.stages.classifier.epochs=10
+
+The same command started again continues where the run was stopped; a finished run is left as it is. On SIGTERM the run
+is saved when the running call ends (one step on a CPU, by default an epoch on accelerators), and the exit status is 75,
+as it is where a checkpoint cannot be read for now; 76 says that another process of the job was lost. Several processes:
+give each --coordinator, --processes and --process, or start them under SLURM or on a TPU pod, where they are found.
+"""
+
+
+class _ListFields(argparse.Action):
+    """Prints the fields of a configuration and exits."""
+
+    def __call__(self, parser: argparse.ArgumentParser, *values: Any) -> None:
+        """Of the values the second is the option's: what a field's lines must hold."""
+        lines = describe_fields(values[1])
+        if not lines:
+            raise UserError(f"--fields={values[1]}: no field's description holds this; expected a part of one's name")
+        say("\n".join(lines))
+        parser.exit()
+
+
+def parse(argv: Sequence[str]) -> argparse.Namespace:
+    """Parses the flags that are not the configuration's."""
+    parser = Parser(
+        "python -m shike_jax train",
+        "Trains one run as configured, evaluates it and writes WORKDIR/results.json.",
+        _EPILOG,
+    )
+    about = "a Python file that is run: a path, or the name of one that comes along; --config.FIELD=VALUE changes it"
+    parser.add_argument("--config", metavar="FILE[:ARGUMENTS]", help=about)
+    about = "list the fields that --config.FIELD=VALUE sets (those whose description holds WORD) and exit"
+    parser.add_argument("--fields", nargs="?", const="", metavar="WORD", action=_ListFields, help=about)
+    parser.add_argument("--workdir", type=Path, help="directory of the run; created, or continued")
+    parser.add_argument("--coordinator", metavar="HOST:PORT", help="address of process 0 of a multi-process job")
+    parser.add_argument("--processes", type=int, help="number of processes of the job")
+    parser.add_argument("--process", type=int, help="number of this process, from 0")
+    return parser.parse_args(argv)
+
+
+def main(argv: Sequence[str]) -> int:
+    """Runs the command; returns the exit status."""
+    started = time.monotonic()
+    preemption.listen()
+    if any(item.partition("=")[0] in ("-h", "--help", "--fields") for item in argv):
+        parse(split_arguments(argv)[1])
+    config, rest = parse_config(argv)
+    args = parse(rest)
+    if args.workdir is None:
+        raise UserError("--workdir is missing: expected a directory for checkpoints, logs and results")
+
+    quiet_third_parties(config.log)
+
+    import jax
+
+    if config.dtype == "float64":
+        jax.config.update("jax_enable_x64", True)
+
+    from shike_jax.cluster.parallel import start_distributed
+
+    start_distributed(args.coordinator, args.processes, args.process, config.train.peer_timeout)
+
+    from shike_jax.cluster import cpu, peers
+    from shike_jax.training import loop
+
+    cpu.use_cores(config.train.cpu_devices, [config.stages[name].batch_size for name in config.run])
+    with peers.watched(config.train.peer_timeout):
+        try:
+            loop.train(config, args.workdir, started)
+        except preemption.Preempted as stopped:
+            print(stopped, file=sys.stderr)
+            return stopped.status
+    return 0

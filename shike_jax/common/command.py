@@ -1,0 +1,52 @@
+"""What every command is made of: the parser of its options, its exit status, and how it speaks."""
+
+from __future__ import annotations
+
+import platform
+import sys
+from collections.abc import Callable, Sequence
+from importlib import metadata
+
+from shike_jax.common.parser import Parser
+from shike_jax.common.quiet import quiet_third_parties
+from shike_jax.common.text import aligned, parse_json, printable, say, spreadsheet
+from shike_jax.common.version import __version__
+from shike_jax.errors import UserError
+
+__all__ = [
+    "Parser",
+    "UserError",
+    "aligned",
+    "parse_json",
+    "printable",
+    "quiet_third_parties",
+    "run_main",
+    "say",
+    "spreadsheet",
+]
+
+
+def _jax() -> str:
+    try:
+        return f"jax {metadata.version('jax')}"
+    except metadata.PackageNotFoundError:
+        return "no jax"
+
+
+def run_main(main: Callable[[Sequence[str]], int | None], argv: Sequence[str] | None = None) -> None:
+    """Runs `main(argv without the program name)` and exits with its value; a `UserError` is one line and its status."""
+    argv = list(sys.argv[1:] if argv is None else argv)
+    try:
+        if "--version" in argv:  # of every command, whatever else it asks for
+            say(f"shike_jax {__version__}, {platform.python_implementation()} {platform.python_version()}, {_jax()}")
+            sys.exit(0)
+        code = main(argv)
+    except UserError as error:
+        say("error: " + " ".join(str(error).split()), file=sys.stderr)
+        code = error.status
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        code = 130
+    except BrokenPipeError:  # `... | head`
+        code = 0
+    sys.exit(code)

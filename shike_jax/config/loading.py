@@ -1,0 +1,198 @@
+"""Reading a configuration: by name, from the command line (the same way in every command), or a checkpoint's."""
+
+from __future__ import annotations
+
+import functools
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from absl import flags
+from ml_collections import ConfigDict, config_flags
+
+from shike_jax.common.paths import expanded
+from shike_jax.common.text import nearest
+from shike_jax.config import GONE, base, gone_line, stated, validate, without_gone
+from shike_jax.config.fields import fields_of, may_change
+from shike_jax.errors import UserError
+
+_HERE = Path(__file__).resolve().parents[1]
+# An installed package carries `configs/` inside, a clone has it at the top.
+SHIPPED = _HERE / "configs" if (_HERE / "configs").is_dir() else _HERE.parent / "configs"
+
+
+def parse_config(argv: Sequence[str]) -> tuple[ConfigDict, list[str]]:
+    """Reads `--config=FILE[:arguments]` and any `--config.field=value`, of which the last counts for each field.
+
+    FILE is a path, or else `configs/NAME.py` or `NAME` of a configuration that comes with the package.
+
+    Args:
+      argv: command-line arguments without the program's name.
+
+    Returns:
+      The validated configuration, and the arguments that do not concern it.
+
+    Raises:
+      UserError: no or unreadable config file, an unknown field, a value of another type or out of range.
+    """
+    mine, rest = split_arguments(argv)
+    path = next((a.partition("=")[2] for a in reversed(mine) if a.startswith("--config=")), "")
+    if not path:
+        misspelt = next((name for name in (item.partition("=")[0] for item in rest) if nearest(name, ["--config"])), "")
+        meant = f"{nearest(misspelt, ['--config'])} ({misspelt} is unknown)" if misspelt else ""
+        raise UserError(f"--config is missing: expected --config=configs/NAME.py[:arguments]{meant}")
+    mine = [_with_found_file(item) if item.startswith("--config=") else item for item in mine]
+    root = next((a.partition("=")[2] for a in reversed(mine) if a.startswith("--config.data.root=")), "")
+    with stated(root=root):  # files that look into the folder look at the one that will be used
+        return _parsed(functools.partial(config_flags.DEFINE_config_file, "config"), mine, path), rest
+
+
+def load_config(name: str, **arguments: Any) -> ConfigDict:
+    """A configuration, to be changed and given to `train` or `load_data`.
+
+    Args:
+      name: one that comes with the package (`cifar_lt`), or the path of a configuration file.
+      arguments: what stands after the colon on the command line: `preset="paper"`, `imbalance_factor=50`.
+
+    Raises:
+      UserError: no such file or argument, a value of another type or out of range.
+
+    >>> config = load_config("cifar_lt", preset="paper", imbalance_factor=50)
+    >>> config.stages.representation.lr = 0.1
+    """
+    words = [str(arguments.pop("preset"))] if "preset" in arguments else []
+    words += [f'{key}="{value}"' if "," in str(value) else f"{key}={value}" for key, value in arguments.items()]
+    return parse_config([f"--config={name}{':' if words else ''}{','.join(words)}"])[0]
+
+
+def describe_fields(word: str = "") -> list[str]:
+    """Two lines for each field whose lines hold `word`: the flag with its default, and what it means and takes."""
+    lines: list[str] = []
+    for path, field in fields_of(("NAME",)).items():
+        resume = " May change when a run continues." if may_change(path) else ""
+        both = f"--config.{path}={field.default!r}", f"    {field.about}. Expected: {field.expected()}.{resume}"
+        lines += both if word.lower() in "".join(both).lower() else ()
+    return lines
+
+
+def find_config(file: str) -> Path:
+    """Returns the configuration that `file` names: a path, else `NAME`, `NAME.py` or `configs/NAME[.py]` as shipped.
+
+    Raises:
+      UserError: there is none; names those that come with the package.
+    """
+    path = Path(file)
+    if path.is_file():
+        return path
+    if path.parent in (Path(), Path("configs")) and path.suffix in ("", ".py"):
+        shipped = SHIPPED / f"{path.stem}.py"
+        if shipped.is_file():
+            return shipped
+    known = sorted(found.stem for found in SHIPPED.glob("*.py"))
+    expected = f"expected a path or one of {', '.join(known)}{nearest(path.stem, known)}"
+    raise UserError(f"--config={file}: no such file {file}; {expected}")
+
+
+def _with_found_file(argument: str) -> str:
+    file, colon, arguments = argument.removeprefix("--config=").partition(":")
+    return f"--config={find_config(expanded(file))}{colon}{arguments}"
+
+
+def override_config(plain: Mapping[str, Any], argv: Sequence[str]) -> tuple[ConfigDict, list[str]]:
+    """Changes a stored configuration by any `--config.field=value`; fields that it lacks get their defaults.
+
+    Args:
+      plain: nested dicts, as checkpoints keep them.
+      argv: command-line arguments without the program's name and without `--config=FILE`.
+
+    Returns, raises: as `parse_config`.
+    """
+    mine, rest = split_arguments(argv)
+    config = base()
+    config.update(without_gone(plain))
+    define = functools.partial(config_flags.DEFINE_config_dict, "config", config)
+    return _parsed(define, mine, "(the checkpoint's)", stages=False), rest
+
+
+def checkpoint_config(meta: Mapping[str, Any], arguments: Sequence[str] = ()) -> ConfigDict:
+    """The configuration to evaluate a checkpoint with: its own, changed or replaced by --config arguments.
+
+    The view of an image (size, resizing, mean, std) stays the one that the network was trained on.
+
+    Args:
+      meta: of the checkpoint.
+
+    Raises:
+      UserError: a checkpoint without configuration and no --config, and all that `parse_config` raises.
+    """
+    if any(item.startswith("--config=") for item in arguments):
+        config, _ = parse_config(arguments)
+    elif meta.get("config"):
+        config, _ = override_config(meta["config"], arguments)
+    else:
+        raise UserError("the checkpoint has no configuration (converted weights): expected --config=FILE with the data")
+    config.data.update({"image_size": meta["image_size"], "resize": meta.get("resize") or 0})
+    config.data.update({"mean": tuple(meta["mean"]), "std": tuple(meta["std"])})
+    return config
+
+
+def _parsed(define: Callable[..., Any], arguments: list[str], path: str, stages: bool = True) -> ConfigDict:
+    # Of a field that is named twice the last value counts; ml_collections would join those of a tuple.
+    arguments = list({item.partition("=")[0]: item for item in arguments}.values())
+    arguments = sorted(arguments, key=lambda item: not item.startswith("--config="))  # the file before changes to it
+    values = flags.FlagValues()
+    try:
+        define(flag_values=values, sys_argv=["", *arguments])
+        values(["", *arguments])
+        config: Any = values["config"].value
+    except UserError:
+        raise
+    except (AttributeError, KeyError) as error:
+        raise UserError(_unknown_field(error, arguments) or _explain(error, path)) from error
+    except Exception as error:  # flags, ml_collections and the file itself raise many kinds
+        raise UserError(_explain(error, path)) from error
+    config.init_from = expanded(config.init_from)
+    for name in ("root", "data_dir", "train_list", "val_list", "test_list", "table"):
+        config.data[name] = expanded(config.data[name])
+    validate(config, stages)
+    return config
+
+
+def split_arguments(argv: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Separates config arguments, joining `--config VALUE` to one, from all others."""
+    mine, rest, items = [], [], list(argv)
+    while items:
+        item = items.pop(0)
+        name = item.split("=")[0]
+        if name == "--config" or name.startswith(("--config.", "--config[")):
+            if "=" not in item:
+                if not items:
+                    raise UserError(f"{item}: a value is missing")
+                item = f"{item}={items.pop(0)}"
+            if name.removeprefix("--config.") in GONE:
+                print(gone_line(name.removeprefix("--config.")), file=sys.stderr)
+            else:
+                mine.append(item)
+        else:
+            rest.append(item)
+    return mine, rest
+
+
+def _unknown_field(error: Exception, arguments: Sequence[str]) -> str:
+    """Names the argument with a field that does not exist; empty when none of them is to blame."""
+    text: Any = error
+    while isinstance(text, Exception):  # ml_collections wraps one error in another
+        text = text.args[0] if text.args else ""
+    field, _, suggestion = str(text).partition("\n")  # the name in quotes, perhaps a suggestion
+    field = field.strip("\"'")
+    blamed = [item for item in arguments if field in item.partition("=")[0].split(".")]
+    return f"{blamed[0]}: the configuration has no field {field!r}. {suggestion}".strip() if blamed else ""
+
+
+def _explain(error: Exception, path: str) -> str:
+    cause = error.__cause__ or error.__context__
+    if isinstance(cause, UserError):
+        return str(cause)
+    text = " ".join(str(error).split())
+    return text if "--config" in text else f"--config={path}: {text}"

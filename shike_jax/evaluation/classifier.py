@@ -1,0 +1,181 @@
+"""A trained or converted checkpoint, ready to classify: the network, its variables and its view of an image."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from shike_jax.augment import make_eval_transform
+from shike_jax.cluster.parallel import find_devices
+from shike_jax.common.text import say
+from shike_jax.errors import UserError
+from shike_jax.models import HEAD_SETS, ExpertNetwork, build_model
+from shike_jax.storage.checkpoints import load_weights
+
+PyTree = Any
+BATCH = 128  # images on the device at once
+
+
+@dataclasses.dataclass(frozen=True, repr=False)
+class Classifier:
+    """What `load` returns: `classifier(images)` gives logits.
+
+    Attributes:
+      network: without a device axis: it runs on one device.
+      variables: {`params`, `batch_stats`}, on the device.
+      heads: the set of classifiers, `representation` or `classifier`.
+      class_names: C names; the class numbers where the checkpoint has none.
+      image_size, resize: side of the square that the network saw, and short side before the central crop (pixels).
+      mean, std: of the RGB values in 0..1.
+      meta: of the checkpoint.
+    """
+
+    network: ExpertNetwork
+    variables: PyTree
+    heads: str
+    class_names: tuple[str, ...]
+    image_size: int
+    resize: int
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    meta: dict[str, Any]
+
+    def __call__(self, images: np.ndarray) -> np.ndarray:
+        """Logits float32 [M,N,C] of the M experts.
+
+        Args:
+          images: [N,S,S,3] of the trained size: uint8, or float32 and normalised (other floats get a remark on stderr).
+
+        Raises:
+          UserError: another dtype or size.
+        """
+        return self._in_batches(self._checked(images), self.apply)
+
+    def predict(self, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Classes int64 [N] (indices into `class_names`) and probabilities float32 [N,C]; images as for a call."""
+        mean = self(images).mean(0)
+        shifted = np.exp(mean - mean.max(-1, keepdims=True))
+        return mean.argmax(-1), shifted / shifted.sum(-1, keepdims=True)
+
+    def features(self, images: np.ndarray) -> np.ndarray:
+        """The pooled features float32 [M,N,F] that each expert's classifier receives; images as for a call."""
+
+        def pooled(variables: PyTree, images: jax.Array) -> jax.Array:
+            fused = self.network.apply(variables, self._normalised(images), method="features")["fused"]
+            return jnp.stack([jnp.mean(maps.astype(jnp.float32), (1, 2)) for maps in fused])
+
+        return self._in_batches(self._checked(images), pooled)
+
+    def __repr__(self) -> str:
+        experts, side = len(self.network.depths), self.image_size
+        return f"<classifier of {len(self.class_names)} classes: {experts} experts, {side} x {side} pixels>"
+
+    def _checked(self, images: np.ndarray) -> np.ndarray:
+        images, side = np.asarray(images), self.image_size
+        if images.ndim != 4 or images.shape[1:] != (side, side, 3) or images.dtype not in (np.uint8, np.float32):
+            expected = f"uint8 or normalised float32 (N, {side}, {side}, 3)"
+            raise UserError(f"images {images.dtype} {images.shape}: expected {expected}")
+        self.remark(images)
+        return images
+
+    def _in_batches(self, images: np.ndarray, function: Callable[[PyTree, jax.Array], jax.Array]) -> np.ndarray:
+        """A function's results [M,N,...], computed in batches of one size, so that it compiles once."""
+        size = min(BATCH, max(len(images), 1))
+        call, found = jax.jit(function), []
+        for start in range(0, max(len(images), 1), size):
+            part = images[start : start + size]
+            padding = [(0, size - len(part)), (0, 0), (0, 0), (0, 0)]
+            found.append(np.asarray(call(self.variables, np.pad(part, padding)))[:, : len(part)])
+        return np.concatenate(found, 1)
+
+    def apply(self, variables: PyTree, images: jax.Array) -> jax.Array:
+        """Images [B,H,W,3], uint8 or float and normalised, to logits float32 [M,B,C]; pure, for `jax.jit`."""
+        return self.network.apply(variables, self._normalised(images), self.heads).astype(jnp.float32)
+
+    def feature_maps(self, images: np.ndarray) -> dict[str, Any]:
+        """What the experts are made of: `ExpertNetwork.features` of images.
+
+        Args:
+          images: [B,H,W,3], uint8, or float and normalised; other floats get a remark on stderr.
+
+        Returns:
+          `shared`: [B,H,W,C] of each shared stage; `deep`, `aligned` (with fusion), `fused`: [B,h,w,F] of each expert.
+        """
+        self.remark(images)
+        return self.network.apply(self.variables, self._normalised(jnp.asarray(images)), method="features")
+
+    def remark(self, images: np.ndarray) -> None:
+        """Says on stderr when floats can hardly be normalised as the network was trained; they are used as they are."""
+        if images.dtype == np.uint8:
+            return
+        values = images[np.isfinite(images)]
+        mean, std = np.array(self.mean), np.array(self.std)
+        low, high = float((-mean / std).min()), float(((1 - mean) / std).max())
+        if not len(values) or (values.min() < 0 and low - 0.5 <= values.min() and values.max() <= high + 0.5):
+            return
+        found = f"floats from {values.min():.4g} to {values.max():.4g} are used as they are"
+        expected = f"normalised pixels, (x / 255 - mean) / std, lie in {low:.3g} to {high:.3g} (uint8 needs no more)"
+        say(f"{found}; {expected}", file=sys.stderr)
+
+    def _normalised(self, images: jax.Array) -> jax.Array:
+        if images.dtype != jnp.uint8:
+            return images
+        return make_eval_transform(mean=self.mean, std=self.std, dtype=self.network.dtype)(images)
+
+
+def load(path: str | os.PathLike[str], heads: str = "") -> Classifier:
+    """A classifier from a run or converted weights.
+
+    Args:
+      path: a run's work directory, its weights/STAGE, or converted weights.
+      heads: the set of classifiers; empty: the one that the checkpoint's stage trained, else `classifier`.
+
+    Raises:
+      UserError: no checkpoint, a damaged one, unknown heads, no device of the platform asked for.
+    """
+    find_devices()
+    variables, meta = load_weights(os.fspath(path))
+    heads = heads or meta.get("heads") or "classifier"
+    if heads not in HEAD_SETS:
+        raise UserError(f"--head={heads}: expected {' or '.join(HEAD_SETS)}")
+    trained_in = (meta.get("config") or {}).get("dtype", "float32")
+    # float64 serves comparisons of training; nothing is lost by predicting in float32.
+    dtype = jnp.bfloat16 if trained_in == "bfloat16" else jnp.float32
+    network = build_model(meta["model"], meta["num_classes"], dtype=dtype)
+    return Classifier(
+        network=network,
+        variables=jax.device_put(variables),
+        heads=heads,
+        class_names=tuple(meta.get("class_names") or map(str, range(meta["num_classes"]))),
+        image_size=meta["image_size"],
+        resize=meta.get("resize") or meta["image_size"],
+        mean=tuple(meta["mean"]),
+        std=tuple(meta["std"]),
+        meta=meta,
+    )
+
+
+class BatchedLogits:
+    """Logits of batches of at most one size: smaller ones are padded, so each image shape compiles once."""
+
+    def __init__(self, classifier: Classifier, batch_size: int) -> None:
+        """Args: batch_size: images that the device sees at once."""
+        self._variables, self._batch_size = classifier.variables, batch_size
+        self._apply, self._remark = jax.jit(classifier.apply), classifier.remark
+        self._seen = False
+
+    def __call__(self, images: np.ndarray) -> np.ndarray:
+        """Images [b,H,W,3], uint8 or float and normalised (b <= batch size), to logits float32 [M,b,C], on the host."""
+        if not self._seen:  # the first batch tells how the images come
+            self._remark(images)
+            self._seen = True
+        padding = [(0, self._batch_size - len(images)), (0, 0), (0, 0), (0, 0)]
+        logits = self._apply(self._variables, np.pad(images, padding))
+        return np.asarray(logits)[:, : len(images)]

@@ -1,0 +1,162 @@
+"""Loads an exported classifier: needs jax, numpy and flatbuffers (and Pillow for picture files).
+
+    python load.py photo.jpg other.png       the best classes of pictures
+    python load.py images.npy output.npz     uint8 [N,S,S,3] to probabilities [N,C] and logits [M,N,C]
+
+`shike_jax.commands.export` puts this file, as load.py, beside the function that it loads; change it as you like.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import pathlib
+import sys
+
+import jax
+import numpy as np
+from jax import export
+
+try:
+    from PIL import Image
+
+    _TURNS = "FLIP_LEFT_RIGHT ROTATE_180 FLIP_TOP_BOTTOM TRANSPOSE ROTATE_270 TRANSVERSE ROTATE_90"
+    UPRIGHT = dict(enumerate((Image.Transpose[turn] for turn in _TURNS.split()), 2))  # by EXIF orientation, 2 to 8
+except ImportError:  # arrays of pixels need no Pillow
+    Image = None  # type: ignore[assignment]
+
+MAX_PIXELS = 89_478_485  # of a picture; more is taken for a decompression bomb
+
+
+class Exported:
+    """The classifier in a folder written by `python -m shike_jax export`."""
+
+    def __init__(self, folder):
+        """Reads model.json (class names, preprocessing), weights.npz and the serialised function."""
+        folder = pathlib.Path(folder)
+        self.meta = json.loads((folder / "model.json").read_text())
+        try:
+            function = export.deserialize(bytearray((folder / "function.jax").read_bytes()))
+        except Exception as error:
+            written = self.meta.get("versions", {}).get("jax", "an unknown version")
+            raise RuntimeError(
+                f"{folder / 'function.jax'} was written by jax {written} and cannot be read by jax {jax.__version__}: "
+                f"install an older jax, or make it anew: python -m shike_jax export --again={folder}"
+            ) from error
+        with np.load(folder / "weights.npz") as arrays:
+            self._weights = jax.device_put(dict(arrays))
+        self._call = jax.jit(function.call)
+
+    def __call__(self, images):
+        """Pixels uint8 [N,S,S,3], any N, to `probabilities` [N,C] and `logits` [M,N,C] of the M experts."""
+        count = len(images)
+        if not count:  # the function takes at least one
+            images = np.zeros((1, *np.shape(images)[1:]), np.uint8)
+        found = jax.device_get(self._call(self._weights, images))
+        return {name: values[..., :count, :] for name, values in found.items()}
+
+    def picture(self, path):
+        """A picture file as the network wants it: short side to `resize`, central square; uint8 [S,S,3].
+
+        Raises:
+          ValueError: it cannot be read, or is too large; the message names it and says why.
+        """
+        try:
+            return self._view(path)
+        except Exception as error:  # Pillow raises whatever a damaged file makes it stumble over
+            raise ValueError(f"{path}: {' '.join(str(error).split()) or type(error).__name__}") from error
+
+    def _view(self, path):
+        size, resize = self.meta["image_size"], self.meta["resize"]
+        with Image.open(path) as opened:
+            if opened.width * opened.height > MAX_PIXELS:
+                raise ValueError(f"{opened.width} x {opened.height} pixels, more than {MAX_PIXELS}")
+            turned = orientation(opened)
+            width, height = opened.size[::-1] if turned >= 5 else opened.size
+            if opened.format == "JPEG" and turned == 1:  # may be decoded at 1/2, 1/4 or 1/8, twice the need at least
+                scale = 2 * resize / min(width, height)
+                opened.draft(None, (math.ceil(width * scale), math.ceil(height * scale)))
+            image = to_rgb(opened)
+        new_width, new_height = int(resize * width / min(width, height)), int(resize * height / min(width, height))
+        across, down = image.width / new_width, image.height / new_height
+        left, top = round((new_width - size) / 2), round((new_height - size) / 2)
+        box = (left * across, top * down, (left + size) * across, (top + size) * down)
+        return np.asarray(image.resize((size, size), Image.Resampling.BILINEAR, box=box))
+
+
+def orientation(image: Image.Image) -> int:
+    """The number by which EXIF tells how the image was held: 1 is upright, from 5 on it lies on its side."""
+    try:
+        found = image.getexif().get(0x0112, 1)
+    except Exception:  # damaged EXIF is no reason to lose the image
+        return 1
+    return found if isinstance(found, int) and 1 <= found <= 8 else 1
+
+
+def to_rgb(image: Image.Image) -> Image.Image:
+    """Loads an image opened by Pillow: upright, RGB of 8 bits, transparent pixels laid on white.
+
+    Integers of more than 8 bits keep the highest 8 of their 16 bits, or of as many bits as the largest value of a
+    32-bit image needs. Floats do not say which value is white: it is the first of 1, 255 and 65535 that no pixel
+    exceeds, else the largest value of the image. Pillow keeps 8 bits of the colours of a 16-bit PNG, so that a colour
+    declared transparent (its tRNS chunk) is compared by these; that of a grey image is compared by all 16.
+    """
+    tiles = getattr(image, "tile", None)  # only images opened from a file have them, and only until they are loaded
+    stored = tiles[0][3] if tiles else ""  # how the file stores a pixel
+    image.load()
+    if (turned := orientation(image)) != 1:
+        image = image.transpose(UPRIGHT[turned])
+    clear = image.info.get("transparency")
+    if image.mode.startswith(("I", "F")):
+        values = np.asarray(image)
+        if image.mode == "F":
+            largest = float(np.where(np.isfinite(values), values, 0).max())
+            white = next((limit for limit in (1.0, 255.0, 65535.0) if largest <= limit), largest)
+            grey = np.rint(np.nan_to_num(values, nan=0.0).clip(0, white) * (255 / white)).astype(np.uint8)
+        else:
+            bits = max(16, int(values.max()).bit_length())
+            grey = (values.clip(0) >> (bits - 8)).astype(np.uint8)
+        if clear is not None:
+            grey = np.where(values == clear, np.uint8(255), grey)
+        return Image.fromarray(grey).convert("RGB")
+    if clear is not None and stored == "RGB;16B":
+        image.info["transparency"] = tuple(value >> 8 for value in clear)
+    elif clear is not None and stored in ("L;2", "L;4"):  # Pillow spreads the grey values over 0..255, but not this one
+        image.info["transparency"] = clear * {"L;2": 85, "L;4": 17}[stored]
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+    return image if image.mode == "RGB" else image.convert("RGB")
+
+
+def printable(text):
+    """The text; with escapes that can be read if it holds characters that would control the terminal."""
+    return text if text.isprintable() else text.encode("unicode_escape").decode()
+
+
+def main(arguments):
+    """Runs the two examples above."""
+    classifier = Exported(pathlib.Path(__file__).parent)
+    if arguments and arguments[0].endswith(".npy"):
+        np.savez(arguments[1], **classifier(np.load(arguments[0])))
+    elif arguments:
+        pictures = {}
+        for path in arguments:
+            try:
+                pictures[path] = classifier.picture(path)
+            except ValueError as error:
+                print(printable(f"skipped {error}"), file=sys.stderr)
+        if not pictures:
+            sys.exit(1)
+        shares = classifier(np.stack(list(pictures.values())))["probabilities"]
+        for path, share in zip(pictures, shares, strict=True):
+            best = np.argsort(-share, kind="stable")[:5]
+            names = (classifier.meta["class_names"][c] for c in best)
+            found = (f"{name} {100 * share[c]:.1f} %" for name, c in zip(names, best, strict=True))
+            print(*(printable(text) for text in (path, *found)), sep="  ")
+    else:
+        print(__doc__)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -1,0 +1,235 @@
+"""The 2-D convolution in the forms that XLA's CPU backend runs well; on other backends all is left as it is.
+
+XLA computes the weight gradient as a convolution of transposed operands. On the CPU it fuses those transposes with the
+element-wise work before them (batch normalisation, ReLU) into strided loops that take longer than the convolution
+itself. Here a loop goes through small parts of the operands, which are transposed inside it: nothing before the loop
+fuses with them, and each part fits a core's cache. Between many channels the weight gradient is a matrix product for
+each offset of the kernel instead, and a 1x1 convolution is a single one.
+
+With few channels a CPU's vector units are partly idle. The 7x7 stem therefore folds each 2x2 block of pixels into the
+channels (space to depth); a 3x3 convolution of at most 16 channels computes two or four neighbouring columns at once,
+as extra output channels. With more channels a training step takes Winograd's form of the 3x3 convolution
+(winograd.py), which multiplies less. docs/speed.md has what each of these gains.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from shike_jax.kernels import winograd
+
+Array = jax.Array
+NHWC = ("NHWC", "HWIO", "NHWC")
+# How the weight gradient is computed on a CPU (all measured).
+PART_BYTES = 300_000  # of the gradient behind the convolution, at most; two threads may share a second-level cache
+MANY_CHANNELS = 256  # from here on, on both sides, matrix products are faster
+# Winograd's form is taken from here on. With fewer channels nothing was gained in a step (measured).
+WINOGRAD_CHANNELS = 32
+WINOGRAD_CHANNELS_FOR_WEIGHTS = 64
+WINOGRAD_POSITIONS = 4096  # of a batch; a choice: small batches have little to save and take as long to compile
+
+
+def convolve(x: Array, kernel: Array, stride: int, groups: int = 1) -> Array:
+    """Convolution with PyTorch's symmetric padding size // 2.
+
+    Args:
+      x: float [B,H,W,C].
+      kernel: the same dtype, [size,size,C/groups,F], size odd.
+      stride: in both directions.
+      groups: channels come in this many groups that do not mix.
+
+    Returns:
+      [B,ceil(H/stride),ceil(W/stride),F].
+    """
+    return _plain(x, kernel, stride, groups) if groups > 1 else _convolve(x, kernel, stride)
+
+
+def _plain(x: Array, kernel: Array, stride: int, groups: int = 1) -> Array:
+    pad = kernel.shape[0] // 2
+    return lax.conv_general_dilated(
+        x, kernel, (stride, stride), ((pad, pad), (pad, pad)), dimension_numbers=NHWC, feature_group_count=groups
+    )
+
+
+def _is_stem(x: Array, kernel: Array, stride: int) -> bool:
+    return kernel.shape[0] == 7 and stride == 2 and x.shape[3] < 8 and not (x.shape[1] % 2 or x.shape[2] % 2)
+
+
+def _by_blocks(x: Array, kernel: Array) -> Array:
+    """The 7x7 convolution of stride 2 as one of 4x4 and stride 1 over blocks: [B,H/2,W/2,4C] to [B,H/2,W/2,F].
+
+    Offsets -3..3 of a pixel from its window's centre lie in the blocks -2..1; an eighth offset, -4, gets weight 0.
+    """
+    (b, h, w, c), features = x.shape, kernel.shape[3]
+    blocks = x.reshape(b, h // 2, 2, w // 2, 2, c).transpose(0, 1, 3, 2, 4, 5).reshape(b, h // 2, w // 2, 4 * c)
+    kernel = jnp.pad(kernel, ((1, 0), (1, 0), (0, 0), (0, 0))).reshape(4, 2, 4, 2, c, features)
+    kernel = kernel.transpose(0, 2, 1, 3, 4, 5).reshape(4, 4, 4 * c, features)
+    return lax.conv_general_dilated(blocks, kernel, (1, 1), ((2, 1), (2, 1)), dimension_numbers=NHWC)
+
+
+def _columns(x: Array, kernel: Array, stride: int) -> int:
+    """How many neighbouring columns a CPU computes at once: as many as fill 32 channels or so (measured)."""
+    inputs, features = kernel.shape[2:]
+    if kernel.shape[0] != 3 or stride != 1 or max(inputs, features) > 16:
+        return 1
+    columns = 4 if min(inputs, features) <= 8 else 2
+    return columns if x.shape[2] % columns == 0 else 1
+
+
+def _by_columns(x: Array, kernel: Array, columns: int) -> Array:
+    """The 3x3 convolution of stride 1 with n neighbouring columns as channels: [B,H,W/n,nF], laid out as [B,H,W,F].
+
+    Each column has the kernel at its own place in a window of n + 2 columns, which moves by n; zeros fill the rest.
+    """
+    placed = [jnp.pad(kernel, ((0, 0), (i, columns - 1 - i), (0, 0), (0, 0))) for i in range(columns)]
+    out = lax.conv_general_dilated(
+        x, jnp.concatenate(placed, 3), (1, columns), ((1, 1), (1, 1)), dimension_numbers=NHWC
+    )
+    return out.reshape(*x.shape[:3], kernel.shape[3])
+
+
+def _suits_winograd(x: Array, features: int, size: int, stride: int, fewest_channels: int) -> bool:
+    """Whether a CPU takes Winograd's form (models/winograd.py) of the convolution of x [B,H,W,C]."""
+    batch, height, width, channels = x.shape
+    return (
+        size == 3
+        and stride == 1
+        and min(channels, features) >= fewest_channels
+        and height % 2 == 0
+        and width % 2 == 0
+        and isinstance(batch, int)  # an exported function may leave it open
+        and batch * height * width >= WINOGRAD_POSITIONS
+        and x.dtype != jnp.bfloat16  # whose eight bits the sums of four values would exceed
+    )
+
+
+def _by_product(x: Array, kernel: Array, stride: int) -> Array:
+    """The 1x1 convolution: each position's channels times the kernel."""
+    return jnp.einsum("bhwc,cf->bhwf", x[:, ::stride, ::stride], kernel[0, 0])
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
+def _convolve(x: Array, kernel: Array, stride: int) -> Array:
+    plain = functools.partial(_plain, stride=stride)
+    if kernel.shape[0] == 1:
+        return lax.platform_dependent(x, kernel, cpu=functools.partial(_by_product, stride=stride), default=plain)
+    if _is_stem(x, kernel, stride):
+        return lax.platform_dependent(x, kernel, cpu=_by_blocks, default=plain)
+    if (columns := _columns(x, kernel, stride)) > 1:
+        return lax.platform_dependent(x, kernel, cpu=functools.partial(_by_columns, columns=columns), default=plain)
+    return plain(x, kernel)
+
+
+def _forward(x: Array, kernel: Array, stride: int) -> tuple[Array, tuple[Array, Array]]:
+    """Of a training step. Evaluation calls `_convolve`, without Winograd's form, which takes longer to compile."""
+    if _suits_winograd(x, kernel.shape[3], kernel.shape[0], stride, WINOGRAD_CHANNELS):
+        plain = functools.partial(_plain, stride=stride)
+        return lax.platform_dependent(x, kernel, cpu=winograd.convolve, default=plain), (x, kernel)
+    return _convolve(x, kernel, stride), (x, kernel)
+
+
+def _backward(stride: int, saved: tuple[Array, Array], grad: Array) -> tuple[Array, Array]:
+    x, kernel = saved
+
+    def default(x: Array, kernel: Array, grad: Array) -> tuple[Array, Array]:
+        return jax.vjp(functools.partial(_plain, stride=stride), x, kernel)[1](grad)
+
+    def cpu(x: Array, kernel: Array, grad: Array) -> tuple[Array, Array]:
+        if _is_stem(x, kernel, stride):
+            return jax.vjp(_by_blocks, x, kernel)[1](grad)
+        return _input_gradient(x, kernel, grad, stride), _weight_gradient(x, grad, kernel.shape[0], stride)
+
+    return lax.platform_dependent(x, kernel, grad, cpu=cpu, default=default)
+
+
+def _input_gradient(x: Array, kernel: Array, grad: Array, stride: int) -> Array:
+    """Of the convolution of x [B,H,W,C], from grad [B,h,w,F]."""
+    if kernel.shape[0] == 1:
+        return jax.vjp(lambda x: _by_product(x, kernel, stride), x)[1](grad)[0]
+    columns = _columns(x, kernel, stride)
+    if columns > 1:  # differentiating this form is slow, applying it to the gradient is not
+        return _by_columns(grad, kernel[::-1, ::-1].swapaxes(2, 3), columns)
+    if _suits_winograd(x, kernel.shape[3], kernel.shape[0], stride, WINOGRAD_CHANNELS):
+        return winograd.input_gradient(kernel, grad)
+    return jax.vjp(lambda x: _plain(x, kernel, stride), x)[1](grad)[0]
+
+
+def _weight_gradient(x: Array, grad: Array, size: int, stride: int) -> Array:
+    """Correlates x [B,H,W,C] with grad [B,h,w,F] over batch and positions: [size,size,C,F]."""
+    if _suits_winograd(x, grad.shape[3], size, stride, WINOGRAD_CHANNELS_FOR_WEIGHTS):
+        return winograd.weight_gradient(x, grad)
+    low = size // 2
+    padding = [(low, (g - 1) * stride + size - n - low) for n, g in zip(x.shape[1:3], grad.shape[1:3], strict=True)]
+    if size == 1 or min(x.shape[3], grad.shape[3]) >= MANY_CHANNELS:
+        return _by_offsets(x, grad, size, stride, padding)
+    return _by_parts(x, grad, size, stride, padding)
+
+
+def _by_offsets(x: Array, grad: Array, size: int, stride: int, padding: Sequence[tuple[int, int]]) -> Array:
+    """For each offset of the kernel, the product of the values it met with the gradient."""
+    _, height, width, features = grad.shape
+    x = lax.pad(x, jnp.zeros((), x.dtype), [(0, 0, 0), *((*pad, 0) for pad in padding), (0, 0, 0)])
+    grad = grad.reshape(-1, features)
+
+    def at(row: int, column: int) -> Array:
+        met = x[:, row : row + (height - 1) * stride + 1 : stride, column : column + (width - 1) * stride + 1 : stride]
+        return lax.dot_general(met.reshape(-1, x.shape[3]), grad, (((0,), (0,)), ((), ())))
+
+    return jnp.stack([jnp.stack([at(row, column) for column in range(size)]) for row in range(size)])
+
+
+def _by_parts(x: Array, grad: Array, size: int, stride: int, padding: Sequence[tuple[int, int]]) -> Array:
+    """The sum over parts of the batch and of the rows; in each, channels take the batch's place and the other way."""
+    batch, height, width, features = grad.shape
+    examples, rows = _part(grad)
+    above_and_below = padding[0]
+    if rows < height:  # parts share the rows between them: padded before, not within each
+        x = jnp.pad(x, ((0, 0), (max(0, above_and_below[0]), max(0, above_and_below[1])), (0, 0), (0, 0)))
+        above_and_below = (0, 0)
+    rows_of_x = (rows - 1) * stride + size if rows < height else x.shape[1]
+    down = height // rows
+
+    def add_part(number: int | Array, total: Array) -> Array:
+        example, row = number // down * examples, number % down * rows
+        images = lax.dynamic_slice(x, (example, row * stride, 0, 0), (examples, rows_of_x, *x.shape[2:]))
+        filters = lax.dynamic_slice(grad, (example, row, 0, 0), (examples, rows, width, features))
+        part = lax.conv_general_dilated(
+            images.transpose(3, 1, 2, 0),
+            filters.transpose(1, 2, 0, 3),
+            (1, 1),
+            (above_and_below, padding[1]),
+            rhs_dilation=(stride, stride),
+            dimension_numbers=NHWC,
+        )
+        return total + part  # in float32 even where bfloat16 is computed in: there may be many parts
+
+    total = jnp.zeros((x.shape[3], size, size, features), jnp.promote_types(x.dtype, jnp.float32))
+    total = lax.fori_loop(0, batch // examples * down, add_part, total)
+    return total.transpose(1, 2, 0, 3).astype(x.dtype)
+
+
+def _part(grad: Array) -> tuple[int, int]:
+    """Examples and rows of a part of a gradient [B,h,w,F]: at most `PART_BYTES`, or the fewest that pay.
+
+    The whole part is read once for each input channel and offset. Fewer examples than 8 (with few channels: 32), which
+    become the innermost dimension, or fewer rows than 4 gain nothing more (measured).
+    """
+    examples, rows, _, features = grad.shape
+    fewest = 32 if features <= 16 else 8
+    bytes_of_a_row = grad.nbytes // (examples * rows)
+    while examples * rows * bytes_of_a_row > PART_BYTES:
+        if examples % 2 == 0 and examples // 2 >= fewest:
+            examples //= 2
+        elif rows % 2 == 0 and rows // 2 >= 4:
+            rows //= 2
+        else:
+            break
+    return examples, rows
+
+
+_convolve.defvjp(_forward, _backward)

@@ -1,1 +1,0 @@
-"""A trained classifier outside of training."""

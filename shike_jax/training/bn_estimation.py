@@ -1,0 +1,122 @@
+"""The variables that a stage is judged by and hands over: the last ones, or averaged ones with BN estimated anew.
+
+Averaged weights have no BN statistics of their own: the running ones belong to the weights of the last steps. So one
+pass over the training images estimates them before anything is evaluated, saved as weights or handed over (stochastic
+weight averaging does the same: Izmailov et al. 2018, sec. 3.2). The images are augmented as in training, but not mixed:
+running averages are of augmented images too, and with strong augmentation those of plain images cost accuracy
+(docs/methods.md has a measurement). They are shuffled, because the files of a folder come class by class, and pass in
+batches of the stage's size; each batch is normalised with its own statistics. The estimate is the mean and the unbiased
+variance over all positions of all images.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from typing import Any
+
+import jax
+import numpy as np
+from flax.traverse_util import flatten_dict, unflatten_dict
+
+from shike_jax.cluster import parallel
+from shike_jax.common.progress import Update, hidden
+from shike_jax.data import sampling
+from shike_jax.data.feeds import Feed
+from shike_jax.models import ExpertNetwork
+from shike_jax.models.layers import MOMENTS
+from shike_jax.training import randomness, steps, trainable
+from shike_jax.training.setup import Run, Stage
+from shike_jax.training.state import TrainState, variables_of
+
+PyTree = Any
+
+
+def make_outcome(run: Run, stage: Stage) -> Callable[[TrainState], PyTree]:
+    """Returns a function of a state to the variables that are evaluated, saved and handed over; both replicated."""
+    if stage.program.newest_share is None:
+        return variables_of
+    settings = stage.settings
+    key = randomness.reestimation_key(stage.program.key)
+    plan = sampling.epoch_plan("shuffle", key, 0, run.labels, settings.batch_size, True)
+
+    def augmented(batch: steps.Batch, number: jax.Array) -> jax.Array:
+        return steps.augmented(
+            stage.program, batch["image"], batch["mask"], randomness.step_key(key, number), "augment"
+        )
+
+    modes = {"train_trunk": settings.bn_trunk == "batch", "train_experts": settings.bn_experts == "batch"}
+    views = randomness.host_seed(run.config.seed, stage.index, settings.epochs)  # of an epoch that does not train
+    estimate = make_estimate(run.network, run.feeds["train"], plan, augmented, modes, views, run.log.meter)
+
+    def outcome(state: TrainState) -> PyTree:
+        params = trainable.merge(state.average, state.params)
+        with run.timed("evaluate"):
+            batch_stats = estimate({"params": params, "batch_stats": state.batch_stats})
+        return {"params": params, "batch_stats": batch_stats}
+
+    return outcome
+
+
+def make_estimate(
+    network: ExpertNetwork,
+    feed: Feed,
+    plan: sampling.Plan,
+    images_of: Callable[[steps.Batch, jax.Array], jax.Array],
+    modes: dict[str, bool],
+    views: int | None = None,
+    meter: Callable[[str, int], AbstractContextManager[Update]] = hidden,
+) -> Callable[[PyTree], PyTree]:
+    """Returns a function of replicated variables to BN statistics estimated anew, replicated.
+
+    Args:
+      feed, plan: of the images, each of which should come once.
+      images_of: (a device's batch, the number of the batch int32 []) to the images [b,H,W,3] that the network sees.
+      modes: `train_trunk` and `train_experts`: which parts are estimated; the others keep their statistics.
+      views: seed of the host's training views; None: evaluation views.
+      meter: shows how far it is.
+    """
+
+    def step(given: tuple[PyTree, jax.Array], data: PyTree, inputs: PyTree) -> PyTree:
+        variables, number = given
+        batch = feed.fetch(data, jax.tree.map(lambda x: x[0], inputs))
+        images = images_of(batch, number)
+        _, found = network.apply(variables, images, **modes, mask=batch["mask"], method="features", mutable=[MOMENTS])
+        # With an axis the layers have summed over the devices already; statistics per device are summed here.
+        sums = found.get(MOMENTS, {})
+        return parallel.psum(sums) if network.axis_name is None else sums
+
+    call = parallel.compile_step(step, replicated_in=(True, True, False), donate=False)
+
+    def estimate(variables: PyTree) -> PyTree:
+        stats, totals = parallel.to_host(variables["batch_stats"]), None
+        if not any(modes.values()):
+            return variables["batch_stats"]
+        with meter("estimating BN statistics", len(plan["mask"])) as update:
+            for done, (_, inputs) in enumerate(feed.calls(plan, 0, 1, views), 1):
+                given = variables, parallel.replicate(np.int32(done - 1))
+                sums = parallel.to_host(call(given, feed.data, inputs))  # waits: calls in flight can starve a CPU
+                sums = jax.tree.map(lambda x: np.asarray(x, np.float64), sums)
+                totals = sums if totals is None else jax.tree.map(np.add, totals, sums)
+                update(done)
+        return parallel.replicate(with_moments(stats, totals))
+
+    return estimate
+
+
+def with_moments(batch_stats: PyTree, sums: PyTree) -> PyTree:
+    """BN statistics with those replaced whose sums are given.
+
+    Args:
+      batch_stats: nested dicts; each layer has `mean` and `var` [C].
+      sums: the same nesting; each layer has `total` [C], `squares` [C] and `count` [] of the values that it received.
+    """
+    flat, found = flatten_dict(batch_stats, sep="/"), flatten_dict(sums, sep="/")
+    new = dict(flat)
+    for layer in {path.rpartition("/")[0] for path in found}:
+        total, squares, count = (found[f"{layer}/{name}"] for name in ("total", "squares", "count"))
+        mean = total / count
+        var = np.maximum(squares / count - mean * mean, 0) * count / max(count - 1, 1)
+        for name, value in (("mean", mean), ("var", var)):
+            new[f"{layer}/{name}"] = value.astype(flat[f"{layer}/{name}"].dtype)
+    return unflatten_dict(new, sep="/")

@@ -1,0 +1,77 @@
+"""`inspect` and `pack` as a user runs them."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+from PIL import Image
+
+from shike_jax.commands import inspect
+from shike_jax.commands import pack as export
+from shike_jax.errors import UserError
+from tests.conftest import ROOT
+
+
+def run(command, *arguments):
+    return subprocess.run(
+        [sys.executable, "-m", "shike_jax", command, *arguments], capture_output=True, text=True, cwd=ROOT
+    )
+
+
+def test_inspect_a_folder(shared, tmp_path, capsys, monkeypatch):
+    out, figure = tmp_path / "split.json", tmp_path / "split.png"
+    config = f"configs/folder_lt.py:root={shared / 'data' / 'caltech101_lt'}"
+    monkeypatch.chdir(ROOT)
+    inspect.main([f"--config={config}", f"--json={out}", f"--figure={figure}", "--config.augment.policy=none"])
+    found = json.loads(out.read_text())
+    sizes = {name: found[name] for name in ("train_size", "test_size", "num_classes", "many", "medium", "few")}
+    assert sizes == {"train_size": 3876, "test_size": 1000, "num_classes": 100, "many": 8, "medium": 42, "few": 50}
+    assert (sum(found["class_counts"]), max(found["class_counts"]), min(found["class_counts"])) == (3876, 200, 2)
+    assert found["hash"] in capsys.readouterr().out
+    with Image.open(figure) as drawn:
+        assert min(drawn.size) > 500
+        assert len(drawn.convert("RGB").getcolors(1 << 24)) > 1000  # photographs, not an empty frame
+
+
+def test_inspect_checks_every_image(tmp_path, capsys, monkeypatch):
+    for name in ("train/a/1.png", "train/a/2.png", "test/a/3.png", "train/b/4.png", "test/b/5.png"):
+        path = tmp_path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (80, 80), "red").save(path)
+    (tmp_path / "train/a/2.png").write_bytes(b"GIF89a")
+    monkeypatch.chdir(ROOT)
+    arguments = [f"--config=configs/folder_lt.py:root={tmp_path}", "--check"]
+    inspect.main([*arguments, "--config.data.bad_image_limit=0.5"])
+    printed = capsys.readouterr().out
+    assert "left out: 1\n  train/a/2.png: " in printed
+    with pytest.raises(UserError, match="1 of 3 images of part train cannot be read"):
+        inspect.main([*arguments, "--config.data.bad_image_limit=0.0"])
+
+
+def test_export_then_inspect_gives_the_same_split(tmp_path):
+    path = tmp_path / "digits.npz"
+    first = run("pack", "--config=configs/digits_lt.py", f"--output={path}")
+    assert first.returncode == 0, first.stderr
+    arrays = ["--config.data.source=arrays", f"--config.data.root={path}"]
+    second = run("inspect", "--config=configs/digits_lt.py", *arrays)
+    assert second.stdout.split()[-1] == first.stdout.split()[-1]
+    again = run("pack", "--config=configs/digits_lt.py", f"--output={path}")
+    assert again.returncode == 2
+    assert again.stderr == f"error: output {path} exists already; remove it or choose another name\n"
+
+
+def test_a_folder_cannot_be_exported(shared, tmp_path, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    config = f"--config=configs/folder_lt.py:root={shared / 'data' / 'caltech101_lt'}"
+    with pytest.raises(UserError, match="only small-image splits"):
+        export.main([config, f"--output={tmp_path / 'x.npz'}"])
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("command", ["inspect", "pack"])
+def test_help_and_mistakes(command):
+    assert len(run(command, "--help").stdout.splitlines()) > 5
+    result = run(command, *(["--output=x.npz"] if command == "pack" else []))
+    assert (result.returncode, result.stderr.count("\n")) == (2, 1)
+    assert result.stderr.startswith("error: --config is missing")
