@@ -1,9 +1,8 @@
-"""`python -m shike_jax.main`: another name of `python -m shike_jax train`, as runs of version 0.1 were started."""
+"""`python -m shike_jax.main`: another name of `python -m shike_jax train`, by which version 0.1 started its runs."""
 
+import runpy
 import sys
 
-from shike_jax.commands.train import main
-from shike_jax.common.command import run_main
-
 if __name__ == "__main__":
-    run_main(main, sys.argv[1:])
+    sys.argv[1:1] = ["train"]
+    runpy.run_module("shike_jax", run_name="__main__")

@@ -11,28 +11,21 @@ import numpy as np
 
 from shike_jax import config as schema
 from shike_jax import models
-from shike_jax.augment import make_train_augment
 from shike_jax.benchmark.program import data_bytes
 from shike_jax.benchmark.workload import LEARNING_RATE, Workload
 from shike_jax.cluster import parallel
 from shike_jax.data.feeds import DeviceFeed
+from shike_jax.data.views import device_augment
 from shike_jax.training.epoch import side_by_side
 from shike_jax.training.program import make_program
 from shike_jax.training.state import start_stage
 from shike_jax.training.steps import compile_train
 
-NO_AUGMENTATION: dict[str, Any] = {
-    "crop": "none",
-    "pad": 0,
-    "flip": False,
-    "policy": "none",
-    "policy_args": {},
-    "cutout": 0,
-}
+# name: fields of `config.augment`
 AUGMENTATIONS: dict[str, dict[str, Any]] = {
-    "none": {},
+    "none": {"crop": "none", "flip": False},
     "autoaugment_cifar": {"crop": "pad", "pad": 4, "flip": True, "policy": "autoaugment_cifar", "cutout": 16},
-    "randaugment": {"policy": "randaugment"},
+    "randaugment": {"crop": "none", "flip": False, "policy": "randaugment"},
 }
 
 
@@ -55,13 +48,14 @@ class Ours:
           seeds: trained in one program, as by `config.seeds`, each on the same images.
         """
         stage, params, dtype = workload.stage, workload.variables["params"], jnp.dtype(workload.dtype)
-        augment = NO_AUGMENTATION | AUGMENTATIONS[augmentation]
+        config = schema.base()
+        config.augment.update(AUGMENTATIONS[augmentation])
         program = make_program(
             schema.stage(**{**stage, "schedule": "constant", "lr": LEARNING_RATE}),
             models.build_model(workload.model, workload.classes, dtype=dtype, axis_name=parallel.AXIS),
             params,
             workload.class_counts,
-            make_train_augment(**augment, mean=schema.CIFAR_MEAN, std=schema.CIFAR_STD, dtype=dtype),
+            device_augment(config, dtype),
             jax.random.key(0),
             steps_per_epoch=workload.steps,
             steps=workload.steps,

@@ -18,8 +18,7 @@ from shike_jax import models
 from shike_jax.benchmark import measure, workload
 from shike_jax.benchmark.peers import peer
 from shike_jax.common.parser import Parser
-from shike_jax.kernels.convolution import convolve
-from shike_jax.models.layers import BatchNorm, Conv
+from shike_jax.models.layers import BatchNorm, Conv, convolve
 
 _EPILOG = """\
 Each kind of convolution is timed forward, with respect to its input (but for the first: nobody asks for the gradient

@@ -3,26 +3,17 @@
 from __future__ import annotations
 
 import argparse
-import dataclasses
-import math
-import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from ml_collections import ConfigDict
 
 from shike_jax.cluster import cpu
 from shike_jax.common.command import Parser, UserError, aligned, printable, quiet_third_parties, say
 from shike_jax.config.loading import checkpoint_config, split_arguments
-from shike_jax.data import sources
-from shike_jax.evaluation import post_hoc
-from shike_jax.evaluation.classifier import Classifier, load
-from shike_jax.evaluation.evaluator import evaluate, save, trained_heads, with_classes_of
-from shike_jax.methods import ADJUSTMENTS
-from shike_jax.methods.scores import describe_scores
-from shike_jax.models import HEAD_SETS
+from shike_jax.evaluation import checkpoint, post_hoc
+from shike_jax.evaluation.classifier import HEAD_SETS, load
 
 _EPILOG = """\
 examples:
@@ -61,7 +52,7 @@ def describe(summary: dict[str, Any]) -> str:
     if data["classes_by"] == "number":
         lines += ["(classes matched by number: the checkpoint does not name them)"]
     lines += [""]
-    columns = {name: about["title"] for name, about in describe_scores().items() if about["detail"]}
+    columns = {name: about["title"] for name, about in summary["scores"].items() if about["detail"]}
     rows = [["percent", *columns.values()]]
     for name, found in heads.items():
         rows.append([f"{name} heads, ensemble", *(_cell(found[key]) for key in columns)])
@@ -77,7 +68,7 @@ def describe(summary: dict[str, Any]) -> str:
         rows.append([f"{name} heads, experts", *map(_cell, cells)])
     lines += aligned(rows)
     if len(data["class_names"]) <= 100:
-        lines += ["", *aligned(_class_rows(data, trained_heads(summary), heads))]
+        lines += ["", *aligned(_class_rows(data, checkpoint.trained_heads(summary), heads))]
     if "post_hoc" in summary:
         lines += ["", *_post_hoc_lines(summary)]
     return "\n".join(lines)
@@ -152,102 +143,12 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--output", type=Path, metavar="FILE", help=".json or .npz to write")
     adjusting = parser.add_argument_group("adjustment to the shares of the classes in the images to classify")
     adjusting.add_argument("--prior", metavar="P", help="uniform (default), train or a JSON file")
-    names = ", ".join(ADJUSTMENTS)
+    names = ", ".join(post_hoc.ADJUSTMENTS)
     adjusting.add_argument("--adjust", metavar="NAME", help=f"{names}, or auto (default): by the losses that trained")
     adjusting.add_argument("--tau", type=float, help="strength of the adjustment; default 1")
     adjusting.add_argument("--tune", nargs="?", const="val", metavar="PART", help="choose tau on a part; default val")
     parser.add_argument("--logits", action="store_true", help="keep the logits too (.npz only)")
     return parser
-
-
-@dataclasses.dataclass(frozen=True)
-class _Adjusting:
-    """What the flags ask of an adjustment, checked before anything is computed.
-
-    Attributes:
-      text, prior: `--prior` and its shares [C].
-      adjust: name of the adjustment for each set of classifiers.
-      tau: its strength.
-      tune: the part that chooses tau; empty: none.
-    """
-
-    text: str
-    prior: np.ndarray
-    adjust: dict[str, str]
-    tau: float
-    tune: str
-
-    @classmethod
-    def of(
-        cls, args: argparse.Namespace, classifier: Classifier, source: sources.Source, heads: Sequence[str]
-    ) -> _Adjusting | None:
-        """None without any of the flags.
-
-        Raises:
-          UserError: an unknown name or part, a tau that is not finite, or flags that contradict each other.
-        """
-        if args.prior is None and args.adjust is None and args.tau is None and args.tune is None:
-            return None
-        if args.tau is not None and args.tune is not None:
-            raise UserError(f"--tau={args.tau:g} with --tune: expected one of them")
-        tau = 1.0 if args.tau is None else args.tau
-        if not math.isfinite(tau):
-            raise UserError(f"--tau={tau}: expected a finite number")
-        split = source.split
-        sizes = {name: len(part) for name, part in split.parts.items()}
-        if args.tune and not sizes.get(args.tune):
-            known = ", ".join(name for name, size in sizes.items() if size)
-            more = " (runs with config.data.validation have a part val)" if args.tune == "val" else ""
-            raise UserError(f"--tune={args.tune}: {split.name} has no such part; expected one of {known}{more}")
-        text = args.prior or "uniform"
-        prior = post_hoc.read_prior(text, split.class_names, split.class_counts)
-        run = classifier.meta.get("config")
-        adjust = {name: post_hoc.choose_adjustment(args.adjust or "auto", name, run) for name in heads}
-        return cls(text, prior, adjust, tau, args.tune or "")
-
-    def add(
-        self,
-        summary: dict[str, Any],
-        found: dict[str, dict[str, np.ndarray]],
-        classifier: Classifier,
-        config: ConfigDict,
-        source: sources.Source,
-    ) -> None:
-        """Adds `post_hoc` to the summary and to each of its sets of classifiers; `found` must hold logits."""
-        tuning = evaluate(classifier, config, source, self.tune, tuple(self.adjust), True)[1] if self.tune else None
-
-        def labelled(arrays: dict[str, dict[str, np.ndarray]], name: str) -> post_hoc.Labelled:
-            return post_hoc.Labelled(arrays[name]["logits"], arrays[""]["label"])
-
-        for name, adjust in self.adjust.items():
-            summary["heads"][name]["post_hoc"] = post_hoc.scores(
-                labelled(found, name),
-                adjust,
-                self.tau,
-                self.prior,
-                source.split.class_counts,
-                classifier.variables["params"]["heads"].get(name),
-                labelled(tuning, name) if tuning is not None else None,
-            )
-        summary["post_hoc"] = {"prior": self.text, "shares": self.prior.tolist(), "tuned_on": self.tune}
-
-
-def _load(classifier: Classifier, config: ConfigDict, part: str | None) -> tuple[sources.Source, str]:
-    """The data with the checkpoint's classes, and the part to score: of other data without parts, all images."""
-    own = (classifier.meta.get("config") or {}).get("data", {})
-    given = any(os.path.realpath(config.data[key]) != os.path.realpath(own.get(key) or "") for key in ("root", "table"))
-    whole = sources.load_whole(config.data) if given and not part else None
-    if whole is not None and not _trained_on(config, classifier):
-        return with_classes_of(classifier, whole), "test"
-    return with_classes_of(classifier, sources.load(config.data)), part or config.data.test_part
-
-
-def _trained_on(config: ConfigDict, classifier: Classifier) -> bool:
-    """Whether the data, divided as the configuration says, are those of the checkpoint, which may have moved."""
-    try:
-        return sources.load(config.data).split.hash == classifier.meta.get("split_hash")
-    except UserError:  # nothing can be held out of them
-        return False
 
 
 def main(argv: Sequence[str]) -> None:
@@ -262,10 +163,13 @@ def main(argv: Sequence[str]) -> None:
     cpu.use_cores()
     classifier = load(args.checkpoint)
     config = checkpoint_config(classifier.meta, changes)
-    source, part = _load(classifier, config, args.part)
+    source, part = checkpoint.load_data(classifier, config, args.part)
     heads = HEAD_SETS if args.heads == "both" else (args.heads,)
-    adjusting = _Adjusting.of(args, classifier, source, heads)
-    summary, found = evaluate(classifier, config, source, part, heads, args.logits or adjusting is not None)
+    adjusting = None
+    if not (args.prior is None and args.adjust is None and args.tau is None and args.tune is None):
+        asked = args.prior or "uniform", args.adjust or "auto", args.tau, args.tune or ""
+        adjusting = checkpoint.Adjusting.of(classifier, source, heads, *asked)
+    summary, found = checkpoint.evaluate(classifier, config, source, part, heads, args.logits or adjusting is not None)
     if adjusting is not None:
         adjusting.add(summary, found, classifier, config, source)
         if not args.logits:
@@ -274,5 +178,5 @@ def main(argv: Sequence[str]) -> None:
         say(line)
     say(describe(summary))
     if args.output:
-        save(args.output, summary, found)
+        checkpoint.save(args.output, summary, found)
         say(f"\nwritten to {args.output}")

@@ -20,8 +20,7 @@ from shike_jax.common.command import Parser, UserError, parse_json
 from shike_jax.common.provenance import versions
 from shike_jax.data.tensorflow_data import import_tensorflow
 from shike_jax.evaluation import load_exported as exported
-from shike_jax.evaluation.classifier import Classifier, load
-from shike_jax.models import build_model
+from shike_jax.evaluation.classifier import Classifier, load, make_classifier
 
 PLATFORMS = ("cpu", "cuda", "tpu")
 _EPILOG = """\
@@ -166,18 +165,8 @@ def read_export(folder: Path) -> Classifier:
         meta = parse_json((folder / "model.json").read_text())
         with np.load(folder / "weights.npz", allow_pickle=False) as arrays:
             weights = dict(arrays)
-        network = build_model(meta["model"], len(meta["class_names"]), dtype=meta.get("dtype", "float32"))
-        return Classifier(
-            network=network,
-            variables=jax.device_put(unflatten_dict(weights, sep="/")),
-            heads=meta["heads"],
-            class_names=tuple(meta["class_names"]),
-            image_size=meta["image_size"],
-            resize=meta["resize"],
-            mean=tuple(meta["mean"]),
-            std=tuple(meta["std"]),
-            meta=meta,
-        )
+        described = {**meta, "num_classes": len(meta["class_names"])}
+        return make_classifier(described, unflatten_dict(weights, sep="/"), meta.get("dtype", "float32"))
     except OSError as error:
         reason = f"{error.filename}: {error.strerror}"
         raise UserError(f"--again={folder}: {reason}; expected a folder that this command wrote") from None

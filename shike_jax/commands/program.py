@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 
+from shike_jax.common.command import run_main
 from shike_jax.common.parser import run_command
 
 # command: the module whose `main(argv)` it is, and what it does
@@ -36,3 +38,8 @@ From your own photographs to predictions:
 def main(argv: Sequence[str]) -> int | None:
     """Runs a command with the arguments after it; raises UserError when there is none of that name."""
     return run_command(argv, "shike-jax", "Long-tailed image recognition with SHIKE, in JAX.", COMMANDS, _EPILOG)
+
+
+def entry() -> None:
+    """What the installed command calls."""
+    run_main(main, sys.argv[1:])

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from shike_jax.common.extras import optional
 from shike_jax.common.parser import Parser
 from shike_jax.common.text import parse_json, printable, say
 from shike_jax.errors import UserError
-from shike_jax.methods.scores import describe_scores
 
 _EPILOG = """\
 example:
@@ -18,19 +16,6 @@ example:
 
 Written: WORKDIR/accuracy_by_count.png.
 """
-
-
-def stage_table(results: Mapping[str, Any]) -> str:
-    """Accuracies (percent) at the end of each stage, the ensemble and each expert, as aligned text."""
-    experts = [f"expert {m + 1}" for m in range(len(results["experts"]))]
-    scores = results.get("scores") or describe_scores()
-    columns = [name for name, about in scores.items() if about["column"]]
-    lines = ["".join(f"{name:>15}" if i == 0 else f"{name:>9}" for i, name in enumerate(("after", *columns, *experts)))]
-    for stage in results["stages"]:
-        values = [stage[name] for name in columns] + stage["experts"]
-        cells = "".join("        -" if value is None else f"{value:9.2f}" for value in values)
-        lines.append(f"{stage['name']:>15}{cells}")
-    return "\n".join(lines)
 
 
 def main(argv: Sequence[str]) -> None:
@@ -48,6 +33,7 @@ def main(argv: Sequence[str]) -> None:
     except ValueError as error:
         raise UserError(f"{path}: damaged ({error}); training again into this folder writes it anew") from None
     from shike_jax.report.figures import accuracy_by_count
+    from shike_jax.report.tables import stage_table
 
     figure = workdir / "accuracy_by_count.png"
     accuracy_by_count(results, figure)

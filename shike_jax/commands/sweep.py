@@ -3,28 +3,17 @@
 from __future__ import annotations
 
 import argparse
-import dataclasses
-import fnmatch
-import itertools
-import json
 import os
-import re
 import shlex
 import shutil
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from ml_collections import ConfigDict
-
 from shike_jax.common.command import Parser, UserError
-from shike_jax.config import to_plain
-from shike_jax.config.loading import parse_config
-from shike_jax.report import paper
-from shike_jax.storage.workdir import examine
+from shike_jax.training.jobs import Job, make_jobs
 
 _EPILOG = """\
 sweeps:
@@ -48,140 +37,6 @@ Tables and figures afterwards: python -m shike_jax report --runs=WORKDIR --outpu
 """
 INTERRUPTED = 75
 HOME = Path(__file__).resolve().parents[2]  # of the package, and of launch/ in a clone
-Settings = dict[str, str]  # field below `config.` to its value as on the command line
-
-
-@dataclasses.dataclass
-class Job:
-    """One run: its name (ROW/seedN), directory and the arguments of `python -m shike_jax train`."""
-
-    name: str
-    workdir: Path
-    arguments: list[str]
-
-    @property
-    def command(self) -> list[str]:
-        """The whole command line."""
-        return [sys.executable, "-m", "shike_jax", "train", *self.arguments]
-
-    def results(self) -> dict | None:
-        """What the run found, when it is finished; None also where the file is damaged: the run writes it anew."""
-        path = self.workdir / "results.json"
-        try:
-            return json.loads(path.read_text()) if path.exists() else None
-        except ValueError:
-            return None
-
-
-def rows(sweep: str, config: ConfigDict, grid: Sequence[str]) -> dict[str, Settings]:
-    """Returns the settings of each row of a sweep.
-
-    Raises:
-      UserError: a configuration that the sweep does not fit, or a malformed --set.
-    """
-    if grid and sweep != "grid":
-        raise UserError(f"--set={grid[0]}: belongs to the sweep `grid`, not {sweep}")
-    if sweep == "table4":
-        return _table4(config)
-    if sweep == "table5":
-        return _table5(config)
-    return {"": {}} if sweep == "seeds" else _grid(grid)
-
-
-def _table4(config: ConfigDict) -> dict[str, Settings]:
-    """Single networks have one expert without fusion; terms that are off have weight 0."""
-    if len(config.model.depths) < 2 or not config.model.fusion:
-        raise UserError("table4: expected a configuration with all components: several experts and fusion")
-    found = {}
-    for row in paper.TABLE4:
-        settings = {} if row.moe else {"model.depths": _tuple(config.model.depths[:1])}
-        settings |= {} if row.dkf else {"model.fusion": "False"}
-        found[row.name] = settings | _terms_off(config, [term for term in ("mu", "nt") if not getattr(row, term)])
-    return found
-
-
-def _table5(config: ConfigDict) -> dict[str, Settings]:
-    """One expert has nobody to distil from: its terms are off."""
-    from shike_jax.models import BACKBONES
-
-    shared = len(BACKBONES[config.model.backbone].blocks) - 1
-    if shared < 3:
-        backbone = config.model.backbone
-        raise UserError(f"table5: config.model.backbone={backbone!r} has {shared} shared stages; expected 3")
-    found = {}
-    for arrangement in paper.TABLE5:
-        off = ["mu", "nt"] if len(arrangement) == 1 else []
-        found[arrangement] = {"model.depths": _tuple(paper.depths_of(arrangement)), **_terms_off(config, off)}
-    return found
-
-
-def _terms_off(config: ConfigDict, terms: Sequence[str]) -> Settings:
-    stages = config.stages
-    return {f"stages.{name}.loss.{t}": "0.0" for name in config.run for t in terms if stages[name].loss[t]}
-
-
-def _grid(grid: Sequence[str]) -> dict[str, Settings]:
-    if not grid:
-        raise UserError("grid: expected at least one --set=FIELD=VALUE,VALUE")
-    axes = []
-    for item in grid:
-        field, _, values = item.removeprefix("config.").partition("=")
-        found = [value for value in re.split(r",(?![^(]*\))", values) if value]
-        if not found:
-            raise UserError(f"--set={item}: expected FIELD=VALUE,VALUE, such as stages.representation.lr=0.1,0.2")
-        axes.append([(field, value) for value in found])
-    fields = [axis[0][0] for axis in axes]
-    if len(set(fields)) < len(fields):
-        raise UserError(f"--set: {', '.join(fields)} name a field twice; expected all its values in one --set")
-    short = _short_names(fields)
-    combinations = [dict(choice) for choice in itertools.product(*axes)]
-    return {"_".join(f"{short[field]}={_in_path(v)}" for field, v in c.items()): c for c in combinations}
-
-
-def _short_names(fields: Sequence[str]) -> dict[str, str]:
-    """As many of each field's last components as tell all fields (different ones) apart."""
-    candidates = ({f: ".".join(f.split(".")[-length:]) for f in fields} for length in itertools.count(1))
-    return next(short for short in candidates if len(set(short.values())) == len(short))
-
-
-def _in_path(value: str) -> str:
-    """A value as part of a directory's name: (1,2,1) becomes 1-2-1."""
-    return re.sub(r"[^\w.+-]+", "-", value).strip("-")
-
-
-def _tuple(values: Sequence[int]) -> str:
-    return f"({','.join(map(str, values))}{',' if len(values) == 1 else ''})"
-
-
-def make_jobs(args: argparse.Namespace, mine: Sequence[str]) -> list[Job]:
-    """Returns one job per row and seed; every configuration is read and checked before anything starts.
-
-    Raises:
-      UserError: a bad configuration, or a directory that belongs to another one.
-    """
-    config, _ = parse_config(mine)
-    jobs = []
-    for name, settings in rows(args.sweep, config, args.set).items():
-        if args.rows and not any(fnmatch.fnmatchcase(name, p) for p in args.rows.split(",")):
-            continue
-        for seed in _seeds(args.seeds):
-            changes = [f"--config.{field}={value}" for field, value in {**settings, "seed": str(seed)}.items()]
-            label = f"{name}/seed{seed}" if name else f"seed{seed}"
-            workdir = args.workdir / label
-            plain = to_plain(parse_config([*mine, *changes])[0])
-            if (workdir / "config.json").exists():
-                examine(workdir, plain)
-            jobs.append(Job(label, workdir, [*mine, *changes, f"--workdir={workdir}"]))
-    if not jobs:
-        raise UserError(f"--rows={args.rows}: no such row in {args.sweep}")
-    return jobs
-
-
-def _seeds(text: str) -> list[int]:
-    try:
-        return [int(item) for item in text.split(",")]
-    except ValueError:
-        raise UserError(f"--seeds={text}: expected whole numbers such as 0,1,2") from None
 
 
 def run_local(jobs: Sequence[Job], at_once: int, logs: Path) -> int:
@@ -323,7 +178,7 @@ def main(argv: Sequence[str]) -> int:
     args = _parser().parse_args(rest)
     if args.jobs < 1:
         raise UserError(f"--jobs={args.jobs}: expected at least 1")
-    jobs = make_jobs(args, mine)
+    jobs = make_jobs(mine, args.workdir, args.sweep, args.seeds, args.set, args.rows)
     if args.dry_run:
         commands = "\n".join(shlex.join(["python", *job.command[1:]]) for job in jobs)
         print(array_script(jobs, args.jobs) if args.slurm else commands)

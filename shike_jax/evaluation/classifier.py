@@ -148,11 +148,15 @@ def load(path: str | os.PathLike[str], heads: str = "") -> Classifier:
     trained_in = (meta.get("config") or {}).get("dtype", "float32")
     # float64 serves comparisons of training; nothing is lost by predicting in float32.
     dtype = jnp.bfloat16 if trained_in == "bfloat16" else jnp.float32
-    network = build_model(meta["model"], meta["num_classes"], dtype=dtype)
+    return make_classifier({**meta, "heads": heads}, variables, dtype)
+
+
+def make_classifier(meta: dict[str, Any], variables: PyTree, dtype: Any) -> Classifier:
+    """The classifier that a checkpoint's or an export's facts describe; computes in `dtype`."""
     return Classifier(
-        network=network,
+        network=build_model(meta["model"], meta["num_classes"], dtype=dtype),
         variables=jax.device_put(variables),
-        heads=heads,
+        heads=meta["heads"],
         class_names=tuple(meta.get("class_names") or map(str, range(meta["num_classes"]))),
         image_size=meta["image_size"],
         resize=meta.get("resize") or meta["image_size"],

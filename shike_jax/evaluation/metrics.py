@@ -14,6 +14,7 @@ from shike_jax.methods.scores import (
     Predictions,
     agreement,
     calibration,
+    describe_scores,
     f1_scores,
     hardest_negative,
 )
@@ -88,6 +89,11 @@ def analyse(
         "agreement": agreement(predictions.expert_predicted, labels),
         "hardest_negative": hardest_negative(predictions.hardest_negative),
     }
+
+
+def scores_of(results: Mapping[str, Any]) -> dict[str, Any]:
+    """What the scores of a run's results mean (`methods.scores.describe_scores`); older results are read as today's."""
+    return results.get("scores") or describe_scores()
 
 
 def per_example_names() -> tuple[str, ...]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import hashlib
 import json
 import zipfile
@@ -13,13 +12,10 @@ import numpy as np
 
 from shike_jax.common.text import parse_json, slug
 from shike_jax.config.loading import checkpoint_config
-from shike_jax.data import sources
-from shike_jax.data.held_out import evaluated_part
 from shike_jax.errors import UserError
+from shike_jax.evaluation.checkpoint import digest_of, evaluate_as_trained, save
 from shike_jax.evaluation.classifier import load
-from shike_jax.evaluation.evaluator import evaluate, save
 from shike_jax.report.runs import Run
-from shike_jax.storage.checkpoints import load_weights
 
 
 def evaluation(run: Run, folder: Path, compute: bool) -> dict[str, Any]:
@@ -41,10 +37,8 @@ def evaluation(run: Run, folder: Path, compute: bool) -> dict[str, Any]:
             return _read(path, run)
     if not compute:
         raise UserError("not evaluated (--no-evaluate)")
-    classifier = load(str(run.path))
-    config = checkpoint_config(classifier.meta)
-    data = config.data.to_json_best_effort()
-    summary, arrays = evaluate(classifier, config, _source(data), evaluated_part(config.data))
+    classifier = load(run.path)
+    summary, arrays = evaluate_as_trained(classifier, checkpoint_config(classifier.meta))
     save(cached, summary, arrays)
     return summary
 
@@ -73,14 +67,6 @@ def _read(path: Path, run: Run) -> dict[str, Any]:
 def _digest(run: Run) -> str | None:
     """Of the weights that the run ended with; None where the run has not kept any that can be read."""
     try:
-        return load_weights(str(run.path))[1]["digest"]
+        return digest_of(run.path)
     except UserError:
         return None
-
-
-@functools.lru_cache(maxsize=1)
-def _source(data: str) -> sources.Source:
-    """The data of consecutive runs are mostly the same: read once. Argument: the fields of config.data as JSON."""
-    from ml_collections import ConfigDict
-
-    return sources.load(ConfigDict(parse_json(data)))

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from shike_jax.evaluation.evaluator import trained_heads
+from shike_jax.evaluation.checkpoint import trained_heads
 from shike_jax.report import fonts, style
 from shike_jax.report.curves import Curve
 

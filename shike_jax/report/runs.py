@@ -11,9 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from shike_jax.common.text import parse_json
-from shike_jax.config import with_defaults
+from shike_jax.config import paper, with_defaults
 from shike_jax.config.fields import tells_apart
-from shike_jax.report import paper
 
 ABLATED = ("model.depths", "model.fusion", ".loss.mu", ".loss.nt")  # what tables 4 and 5 vary (ends of field names)
 

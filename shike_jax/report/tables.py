@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from shike_jax.common.text import markdown
-from shike_jax.methods.scores import describe_scores
-from shike_jax.report import paper
+from shike_jax.config import paper
+from shike_jax.evaluation.metrics import scores_of
 from shike_jax.report.runs import Group, families, spread
 
 
@@ -48,9 +48,9 @@ def to_markdown(table: Table) -> str:
 
 def score_columns(groups: Sequence[Group], kind: str) -> dict[str, str]:
     """Titles of the scores of these runs by name: those shown as a `column` of tables, or in the `log` of an epoch."""
-    known = describe_scores()
+    known: dict[str, Any] = {}
     for group in groups:
-        known |= group.first.results.get("scores", {})  # scores that a user registered are known to their runs alone
+        known |= scores_of(group.first.results)  # scores that a user registered are known to their runs alone
     used = {name: about for name, about in known.items() if any(group.values(name) for group in groups)}
     return {name: about["title"] for name, about in used.items() if about[kind]}
 
@@ -189,3 +189,16 @@ def _epochs(epochs: Sequence[int]) -> str:
 
 def _number(value: float | None) -> str:
     return "-" if value is None else f"{value:.2f}"
+
+
+def stage_table(results: Mapping[str, Any]) -> str:
+    """Accuracies (percent) at the end of each stage, the ensemble and each expert, as aligned text."""
+    experts = [f"expert {m + 1}" for m in range(len(results["experts"]))]
+    scores = scores_of(results)
+    columns = [name for name, about in scores.items() if about["column"]]
+    lines = ["".join(f"{name:>15}" if i == 0 else f"{name:>9}" for i, name in enumerate(("after", *columns, *experts)))]
+    for stage in results["stages"]:
+        values = [stage[name] for name in columns] + stage["experts"]
+        cells = "".join("        -" if value is None else f"{value:9.2f}" for value in values)
+        lines.append(f"{stage['name']:>15}{cells}")
+    return "\n".join(lines)

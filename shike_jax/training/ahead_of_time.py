@@ -18,13 +18,12 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from ml_collections import ConfigDict
 
 from shike_jax import models
-from shike_jax.augment import make_eval_transform
 from shike_jax.cluster import parallel
 from shike_jax.data import sampling, views
 from shike_jax.data.feeds import fetch_rows
 from shike_jax.data.splits import longtail_counts
 from shike_jax.errors import UserError
-from shike_jax.evaluation.evaluator import predict_step
+from shike_jax.evaluation.evaluator import make_predict
 from shike_jax.methods import SAMPLERS
 from shike_jax.training import steps
 from shike_jax.training.program import make_program
@@ -156,12 +155,11 @@ class Steps:
     def evaluate(self, heads: str, batch: int) -> jax.stages.Lowered:
         """One evaluation step: (state, data, inputs) -> what is kept of each example; raises as `train`."""
         variables, network, data = self._variables(), self._network(), self.config.data
-        transform = make_eval_transform(mean=data.mean, std=data.std, dtype=network.dtype)
+        predict = make_predict(network, (heads,), data.mean, data.std)
         state = TrainState(jax.ShapeDtypeStruct((), jnp.int32), variables["params"], variables["batch_stats"], ())
 
         def call(state: TrainState, data: PyTree, inputs: PyTree) -> PyTree:
-            batch = self._fetch(data, inputs)
-            return predict_step(network, (heads,), transform, False, variables_of(state), batch)
+            return predict(variables_of(state), self._fetch(data, inputs))
 
         inputs = self._inputs(batch, "config.eval.batch_size")
         split = PartitionSpec(parallel.AXIS)

@@ -53,9 +53,8 @@ def test_the_program_is_started_by_two_names():
 
 @pytest.mark.parametrize("name", MODULES)
 def test_every_command_tells_its_version(name, capsys):
-    module = importlib.import_module(name)
     for arguments in (["--version"], ["--config=absent", "--version"]):
-        assert exit_code(module.main, arguments) == 0
+        assert exit_code(cli.main, arguments) == 0
         out = capsys.readouterr().out
         assert out.startswith("shike_jax ") and f"jax {metadata.version('jax')}" in out
         assert len(out.splitlines()) == 1

@@ -147,7 +147,7 @@ def test_a_failure_while_writing_leaves_no_target(shike_file, tmp_path, capsys, 
         (directory / "part").write_text("half")
         raise OSError("disk full")
 
-    monkeypatch.setattr("shike_jax.commands.convert.save_weights", fails)
+    monkeypatch.setattr("shike_jax.convert.checkpoint.save_weights", fails)
     code, _, errors = run(capsys, model=SHIKE, source=shike_file, target=tmp_path / "ckpt")
     assert code == 2
     assert "disk full" in errors

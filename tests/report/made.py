@@ -8,7 +8,7 @@ from shike_jax.config import to_plain
 from shike_jax.config.loading import parse_config
 from shike_jax.data.splits import longtail_counts
 from shike_jax.evaluation import metrics
-from shike_jax.evaluation.evaluator import save
+from shike_jax.evaluation.checkpoint import save
 from tests.conftest import ROOT
 
 COUNTS = {"cifar": longtail_counts(500, 100, 100, "exponential"), "digits": np.array([150, 90, 60, 30, 15, 9])}

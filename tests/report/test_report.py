@@ -12,7 +12,7 @@ import pytest
 
 from shike_jax.commands.report import main
 from shike_jax.errors import UserError
-from shike_jax.evaluation.evaluator import save
+from shike_jax.evaluation.checkpoint import save
 from shike_jax.report.evaluations import evaluation
 from shike_jax.report.runs import Run
 from shike_jax.storage.checkpoints import load_weights

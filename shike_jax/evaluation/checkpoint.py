@@ -1,0 +1,253 @@
+"""What a checkpoint is worth: its classifiers scored on a part of its data, or of other data with its classes."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import math
+import os
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from ml_collections import ConfigDict
+
+from shike_jax.cluster import parallel
+from shike_jax.common import atomic, class_names
+from shike_jax.common.progress import meter
+from shike_jax.common.text import parse_json, to_json
+from shike_jax.data import sources
+from shike_jax.data.feeds import make_feeds
+from shike_jax.data.held_out import evaluated_part
+from shike_jax.errors import UserError
+from shike_jax.evaluation import metrics, post_hoc
+from shike_jax.evaluation.classifier import HEAD_SETS, Classifier
+from shike_jax.evaluation.evaluator import Arrays, Evaluator
+from shike_jax.methods.scores import describe_scores
+from shike_jax.storage.checkpoints import load_weights
+
+CHECKPOINT_FACTS = ("stage", "stage_index", "digest", "heads", "model", "version")
+
+
+def evaluate(
+    classifier: Classifier,
+    config: ConfigDict,
+    source: sources.Source,
+    part: str,
+    heads: Sequence[str] = HEAD_SETS,
+    keep_logits: bool = False,
+) -> tuple[dict[str, Any], dict[str, Arrays]]:
+    """Scores one part of the data with each set of classifiers of a checkpoint, on all devices.
+
+    Args:
+      classifier: the checkpoint.
+      config: `data` and `eval` are used; image size, mean and std are the checkpoint's (`checkpoint_config`).
+      source: of `config.data`, whose classes are those of the checkpoint by name (`with_classes_of`).
+      part: of the split.
+      heads: sets of classifiers.
+      keep_logits: return them too.
+
+    Returns:
+      The summary: `checkpoint` facts, `data`, `heads` {set: `metrics.analyse`} and `scores`, what these mean.
+      {set: per-example arrays} and, under "", `label` [N] of the examples that could be read.
+
+    Raises:
+      UserError: no such part, other classes, unreadable images beyond the limit.
+    """
+    source = with_classes_of(classifier, source)
+    split, classes = source.split, source.split.num_classes
+    if part not in split.parts or not len(split.parts[part]):
+        raise UserError(f"part {part!r}: expected one of {', '.join(k for k, v in split.parts.items() if len(v))}")
+    feed, examples = make_feeds(source, config)[part], len(split.parts[part])
+    evaluator = Evaluator(classifier.network, feed, examples, config.eval.batch_size, classifier.mean, classifier.std)
+    with meter(f"{split.name}, {part}", evaluator.batches, sys.stderr) as update:
+        found = evaluator(parallel.replicate(classifier.variables), heads, keep_logits, update)
+    label, bad = found[""]["label"], source.report.bad_images()
+    summary = {
+        "checkpoint": {fact: classifier.meta.get(fact) for fact in CHECKPOINT_FACTS},
+        "data": {
+            "name": split.name,
+            "part": part,
+            "examples": len(label),
+            "bad_images": {"count": len(bad), "limit": config.data.bad_image_limit, "list": bad},
+            "hash": split.hash,
+            "same_split": split.hash == classifier.meta.get("split_hash"),
+            "class_names": list(split.class_names),
+            "classes_by": "name" if classifier.meta.get("class_names") else "number",
+            "class_counts": split.class_counts.tolist(),
+            "divisions": {name: classes.tolist() for name, classes in split.divisions.items()},
+        },
+        "heads": {name: metrics.analyse(found[name], label, classes, split.divisions) for name in heads},
+        "scores": describe_scores(),
+    }
+    return summary, found
+
+
+def evaluate_as_trained(classifier: Classifier, config: ConfigDict) -> tuple[dict[str, Any], dict[str, Arrays]]:
+    """`evaluate` on the part that the run itself evaluated; consecutive calls with the same data read them once."""
+    source = _source(config.data.to_json_best_effort())
+    return evaluate(classifier, config, source, evaluated_part(config.data))
+
+
+@functools.lru_cache(maxsize=1)
+def _source(data: str) -> sources.Source:
+    return sources.load(ConfigDict(parse_json(data)))
+
+
+def digest_of(path: Path) -> str:
+    """The digest of the weights that a run ended with; raises UserError where there are none that can be read."""
+    return load_weights(str(path))[1]["digest"]
+
+
+def with_classes_of(classifier: Classifier, source: sources.Source) -> sources.Source:
+    """The source with its classes in the order of a checkpoint's outputs, and the counts of its training images.
+
+    Classes are matched by name, or by number where the checkpoint does not name them (converted weights). Whatever
+    depends on the frequency of classes (divisions, adjustments) goes by the images that trained the checkpoint, where
+    it tells how many these were, else by those of the data.
+
+    Raises:
+      UserError: the data have other classes; names those that are missing and those that are extra.
+    """
+    split, meta = source.split, classifier.meta
+    if meta.get("class_names"):
+        matching = class_names.match(split.class_names, meta["class_names"])
+        if not matching.places:
+            raise UserError(f"{split.name} has other classes than the checkpoint (by name): {matching.differences()}")
+        places = matching.places
+    else:
+        if split.num_classes != (expected := meta["num_classes"]):
+            raise UserError(f"{split.name} has {split.num_classes} classes; expected the checkpoint's {expected}")
+        places = list(range(split.num_classes))
+    counts = meta.get("class_counts") or ()
+    if places == sorted(places) and list(counts or split.class_counts) == split.class_counts.tolist():
+        return source
+    return dataclasses.replace(source, split=split.reordered(places, counts))
+
+
+def trained_heads(summary: Mapping[str, Any]) -> str:
+    """Of the sets of classifiers in a summary, the one that the checkpoint's stage trained; else the last one."""
+    trained = summary["checkpoint"]["heads"]
+    return trained if trained in summary["heads"] else list(summary["heads"])[-1]
+
+
+def save(path: Path, summary: dict[str, Any], found: dict[str, Arrays]) -> None:
+    """Writes .json (scores) or .npz (scores and per-example arrays), wholly or not at all.
+
+    Raises:
+      UserError: another suffix, or not writable.
+    """
+    if path.suffix not in (".json", ".npz"):
+        raise UserError(f"--output={path}: expected a name ending in .json or .npz")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with atomic.replacing(path) as partial:
+            if path.suffix == ".json":
+                partial.write_text(to_json(summary, indent=1) + "\n")
+            else:
+                arrays: dict[str, Any] = {}
+                for name, per_set in found.items():
+                    arrays |= {f"{name}/{key}" if name else key: values for key, values in per_set.items()}
+                np.savez_compressed(partial, summary=to_json(summary), **arrays)
+    except OSError as error:
+        raise UserError(f"--output={path}: {error.strerror or error}") from error
+
+
+def load_data(classifier: Classifier, config: ConfigDict, part: str | None) -> tuple[sources.Source, str]:
+    """The data with the checkpoint's classes, and the part to score: of other data without parts, all images."""
+    own = (classifier.meta.get("config") or {}).get("data", {})
+    given = any(os.path.realpath(config.data[key]) != os.path.realpath(own.get(key) or "") for key in ("root", "table"))
+    whole = sources.load_whole(config.data) if given and not part else None
+    if whole is not None and not _trained_on(config, classifier):
+        return with_classes_of(classifier, whole), "test"
+    return with_classes_of(classifier, sources.load(config.data)), part or config.data.test_part
+
+
+def _trained_on(config: ConfigDict, classifier: Classifier) -> bool:
+    """Whether the data, divided as the configuration says, are those of the checkpoint, which may have moved."""
+    try:
+        return sources.load(config.data).split.hash == classifier.meta.get("split_hash")
+    except UserError:  # nothing can be held out of them
+        return False
+
+
+@dataclasses.dataclass(frozen=True)
+class Adjusting:
+    """An adjustment to the shares of the classes in the images to classify, checked before anything is computed.
+
+    Attributes:
+      text, prior: the prior as it was named, and its shares [C].
+      adjust: name of the adjustment for each set of classifiers.
+      tau: its strength.
+      tune: the part that chooses tau; empty: none.
+    """
+
+    text: str
+    prior: np.ndarray
+    adjust: dict[str, str]
+    tau: float
+    tune: str
+
+    @classmethod
+    def of(
+        cls,
+        classifier: Classifier,
+        source: sources.Source,
+        heads: Sequence[str],
+        prior: str = "uniform",
+        adjust: str = "auto",
+        tau: float | None = None,
+        tune: str = "",
+    ) -> Adjusting:
+        """Reads and checks what is asked for.
+
+        Args:
+          prior: as for `post_hoc.read_prior`.
+          adjust: a registered name, or `auto`: by the losses that trained.
+          tau: None: 1, or chosen on the part `tune`.
+
+        Raises:
+          UserError: an unknown name or part, a tau that is not finite, or both tau and a part that chooses it.
+        """
+        if tau is not None and tune:
+            raise UserError(f"tau={tau:g} together with a part that chooses it ({tune}): expected one of them")
+        strength = 1.0 if tau is None else tau
+        if not math.isfinite(strength):
+            raise UserError(f"tau={strength}: expected a finite number")
+        split = source.split
+        sizes = {name: len(part) for name, part in split.parts.items()}
+        if tune and not sizes.get(tune):
+            known = ", ".join(name for name, size in sizes.items() if size)
+            more = " (runs with config.data.validation have a part val)" if tune == "val" else ""
+            raise UserError(f"tau chosen on {tune}: {split.name} has no such part; expected one of {known}{more}")
+        shares = post_hoc.read_prior(prior, split.class_names, split.class_counts)
+        run = classifier.meta.get("config")
+        return cls(prior, shares, {n: post_hoc.choose_adjustment(adjust, n, run) for n in heads}, strength, tune)
+
+    def add(
+        self,
+        summary: dict[str, Any],
+        found: dict[str, dict[str, np.ndarray]],
+        classifier: Classifier,
+        config: ConfigDict,
+        source: sources.Source,
+    ) -> None:
+        """Adds `post_hoc` to the summary and to each of its sets of classifiers; `found` must hold logits."""
+        tuning = evaluate(classifier, config, source, self.tune, tuple(self.adjust), True)[1] if self.tune else None
+
+        def labelled(arrays: dict[str, dict[str, np.ndarray]], name: str) -> post_hoc.Labelled:
+            return post_hoc.Labelled(arrays[name]["logits"], arrays[""]["label"])
+
+        for name, adjust in self.adjust.items():
+            summary["heads"][name]["post_hoc"] = post_hoc.scores(
+                labelled(found, name),
+                adjust,
+                self.tau,
+                self.prior,
+                source.split.class_counts,
+                classifier.variables["params"]["heads"].get(name),
+                labelled(tuning, name) if tuning is not None else None,
+            )
+        summary["post_hoc"] = {"prior": self.text, "shares": self.prior.tolist(), "tuned_on": self.tune}

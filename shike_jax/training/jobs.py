@@ -1,0 +1,162 @@
+"""The runs of a sweep: the rows of the paper's tables, seeds, or the combinations of a grid."""
+
+from __future__ import annotations
+
+import dataclasses
+import fnmatch
+import itertools
+import json
+import re
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from ml_collections import ConfigDict
+
+from shike_jax.config import paper, to_plain
+from shike_jax.config.loading import parse_config
+from shike_jax.errors import UserError
+from shike_jax.models import BACKBONES
+from shike_jax.storage.workdir import examine
+
+Settings = dict[str, str]  # field below `config.` to its value as on the command line
+
+
+@dataclasses.dataclass
+class Job:
+    """One run: its name (ROW/seedN), directory and the arguments of `python -m shike_jax train`."""
+
+    name: str
+    workdir: Path
+    arguments: list[str]
+
+    @property
+    def command(self) -> list[str]:
+        """The whole command line."""
+        return [sys.executable, "-m", "shike_jax", "train", *self.arguments]
+
+    def results(self) -> dict | None:
+        """What the run found, when it is finished; None also where the file is damaged: the run writes it anew."""
+        path = self.workdir / "results.json"
+        try:
+            return json.loads(path.read_text()) if path.exists() else None
+        except ValueError:
+            return None
+
+
+def rows(sweep: str, config: ConfigDict, grid: Sequence[str]) -> dict[str, Settings]:
+    """Returns the settings of each row of a sweep.
+
+    Raises:
+      UserError: a configuration that the sweep does not fit, or a malformed --set.
+    """
+    if grid and sweep != "grid":
+        raise UserError(f"--set={grid[0]}: belongs to the sweep `grid`, not {sweep}")
+    if sweep == "table4":
+        return _table4(config)
+    if sweep == "table5":
+        return _table5(config)
+    return {"": {}} if sweep == "seeds" else _grid(grid)
+
+
+def _table4(config: ConfigDict) -> dict[str, Settings]:
+    """Single networks have one expert without fusion; terms that are off have weight 0."""
+    if len(config.model.depths) < 2 or not config.model.fusion:
+        raise UserError("table4: expected a configuration with all components: several experts and fusion")
+    found = {}
+    for row in paper.TABLE4:
+        settings = {} if row.moe else {"model.depths": _tuple(config.model.depths[:1])}
+        settings |= {} if row.dkf else {"model.fusion": "False"}
+        found[row.name] = settings | _terms_off(config, [term for term in ("mu", "nt") if not getattr(row, term)])
+    return found
+
+
+def _table5(config: ConfigDict) -> dict[str, Settings]:
+    """One expert has nobody to distil from: its terms are off."""
+    shared = len(BACKBONES[config.model.backbone].blocks) - 1
+    if shared < 3:
+        backbone = config.model.backbone
+        raise UserError(f"table5: config.model.backbone={backbone!r} has {shared} shared stages; expected 3")
+    found = {}
+    for arrangement in paper.TABLE5:
+        off = ["mu", "nt"] if len(arrangement) == 1 else []
+        found[arrangement] = {"model.depths": _tuple(paper.depths_of(arrangement)), **_terms_off(config, off)}
+    return found
+
+
+def _terms_off(config: ConfigDict, terms: Sequence[str]) -> Settings:
+    stages = config.stages
+    return {f"stages.{name}.loss.{t}": "0.0" for name in config.run for t in terms if stages[name].loss[t]}
+
+
+def _grid(grid: Sequence[str]) -> dict[str, Settings]:
+    if not grid:
+        raise UserError("grid: expected at least one --set=FIELD=VALUE,VALUE")
+    axes = []
+    for item in grid:
+        field, _, values = item.removeprefix("config.").partition("=")
+        found = [value for value in re.split(r",(?![^(]*\))", values) if value]
+        if not found:
+            raise UserError(f"--set={item}: expected FIELD=VALUE,VALUE, such as stages.representation.lr=0.1,0.2")
+        axes.append([(field, value) for value in found])
+    fields = [axis[0][0] for axis in axes]
+    if len(set(fields)) < len(fields):
+        raise UserError(f"--set: {', '.join(fields)} name a field twice; expected all its values in one --set")
+    short = _short_names(fields)
+    combinations = [dict(choice) for choice in itertools.product(*axes)]
+    return {"_".join(f"{short[field]}={_in_path(v)}" for field, v in c.items()): c for c in combinations}
+
+
+def _short_names(fields: Sequence[str]) -> dict[str, str]:
+    """As many of each field's last components as tell all fields (different ones) apart."""
+    candidates = ({f: ".".join(f.split(".")[-length:]) for f in fields} for length in itertools.count(1))
+    return next(short for short in candidates if len(set(short.values())) == len(short))
+
+
+def _in_path(value: str) -> str:
+    """A value as part of a directory's name: (1,2,1) becomes 1-2-1."""
+    return re.sub(r"[^\w.+-]+", "-", value).strip("-")
+
+
+def _tuple(values: Sequence[int]) -> str:
+    return f"({','.join(map(str, values))}{',' if len(values) == 1 else ''})"
+
+
+def make_jobs(
+    arguments: Sequence[str], workdir: Path, sweep: str, seeds: str = "0", grid: Sequence[str] = (), only: str = ""
+) -> list[Job]:
+    """Returns one job for each row and seed; every configuration is read and checked before anything starts.
+
+    Args:
+      arguments: of the configuration, as `--config=` and `--config.FIELD=`.
+      workdir: of all runs.
+      sweep: table4, table5, seeds or grid.
+      seeds: such as `0,1,2`.
+      grid: axes FIELD=VALUE,VALUE of the sweep `grid`.
+      only: names of rows, with commas; `*` matches anything. Empty: all.
+
+    Raises:
+      UserError: a bad configuration, or a directory that belongs to another one.
+    """
+    config, _ = parse_config(arguments)
+    jobs = []
+    for name, settings in rows(sweep, config, grid).items():
+        if only and not any(fnmatch.fnmatchcase(name, p) for p in only.split(",")):
+            continue
+        for seed in _seeds(seeds):
+            changes = [f"--config.{field}={value}" for field, value in {**settings, "seed": str(seed)}.items()]
+            label = f"{name}/seed{seed}" if name else f"seed{seed}"
+            plain = to_plain(parse_config([*arguments, *changes])[0])
+            if (workdir / label / "config.json").exists():
+                examine(workdir / label, plain)
+            jobs.append(Job(label, workdir / label, [*arguments, *changes, f"--workdir={workdir / label}"]))
+    if not jobs:
+        raise UserError(f"--rows={only}: no such row in {sweep}")
+    return jobs
+
+
+def _seeds(text: str) -> list[int]:
+    try:
+        return [int(item) for item in text.split(",")]
+    except ValueError:
+        raise UserError(f"--seeds={text}: expected whole numbers such as 0,1,2") from None
