@@ -11,6 +11,7 @@ from ml_collections import ConfigDict
 from shike_jax.config.fields import GONE, fields_of
 from shike_jax.errors import UserError
 from shike_jax.methods import LOSSES, OPTIMIZERS, SAMPLERS, SCHEDULES, StageLength
+from shike_jax.methods.feature_hooks import active_hooks
 from shike_jax.methods.optimizers import is_optimizer
 
 
@@ -79,10 +80,12 @@ def _validate_stage(prefix: str, one: ConfigDict, config: ConfigDict) -> None:
     _require(is_optimizer(one.optimizer), f"{prefix}.optimizer", one.optimizer, optimizers)
     _validate_warmup(prefix, one)
     pairs = [name for name in SAMPLERS if SAMPLERS[name].options["partner"]]
-    _require(not one.exchange or one.sampler in pairs, f"{prefix}.sampler", one.sampler, "'paired' with exchange > 0")
-    frozen = all(pattern.startswith("heads/") for pattern in one.train)
-    expected = "parameters under heads/ with exchange > 0"
-    _require(not one.exchange or frozen, f"{prefix}.train", tuple(one.train), expected)
+    for hook, _ in active_hooks(one):
+        expected = f"a sampler of pairs ({', '.join(pairs)}) with {hook.name} > 0"
+        _require(not hook.options["pairs"] or one.sampler in pairs, f"{prefix}.sampler", one.sampler, expected)
+        frozen = all(pattern.startswith("heads/") for pattern in one.train)
+        expected = f"parameters under heads/ with {hook.name} > 0"
+        _require(not hook.options["frozen"] or frozen, f"{prefix}.train", tuple(one.train), expected)
     for field in ("mixup", "cutmix"):
         _require(not (one[field] and one.sampler in pairs), f"{prefix}.{field}", one[field], "0 with sampler 'paired'")
     weights = {name: one.loss[name] for name in LOSSES}

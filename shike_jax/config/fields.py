@@ -17,7 +17,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from shike_jax.config.field import Field
-from shike_jax.methods import AVERAGES, LOSSES, SAMPLERS, SCHEDULES
+from shike_jax.methods import AVERAGES, FEATURE_HOOKS, LOSSES, SAMPLERS, SCHEDULES
 
 CIFAR_MEAN, CIFAR_STD = (0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -228,9 +228,6 @@ _STAGE: dict[str, Field] = {
     "cutmix": Field(
         0.0, "alpha, 0: off; with both, each step takes one of the two with equal probability", low=0, high=1000
     ),
-    "exchange": Field(
-        0.0, "share of feature-map channels taken from the partner image (sampler paired); 0: off", low=0, high=1
-    ),
     "train": Field((".*",), "what trains", items=str, rule=_PATTERNS),
     "bn_trunk": Field(
         "batch", "statistics used and updated (batch) or inference mode (running)", choices=("batch", "running")
@@ -261,7 +258,7 @@ _STAGE: dict[str, Field] = {
 
 
 def stage_fields() -> dict[str, Field]:
-    """The fields of a stage: the fixed ones, a weight for each registered loss and the parameters of these.
+    """The fields of a stage: the fixed ones, those of feature hooks, and weights and parameters of the losses.
 
     SHIKE's losses are `ce`, `nt` (its weight is alpha of eq. 10), `mu` (beta of eq. 10) and `balanced` (eq. 11).
     """
@@ -269,7 +266,16 @@ def stage_fields() -> dict[str, Field]:
         f"loss.{name}": Field(float(name == "ce"), f"weight of the loss {name}; 0: off", low=0) for name in LOSSES
     }
     parameters = LOSSES.parameters().items()
-    return {**_STAGE, **weights, **{f"loss.{n}": Field.declared(d, "parameter of a loss") for n, d in parameters}}
+    hooks = {
+        entry.name: Field(0.0, entry.options["about"], low=0, high=entry.options["high"])
+        for entry in FEATURE_HOOKS.entries()
+    }
+    return {
+        **_STAGE,
+        **hooks,
+        **weights,
+        **{f"loss.{n}": Field.declared(d, "parameter of a loss") for n, d in parameters},
+    }
 
 
 def fields_of(stages: Iterable[str]) -> dict[str, Field]:

@@ -64,13 +64,13 @@ class DeviceFeed:
 
 
 def fetch_rows(data: Any, item: Any) -> Batch:
-    """The batch at `index` (and `index2`) of a part that lies on the device: whole images, one gather of rows."""
-    batch = {"mask": item["mask"]}
-    for suffix in ("", "2"):
-        if "index" + suffix in item:
-            batch["image" + suffix] = data["image"][item["index" + suffix]]
-            batch["label" + suffix] = data["label"][item["index" + suffix]]
-    return batch
+    """The batch at `index` (and its `partner`) of a part that lies on the device: whole images, one gather of rows."""
+
+    def rows(index: Any) -> Batch:
+        return {"image": data["image"][index], "label": data["label"][index]}
+
+    batch = {**rows(item["index"]), "mask": item["mask"]}
+    return {**batch, "partner": rows(item["partner"])} if "partner" in item else batch
 
 
 class HostFeed:

@@ -11,6 +11,7 @@ import collections
 import os
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any
 
 import numpy as np
 from ml_collections import ConfigDict
@@ -20,7 +21,7 @@ from shike_jax.data.types import Source, allowed_faults
 from shike_jax.data.views import host_augment
 from shike_jax.errors import UserError
 
-Batch = dict[str, np.ndarray]
+Batch = dict[str, Any]
 CHUNK = 8  # images of one task: keeps the threads' bookkeeping small beside the decoding
 
 
@@ -61,11 +62,12 @@ class HostPipeline:
 
         Args:
           plan: `index` int32 [steps, B] into the part and `mask` float32 [steps, B]; with `seed` uint32 [steps, B, 2]
-            the training view, a function of that seed alone, else the evaluation view. `index2` (and `seed2`) give
-            `image2` and `label2` (paired sampling).
+            the training view, a function of that seed alone, else the evaluation view. `partner` and `partner_seed`
+            are the same of a second image each (sampling of pairs).
 
         Yields:
-          `image` uint8 [B, S, S, 3], `label` int32 [B], `mask` float32 [B] (0: padding or unreadable).
+          `image` uint8 [B, S, S, 3], `label` int32 [B], `mask` float32 [B] (0: padding or unreadable), and with a
+          partner `partner` {`image`, `label`}.
 
         Raises:
           UserError: an unreadable image under policy `stop`, more of them than the limit allows, or a class of the part
@@ -86,12 +88,15 @@ class HostPipeline:
     def _submit(self, pool: ThreadPoolExecutor, row: Mapping[str, np.ndarray]) -> tuple[Batch, list[Future[None]]]:
         """Starts one batch; its arrays are complete when its tasks are."""
         size = len(row["index"])
-        batch = {"mask": row["mask"].astype(np.float32)}
+        batch: Batch = {"mask": row["mask"].astype(np.float32)}
         tasks = []
-        for suffix in ("", "2") if "index2" in row else ("",):
-            index, seeds = row[f"index{suffix}"], row.get(f"seed{suffix}")
-            batch[f"label{suffix}"] = self._labels[index].astype(np.int32)
-            images = batch[f"image{suffix}"] = np.zeros((size, self._size, self._size, 3), np.uint8)
+        views = [(batch, row["index"], row.get("seed"))]
+        if "partner" in row:
+            batch["partner"] = {}
+            views.append((batch["partner"], row["partner"], row.get("partner_seed")))
+        for view, index, seeds in views:
+            view["label"] = self._labels[index].astype(np.int32)
+            images = view["image"] = np.zeros((size, self._size, self._size, 3), np.uint8)
             for start in range(0, size, CHUNK):
                 chunk = range(start, min(start + CHUNK, size))
                 tasks.append(pool.submit(self._fill, images, batch["mask"], index, seeds, chunk))
@@ -162,7 +167,8 @@ def make_pipeline(
 
     def batches(plan: Mapping[str, np.ndarray], first: int, seed: int | None) -> Iterator[Batch]:
         if seed is not None:
-            plan = {**plan, "seed": view_seeds(seed, plan["position"]), "seed2": view_seeds(seed, ~plan["position"])}
+            seeds = {"seed": plan["position"], "partner_seed": ~plan["position"]}
+            plan = {**plan, **{name: view_seeds(seed, position) for name, position in seeds.items()}}
         return pipeline.batches({name: values[first:] for name, values in plan.items()})
 
     return batches

@@ -29,7 +29,7 @@ def epoch_plan(sampler: str, key: jax.Array, epoch: int, labels: np.ndarray, bat
       keep_last: keep the last partial batch, padded and masked.
 
     Returns:
-      `index` int32 [steps,B], positions in the training set (and `index2` for samplers of pairs); `mask` float32
+      `index` int32 [steps,B], positions in the training set (and `partner` alike for samplers of pairs); `mask` float32
       [steps,B], 0 where the last batch is padded.
 
     Raises:
@@ -40,7 +40,7 @@ def epoch_plan(sampler: str, key: jax.Array, epoch: int, labels: np.ndarray, bat
     entry = SAMPLERS[sampler]
     drawn = {"index": _draw(entry.name, first, labels)}
     if entry.options["partner"]:
-        drawn["index2"] = _draw(entry.options["partner"], second, labels)
+        drawn["partner"] = _draw(entry.options["partner"], second, labels)
     size = steps * batch_size
     plan = {name: _pad(indices[:size], size).reshape(steps, batch_size) for name, indices in drawn.items()}
     plan["mask"] = _pad(np.ones(min(count, size), np.float32), size).reshape(steps, batch_size)

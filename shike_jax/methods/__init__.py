@@ -1,4 +1,4 @@
-"""What papers write: losses, samplers, schedules, optimisers, mixing, exchange and scores, in registries.
+"""What papers write: losses, samplers, schedules, optimisers, mixing, feature hooks and scores, in registries.
 
 Everything here is a pure function of arrays. A configuration file may add its own:
 
@@ -7,6 +7,7 @@ Everything here is a pure function of arrays. A configuration file may add its o
 
 from shike_jax.methods.adjustment import ADJUSTMENTS
 from shike_jax.methods.averaging import AVERAGES
+from shike_jax.methods.feature_hooks import FEATURE_HOOKS, HookInputs
 from shike_jax.methods.loss_registry import LOSSES, LossInputs
 from shike_jax.methods.optimizers import OPTIMIZERS
 from shike_jax.methods.registry import Choice, Number, Registry, default_of
@@ -17,12 +18,14 @@ from shike_jax.methods.scores import SCORES, Predictions
 __all__ = [
     "ADJUSTMENTS",
     "AVERAGES",
+    "FEATURE_HOOKS",
     "LOSSES",
     "OPTIMIZERS",
     "SAMPLERS",
     "SCHEDULES",
     "SCORES",
     "Choice",
+    "HookInputs",
     "LossInputs",
     "Number",
     "Predictions",

@@ -191,13 +191,11 @@ class Steps:
             raise UserError(f"{field}={batch}: expected a multiple of the {len(self.devices)} devices")
         size = self.config.data.image_size
         inputs = {"mask": jax.ShapeDtypeStruct((batch,), jnp.float32)}
-        for suffix in ("", "2") if paired else ("",):
-            if views.is_decoded_on_host(self.config.data):
-                inputs["image" + suffix] = jax.ShapeDtypeStruct((batch, size, size, 3), jnp.uint8)
-                inputs["label" + suffix] = jax.ShapeDtypeStruct((batch,), jnp.int32)
-            else:
-                inputs["index" + suffix] = jax.ShapeDtypeStruct((batch,), jnp.int32)
-        return inputs
+        places = jax.ShapeDtypeStruct((batch,), jnp.int32)
+        if not views.is_decoded_on_host(self.config.data):
+            return {**inputs, "index": places, **({"partner": places} if paired else {})}
+        images = {"image": jax.ShapeDtypeStruct((batch, size, size, 3), jnp.uint8), "label": places}
+        return {**inputs, **images, **({"partner": images} if paired else {})}
 
     def _fetch(self, data: PyTree, inputs: PyTree) -> PyTree:
         return fetch_rows(data, inputs) if data else inputs

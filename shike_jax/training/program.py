@@ -56,6 +56,22 @@ class Program:
     key: Array
 
 
+def trained_in(settings: ConfigDict, network: models.ExpertNetwork, params: PyTree) -> PyTree:
+    """What a stage trains, as booleans like params; finds the mistakes of its patterns and losses without computing.
+
+    Args:
+      settings, network, params: as for `make_program`.
+
+    Raises:
+      UserError: patterns that match no parameter, losses that cannot be computed.
+    """
+    experts = params["heads"]["representation"]
+    check_losses(settings.loss, len(experts), *experts["expert0"]["kernel"].shape)
+    # A set of classifiers that the stage does not use has no gradient: as in PyTorch, weight decay leaves it alone too.
+    unused = tuple(f"heads/{heads}/" for heads in models.HEAD_SETS if heads not in network.sets_used_by(settings.heads))
+    return trainable_mask(params, settings.train, unused)
+
+
 def make_program(
     settings: ConfigDict,
     network: models.ExpertNetwork,
@@ -77,11 +93,7 @@ def make_program(
     Raises:
       UserError: patterns that match no parameter, an unknown schedule or optimiser, losses that cannot be computed.
     """
-    # A set of classifiers that the stage does not use has no gradient: as in PyTorch, weight decay leaves it alone too.
-    unused = tuple(f"heads/{heads}/" for heads in models.HEAD_SETS if heads not in network.sets_used_by(settings.heads))
-    trained = trainable_mask(params, settings.train, unused)
-    experts = params["heads"]["representation"]
-    check_losses(settings.loss, len(experts), *experts["expert0"]["kernel"].shape)
+    trained = trained_in(settings, network, params)
     length = StageLength(settings.lr, settings.epochs, steps_per_epoch, settings.warmup_lr, settings.warmup_epochs)
     function: Callable[..., Array] = SCHEDULES[settings.schedule].function
     schedule = functools.partial(function, stage=length)

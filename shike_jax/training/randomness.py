@@ -13,7 +13,7 @@ import numpy as np
 Array = jax.Array
 
 # Roles within a step: folded into the key of the step.
-ROLES = {"augment": 0, "augment2": 1, "mixup": 2, "exchange": 3, "cutmix": 4, "which_mixing": 5}
+ROLES = {"augment": 0, "augment_partner": 1, "mixup": 2, "feature_hooks": 3, "cutmix": 4, "which_mixing": 5}
 # The order of a stage's examples is drawn from the key of the stage, under a number that no step reaches.
 ORDER = 2**31 - 1
 # So are order and augmentation of the images that BN statistics are estimated on.
@@ -43,6 +43,12 @@ def step_key(stage: Array, step: Array | int) -> Array:
 def role_key(step: Array, role: str) -> Array:
     """The key of one role (`ROLES`) in a step, the same on all devices."""
     return jax.random.fold_in(step, ROLES[role])
+
+
+def hook_key(step: Array, place: int) -> Array:
+    """The key of a stage's feature hook at `place`, the same on all devices."""
+    key = role_key(step, "feature_hooks")
+    return key if place == 0 else jax.random.fold_in(key, place)
 
 
 def example_keys(step: Array, role: str, first: Array | int, count: int) -> Array:

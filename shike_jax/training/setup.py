@@ -25,7 +25,6 @@ from shike_jax.common.provenance import code_version, versions
 from shike_jax.config import to_plain
 from shike_jax.convert.pretrained import read_pretrained
 from shike_jax.convert.warm import warm_start
-from shike_jax.data import sampling
 from shike_jax.data.feeds import Feed, make_feeds
 from shike_jax.data.held_out import evaluated_part, write_csv
 from shike_jax.data.sources import Source, load
@@ -36,8 +35,9 @@ from shike_jax.storage.checkpoints import Checkpoints, remove_unfinished, restor
 from shike_jax.storage.logs import Progress, RunLog
 from shike_jax.training import randomness
 from shike_jax.training.overview import parameter_table
+from shike_jax.training.plan import StagePlan, examples_left, plan_stages
 from shike_jax.training.profile import Profile
-from shike_jax.training.program import Program, make_program
+from shike_jax.training.program import Program, make_program, trained_in
 from shike_jax.training.same_files import changed_files, record_files
 from shike_jax.training.state import TrainState, start_stage, upgraded
 
@@ -49,12 +49,14 @@ class Run:
     """What all stages of a run share.
 
     Attributes:
+      plans: of its stages, in order.
       history: `stages` that are finished, `seconds` spent and the `starts` of the program; saved with every checkpoint.
     """
 
     config: ConfigDict
     workdir: Path
     source: Source
+    plans: tuple[StagePlan, ...]
     network: models.ExpertNetwork
     feeds: dict[str, Feed]
     evaluator: Evaluator
@@ -82,24 +84,17 @@ class Run:
 
 @dataclasses.dataclass(frozen=True)
 class Stage:
-    """One stage of a run.
+    """A stage that is trained: its plan, and what its steps do."""
 
-    Attributes:
-      index: its place in `config.run`.
-      name: its name there.
-      settings: the fields of `config.stages.NAME`.
-      program: what its steps do.
-      steps_per_epoch, steps: its length.
-      steps_before: of all earlier stages; logs and checkpoints count over the whole run.
-    """
-
-    index: int
-    name: str
-    settings: ConfigDict
+    plan: StagePlan
     program: Program
-    steps_per_epoch: int
-    steps: int
-    steps_before: int
+
+    index = property(lambda self: self.plan.index)
+    name = property(lambda self: self.plan.name)
+    settings = property(lambda self: self.plan.settings)
+    steps_per_epoch = property(lambda self: self.plan.steps_per_epoch)
+    steps = property(lambda self: self.plan.steps)
+    steps_before = property(lambda self: self.plan.steps_before)
 
     def start(self, variables: PyTree) -> TrainState:
         """The stage's state at step 0, from host variables {`params`, `batch_stats`}."""
@@ -126,60 +121,86 @@ def prepare(config: ConfigDict, workdir: Path, log: RunLog) -> tuple[Run, Stage,
       UserError: anything a user can mend in the data, the configuration or the work directory.
     """
     source = _load_source(config, log)
-    axis = parallel.AXIS if config.train.sync_bn else None
-    dtype = jnp.dtype(config.dtype)
-    network = models.build_model(config.model, source.split.num_classes, dtype=dtype, axis_name=axis)
     checkpoints = Checkpoints(str(workdir), config.train.keep_checkpoints)
-    restored = checkpoints.restore(log.line)
-    if restored is not None:
-        _check_same_split(workdir, restored[1]["split_hash"], source)
-        _recall_bad_images(source, restored[1]["history"])
+    position, tree = _restored(checkpoints, workdir, source, log)
     if parallel.is_main():
-        remove_unfinished(workdir / "weights")
-        if source.drawn:
-            write_csv(workdir / "split.csv", source.split)
-        if restored is None:
-            record_files(workdir, source)
-        elif changed := changed_files(workdir, source):
-            log.line(changed)
-    history = restored[1]["history"] if restored is not None else new_history()
-    index, step = (restored[1]["stage_index"], restored[1]["step"]) if restored is not None else (0, 0)
-    history.setdefault("starts", []).append(_start(config, index, step))
-    feeds = make_feeds(source, config)
+        _record(workdir, source, log, fresh=tree is None)
+    position.history.setdefault("starts", []).append(_start(config, position))
+    axis = parallel.AXIS if config.train.sync_bn else None
+    network = models.build_model(config.model, source.split.num_classes, dtype=jnp.dtype(config.dtype), axis_name=axis)
+    feeds, plans = make_feeds(source, config), plan_stages(config, len(source.split.parts["train"]))
     run = Run(
         config=config,
         workdir=workdir,
         source=source,
+        plans=plans,
         network=network,
         feeds=feeds,
         evaluator=_make_evaluator(config, network, feeds, source, log),
         log=log,
         checkpoints=checkpoints,
         stop=StopRequest(),
-        progress=Progress(_examples_left(config, len(source.split.parts["train"]), index, step)),
+        progress=Progress(examples_left(plans, position.stage, position.step)),
         profile=Profile(config.train.profile, workdir / "profile", parallel.is_main()),
-        history=history,
+        history=position.history,
     )
     weights = None
-    if restored is None and config.init_from:  # read before anything is computed: a missing file is named at once
+    if tree is None and config.init_from:  # read before anything is computed: a missing file is named at once
         weights = read_pretrained(config.init_from, config.model.backbone, log.line)
     variables = models.init_variables(network, config.seed, config.data.image_size)
     if weights is not None:
         variables = _warm_started(run, weights, variables)
-    stage = make_stage(run, index, variables["params"])
-    if restored is None:
+    if tree is None:
         _show_parameters(run, variables["params"])
-    log.continue_after(stage.steps_before + step)
+    stage = make_stage(run, position.stage, variables["params"])
+    log.continue_after(stage.steps_before + position.step)
     state = stage.start(variables)
-    if restored is not None:
-        state = restore_into(state, upgraded(restored[0], state), str(checkpoints.root))
-        log.line(f"continuing in stage {stage.name} at step {step}")
+    if tree is not None:
+        state = restore_into(state, upgraded(tree, state), str(checkpoints.root))
+        log.line(f"continuing in stage {stage.name} at step {position.step}")
     return run, stage, state
+
+
+@dataclasses.dataclass(frozen=True)
+class _Position:
+    """Where a run stands: stage and step, and its history so far."""
+
+    stage: int
+    step: int
+    history: dict[str, Any]
+
+
+def _restored(checkpoints: Checkpoints, workdir: Path, source: Source, log: RunLog) -> tuple[_Position, PyTree | None]:
+    """Where the newest checkpoint that can be read stands, and its arrays; None for a run that has not begun."""
+    restored = checkpoints.restore(log.line)
+    if restored is None:
+        return _Position(0, 0, new_history()), None
+    tree, meta = restored
+    if meta["split_hash"] != source.split.hash:
+        raise UserError(
+            f"{workdir}: its checkpoint was trained on split {meta['split_hash'][:12]}, the data now give "
+            f"{source.split.hash[:12]}; expected the same data"
+        )
+    # Images that could not be read before the run was stopped count once.
+    known = {(one["part"], one["name"]): one["reason"] for one in meta["history"].get("bad_images", ())}
+    source.report.unreadable.update(known)
+    return _Position(meta["stage_index"], meta["step"], meta["history"]), tree
+
+
+def _record(workdir: Path, source: Source, log: RunLog, fresh: bool) -> None:
+    """Puts the work directory in order, and notes which images were drawn and what their files were like."""
+    remove_unfinished(workdir / "weights")
+    if source.drawn:
+        write_csv(workdir / "split.csv", source.split)
+    if fresh:
+        record_files(workdir, source)
+    elif changed := changed_files(workdir, source):
+        log.line(changed)
 
 
 def _show_parameters(run: Run, params: PyTree) -> None:
     """The parts of the network in the log, and with `config.log=debug` every array."""
-    trained = {name: make_stage(run, i, params).program.trainable for i, name in enumerate(run.config.run)}
+    trained = {plan.name: trained_in(plan.settings, run.network, params) for plan in run.plans}
     for line in parameter_table(params, trained):
         run.log.line(line)
     if run.config.log == "debug":
@@ -189,21 +210,18 @@ def _show_parameters(run: Run, params: PyTree) -> None:
 
 def make_stage(run: Run, index: int, params: PyTree) -> Stage:
     """The stage at place `index` of the run, from its configuration; `params` give the names of the parameters."""
-    config, name = run.config, run.config.run[index]
-    settings = config.stages[name]
-    each, total = _stage_steps(config, name, len(run.labels))
+    plan = run.plans[index]
     program = make_program(
-        settings,
+        plan.settings,
         run.network,
         params,
         run.source.split.class_counts,
-        device_augment(config, run.network.dtype),
-        randomness.stage_key(config.seed, index),
-        each,
-        total,
+        device_augment(run.config, run.network.dtype),
+        randomness.stage_key(run.config.seed, index),
+        plan.steps_per_epoch,
+        plan.steps,
     )
-    before = sum(_stage_steps(config, other, len(run.labels))[1] for other in config.run[:index])
-    return Stage(index, name, settings, program, each, total, before)
+    return Stage(plan, program)
 
 
 def new_history() -> dict[str, Any]:
@@ -236,25 +254,11 @@ def _make_evaluator(
     return Evaluator(network, feeds[part], examples, config.eval.batch_size, data.mean, data.std, announced)
 
 
-def _check_same_split(workdir: Path, trained_on: str, source: Source) -> None:
-    if trained_on != source.split.hash:
-        raise UserError(
-            f"{workdir}: its checkpoint was trained on split {trained_on[:12]}, the data now give "
-            f"{source.split.hash[:12]}; expected the same data"
-        )
-
-
-def _recall_bad_images(source: Source, history: dict[str, Any]) -> None:
-    """Tells the source which images could not be read before the run was stopped, so that they count once."""
-    known = {(one["part"], one["name"]): one["reason"] for one in history.get("bad_images", ())}
-    source.report.unreadable.update(known)
-
-
-def _start(config: ConfigDict, index: int, step: int) -> dict[str, Any]:
+def _start(config: ConfigDict, position: _Position) -> dict[str, Any]:
     """Where and on what the program was started, for results.json."""
     return {
-        "stage": config.run[index],
-        "step": step,
+        "stage": config.run[position.stage],
+        "step": position.step,
         "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         "devices": jax.device_count(),
         "processes": jax.process_count(),
@@ -270,23 +274,3 @@ def _warm_started(run: Run, weights: tuple[PyTree, tuple[str, ...] | None], fres
     for line in report.summary().splitlines():
         run.log.line(f"{run.config.init_from}: {line}")
     return merged
-
-
-def _stage_steps(config: ConfigDict, name: str, examples: int) -> tuple[int, int]:
-    """(steps per epoch, steps in all) of a stage."""
-    stage = config.stages[name]
-    each = sampling.steps_per_epoch(examples, stage.batch_size, stage.keep_last)
-    return each, min(each * stage.epochs, stage.max_steps or each * stage.epochs)
-
-
-def _examples_left(config: ConfigDict, examples: int, index: int, step: int) -> int:
-    """Training examples still to be processed from a step of stage `index` on."""
-
-    def until(name: str, steps: int) -> int:
-        batch, (each, _) = config.stages[name].batch_size, _stage_steps(config, name, examples)
-        epochs, rest = divmod(steps, each)
-        of_epoch = min(each * batch, examples)  # the last batch may be padded, or left out
-        return epochs * of_epoch + min(rest * batch, of_epoch)
-
-    names = config.run[index:]
-    return sum(until(name, _stage_steps(config, name, examples)[1]) for name in names) - until(names[0], step)

@@ -1,7 +1,7 @@
 """The training step: a pure per-device function, and its compilation over devices and over steps.
 
 A batch is a dict of arrays of one device's share: `image` uint8 [b,H,W,3], `label` int32 [b], `mask` float32 [b]
-(1 = real example), and `image2`, `label2` when batches come in pairs.
+(1 = real example), and `partner` {`image`, `label`} when a sampler draws pairs.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from jax import lax
 from shike_jax.cluster import parallel
 from shike_jax.methods import LossInputs
 from shike_jax.methods.averaging import moved_average, uphill
-from shike_jax.methods.exchange import exchange_channels
+from shike_jax.methods.feature_hooks import HookInputs, active_hooks
 from shike_jax.methods.loss_registry import active_losses, value_of
 from shike_jax.methods.mixing import cutmix, mixup, partners
 from shike_jax.training import randomness, trainable
@@ -28,7 +28,7 @@ from shike_jax.training.state import TrainState
 
 Array = jax.Array
 PyTree = Any
-Batch = dict[str, Array]
+Batch = dict[str, Any]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -133,10 +133,12 @@ def _forward(
         return jnp.mean(maps.astype(jnp.promote_types(maps.dtype, jnp.float32)), (1, 2))
 
     fused, batch_stats = features(images, state.batch_stats)
-    if stage["exchange"]:
-        partner_images = augmented(program, batch["image2"], mask, key, "augment2")
-        others, batch_stats = features(partner_images, batch_stats)
-        fused = exchange_channels(randomness.role_key(key, "exchange"), fused, others, stage["exchange"])
+    hooks, partner = active_hooks(stage), None
+    if any(entry.options["pairs"] for entry, _ in hooks):
+        partner_images = augmented(program, batch["partner"]["image"], mask, key, "augment_partner")
+        partner, batch_stats = features(partner_images, batch_stats)
+    for place, (entry, strength) in enumerate(hooks):
+        fused = entry.function(HookInputs(fused, partner, randomness.hook_key(key, place), strength))
     inputs = LossInputs(
         logits=network.apply({"params": params}, fused, stage["heads"], method="classify"),
         features=jnp.stack([pool(maps) for maps in fused]),

@@ -1,6 +1,5 @@
 """Every command explains itself, the documents name real commands, and the doctor finds what is wrong."""
 
-import importlib
 import os
 import re
 import shlex

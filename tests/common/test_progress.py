@@ -22,8 +22,8 @@ from shike_jax.config.fields import FIELDS
 from shike_jax.errors import UserError
 from shike_jax.storage.logs import Progress, RunLog
 from shike_jax.training.overview import parameter_table
+from shike_jax.training.plan import examples_left, plan_stages
 from shike_jax.training.profile import Profile
-from shike_jax.training.setup import _examples_left
 from tests.conftest import ROOT
 from tests.jobs import digits
 
@@ -124,11 +124,12 @@ def test_nothing_is_left_at_the_end_of_a_run():
     config.run, stages = ("one", "two"), {"one": 2, "two": 1}
     for name, epochs in stages.items():
         config.stages[name] = schema.stage(epochs=epochs, batch_size=32)
-    assert _examples_left(config, 489, 0, 0) == 3 * 489
-    assert _examples_left(config, 489, 0, 17) == 3 * 489 - 489 - 32
-    assert _examples_left(config, 489, 1, 16) == 0
+    plans = plan_stages(config, 489)
+    assert examples_left(plans, 0, 0) == 3 * 489
+    assert examples_left(plans, 0, 17) == 3 * 489 - 489 - 32
+    assert examples_left(plans, 1, 16) == 0
     config.stages.two.keep_last = False
-    assert _examples_left(config, 489, 1, 0) == 480
+    assert examples_left(plan_stages(config, 489), 1, 0) == 480
 
 
 @pytest.mark.parametrize("text", ["5", "5:0", "a:b", "-1:2", "1:2:3"])

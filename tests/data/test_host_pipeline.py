@@ -104,8 +104,8 @@ def test_paired_plans_give_partners(source, config):
     plan = {name: values[:1] for name, values in plan.items()}
     plan["position"] = np.arange(BATCH)[None]
     [batch] = make_pipeline(source, config, "train")(plan, 0, 3)
-    np.testing.assert_array_equal(batch["label2"], labels[plan["index2"][0]])
-    assert batch["image2"].shape == batch["image"].shape
+    np.testing.assert_array_equal(batch["partner"]["label"], labels[plan["partner"][0]])
+    assert batch["partner"]["image"].shape == batch["image"].shape
 
 
 @pytest.fixture

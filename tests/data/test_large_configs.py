@@ -16,8 +16,8 @@ from shike_jax import config as schema
 from shike_jax import models
 from shike_jax.cluster import preemption
 from shike_jax.commands import train as main
-from shike_jax.convert.checkpoint import convert
 from shike_jax.config.loading import parse_config
+from shike_jax.convert.checkpoint import convert
 from shike_jax.convert.reader import write_state_dict
 from shike_jax.data import sources
 from shike_jax.data.host_pipeline import make_pipeline

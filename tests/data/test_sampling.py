@@ -59,7 +59,7 @@ def test_balanced_sampling_is_uniform_within_a_class():
 
 def test_paired_plans_hold_a_balanced_and_a_shuffled_stream():
     made = plan("paired")
-    np.testing.assert_array_equal(np.sort(made["index2"][made["mask"] > 0]), np.arange(100))
+    np.testing.assert_array_equal(np.sort(made["partner"][made["mask"] > 0]), np.arange(100))
     np.testing.assert_array_equal(made["index"], plan("balanced")["index"])
 
 

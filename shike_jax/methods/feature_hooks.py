@@ -1,0 +1,71 @@
+"""What may happen to feature maps between the stages and the classifiers; H2T's exchange is the first such hook.
+
+A hook is a function of `HookInputs` to feature maps of the same shapes. Each registered hook is a field of a stage,
+with its strength as the value: `config.stages.NAME.exchange = 0.25`; 0 is off.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from shike_jax.methods.registry import Entry, Registry
+
+Array = jax.Array
+
+
+@dataclasses.dataclass(frozen=True)
+class HookInputs:
+    """What a feature hook receives.
+
+    Attributes:
+      maps: float [B,h,w,K] of each expert.
+      partner: the same of the images that a sampler of pairs has drawn beside them; None without such a sampler.
+      key: PRNG key of the step, the same on all devices.
+      strength: the value of the hook's field.
+    """
+
+    maps: list[Array]
+    partner: list[Array] | None
+    key: Array
+    strength: float
+
+
+# `about` describes the field, `high` bounds it. `pairs=True`: it needs a sampler of pairs. `frozen=True`: only
+# classifiers may train, as no gradient passes.
+FEATURE_HOOKS: Registry[Callable[[HookInputs], list[Array]]] = Registry(
+    "feature hook", given=1, about="strength; 0: off", high=1.0, pairs=False, frozen=False
+)
+
+
+def active_hooks(stage: Mapping[str, Any]) -> list[tuple[Entry[Callable[[HookInputs], list[Array]]], float]]:
+    """The hooks of a stage with their strengths, in the order of their registration."""
+    return [(entry, stage[entry.name]) for entry in FEATURE_HOOKS.entries() if stage.get(entry.name)]
+
+
+@FEATURE_HOOKS.register(
+    "exchange",
+    about="share of feature-map channels taken from the partner image (sampler paired); 0: off",
+    pairs=True,
+    frozen=True,
+)
+def exchange(inputs: HookInputs) -> list[Array]:
+    """Head-to-tail fusion (H2T, Li et al. 2024): replaces a random share of the channels by the partner's.
+
+    Exactly floor(strength K) channels are exchanged, the same for the whole batch, drawn again for each step and
+    expert. `maps` are the class-balanced batch, whose labels stay, `partner` the instance-sampled one. The extractor is
+    frozen: no gradient flows into either.
+    """
+    assert inputs.partner is not None
+    pairs = zip(inputs.maps, inputs.partner, strict=True)
+    return [_exchanged(jax.random.fold_in(inputs.key, m), a, b, inputs.strength) for m, (a, b) in enumerate(pairs)]
+
+
+def _exchanged(key: Array, own: Array, other: Array, share: float) -> Array:
+    channels = own.shape[-1]
+    chosen = jax.random.permutation(key, channels) < int(share * channels + 1e-9)
+    return jax.lax.stop_gradient(jnp.where(chosen, other, own))
