@@ -20,7 +20,7 @@
 set -euo pipefail
 
 usage() {
-  echo "usage: TPU_NAME=.. TPU_ZONE=.. TPU_TYPE=.. BUCKET=.. $0 [--dry-run] all|create|setup|run|delete [-- FLAGS OF main]" >&2
+  echo "usage: TPU_NAME=.. TPU_ZONE=.. TPU_TYPE=.. BUCKET=.. $0 [--dry-run] all|create|setup|run|delete [-- FLAGS OF train]" >&2
   exit 2
 }
 dry='' step=''

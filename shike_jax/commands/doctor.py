@@ -39,7 +39,7 @@ OPTIONAL = {
     ("tensorflow-datasets",): "CIFAR and other data sets of tfds: extra tfds",
     ("tensorboard",): "TensorBoard files: extra tensorboard",
     ("scikit-learn",): "the digits of configs/digits_lt.py: extra digits",
-    ("matplotlib",): "reports and the figure of data.inspect: extra report",
+    ("matplotlib",): "reports and the figure of inspect: extra report",
 }
 ROOM = 2e9  # bytes of free disk below which checkpoints may not fit
 

@@ -155,7 +155,7 @@ def _load(image: Image.Image, scale: tuple[float, float] = (1.0, 1.0)) -> Image.
     return to_rgb(image)
 
 
-# `serving/load_exported.py`, which needs nothing of this package, repeats the two functions below word for word.
+# `evaluation/load_exported.py`, which needs nothing of this package, repeats the two functions below word for word.
 def orientation(image: Image.Image) -> int:
     """The number by which EXIF tells how the image was held: 1 is upright, from 5 on it lies on its side."""
     try:

@@ -94,7 +94,7 @@ def _by_columns(x: Array, kernel: Array, columns: int) -> Array:
 
 
 def _suits_winograd(x: Array, features: int, size: int, stride: int, fewest_channels: int) -> bool:
-    """Whether a CPU takes Winograd's form (models/winograd.py) of the convolution of x [B,H,W,C]."""
+    """Whether a CPU takes Winograd's form (`winograd.py`) of the convolution of x [B,H,W,C]."""
     batch, height, width, channels = x.shape
     return (
         size == 3

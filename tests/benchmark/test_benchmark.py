@@ -5,12 +5,14 @@ import json
 
 import numpy as np
 import pytest
-from shike_jax.benchmark.plain import Plain, forward_flops
 
 from shike_jax.benchmark import measure, step, workload
+from shike_jax.benchmark.flops import forward_flops
 from shike_jax.benchmark.ours import Ours
 from shike_jax.commands import benchmark as command
 from shike_jax.errors import UserError
+from tests.peers import augmentation
+from tests.peers.plain import Plain
 
 pytestmark = pytest.mark.usefixtures("quickly_compiled")
 
@@ -34,7 +36,7 @@ def test_plain_flax_computes_the_same(work, ours):
 
 def test_pytorch_computes_the_same(work, ours):
     pytest.importorskip("torch", reason="PyTorch is optional and absent: nothing to compare with")
-    from shike_jax.benchmark.pytorch import Torch
+    from tests.peers.pytorch import Torch
 
     assert Torch(work).run() == pytest.approx(ours, rel=1e-5)
 
@@ -142,7 +144,7 @@ def test_worker_processes_give_the_views_of_the_pipeline():
 
 
 def test_augment_and_input_write_what_they_measured(tmp_path):
-    command.main(["augment", "--batch=2", "--large_batch=1", "--repeats=1", f"--json={tmp_path / 'a.json'}"])
+    augmentation.main(["--batch=2", "--large_batch=1", "--repeats=1", f"--json={tmp_path / 'a.json'}"])
     small, large = json.loads((tmp_path / "a.json").read_text())["measurements"]
     assert small["median_ms_per_batch"]["pillow"] > 0 and large["images_per_s"]["jax"] > 0
     command.main(["input", "--count=2", "--rounds=1", f"--json={tmp_path / 'i.json'}"])

@@ -2,12 +2,13 @@
 
 import importlib.util
 import json
+import runpy
 
 import jax
 import jax.numpy as jnp
 import pytest
 
-from shike_jax.benchmark import compiled, program
+from shike_jax.benchmark import program
 from shike_jax.cluster import topology
 from shike_jax.commands import compile as command
 from shike_jax.config.loading import parse_config
@@ -15,6 +16,7 @@ from shike_jax.errors import UserError
 from shike_jax.training.ahead_of_time import PUBLISHED, Steps, published_sizes
 from tests.conftest import ROOT
 
+table = runpy.run_path(str(ROOT / "docs" / "compiled_table.py"))["table"]
 pytestmark = pytest.mark.usefixtures("quickly_compiled")
 
 # As XLA prints an optimised program: a fusion with a gather of whole images (64 slices of 3,072 values) and one of
@@ -200,7 +202,7 @@ def test_table_of_compiled_programs(tmp_path):
     path = tmp_path / "results" / "n.json"
     path.parent.mkdir()
     path.write_text(json.dumps({**one, "device_memory": 16 << 30, "programs": [counted, too_large]}))
-    assert compiled.table([path], tmp_path).splitlines()[2:] == [
+    assert table([path], tmp_path).splitlines()[2:] == [
         "| [n](results/n.json) | tpu:v5e:4x4 | 128 (8) | float32 | 2.26 of 17.2 | yes | 5.7 | - |"
         " 72 all-reduce of 5.1 MB | 13 (2), 1 (0) | 235 |",
         "| [n](results/n.json) classifier | tpu:v5e:4x4 | 8192 (512) | float32 |"
@@ -208,10 +210,10 @@ def test_table_of_compiled_programs(tmp_path):
     ]
     path.write_text("{}")
     with pytest.raises(UserError, match=r"n\.json.*expected a file that shike-jax compile"):
-        compiled.table([path], tmp_path)
+        table([path], tmp_path)
 
 
 def test_the_table_of_the_page_on_pods_is_that_of_its_files():
     page = (ROOT / "docs" / "pods.md").read_text()
     files = sorted((ROOT / "docs" / "results" / "compiled").glob("*.json"))
-    assert files and compiled.table(files, ROOT / "docs") in page
+    assert files and table(files, ROOT / "docs") in page

@@ -252,11 +252,16 @@ def test_features_of_pixels_are_those_of_normalised_ones(checkpoint, capsys):
     normalised = ((pixels / 255 - np.array(tiny.MEAN)) / np.array(tiny.STD)).astype(np.float32)
     expected = classifier.network.apply(classifier.variables, normalised, method="features")
     for images in (pixels, normalised):
-        found = classifier.features(images)
-        assert found.keys() == expected.keys()
-        for one, other in zip(found["fused"], expected["fused"], strict=True):
+        maps = classifier.feature_maps(images)
+        assert maps.keys() == expected.keys()
+        pooled = classifier.features(images)  # what each expert's classifier receives: means over the positions
+        assert len(pooled) == len(maps["fused"]) == len(expected["fused"]) and pooled.dtype == np.float32
+        for vectors, one, other in zip(pooled, maps["fused"], expected["fused"], strict=True):
             np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-4)
+            np.testing.assert_allclose(vectors, np.mean(other, (1, 2)), rtol=1e-4, atol=1e-4)
     assert not capsys.readouterr().err
-    raw = classifier.features(pixels.astype(np.float32))
-    assert not np.allclose(raw["fused"][0], expected["fused"][0], rtol=1e-2)
+    floats = pixels.astype(np.float32)
+    assert not np.allclose(classifier.feature_maps(floats)["fused"][0], expected["fused"][0], rtol=1e-2)
+    assert "floats from 0 to 255 are used as they are; normalised pixels" in capsys.readouterr().err
+    assert not np.allclose(classifier.features(floats)[0], np.mean(expected["fused"][0], (1, 2)), rtol=1e-2)
     assert "floats from 0 to 255 are used as they are; normalised pixels" in capsys.readouterr().err

@@ -1,6 +1,5 @@
 """Sweeps: which commands they are, what is skipped, how they end. Runs are stood in for by small programs."""
 
-import importlib.util
 import json
 import os
 import shlex
@@ -12,35 +11,27 @@ import time
 
 import pytest
 
+from shike_jax.commands import sweep
 from shike_jax.errors import UserError
 from tests.conftest import ROOT
 
 DIGITS = f"--config={ROOT}/configs/digits_lt.py"
 
 
-@pytest.fixture(scope="module")
-def sweep():
-    spec = importlib.util.spec_from_file_location("sweep", ROOT / "launch" / "sweep.py")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["sweep"] = module  # dataclasses look their module up
-    spec.loader.exec_module(module)
-    return module
-
-
-def commands(sweep, capsys, *arguments):
+def commands(capsys, *arguments):
     """{directory below the work directory: arguments} of a dry run."""
     assert sweep.main([*arguments, "--workdir=w", "--dry-run"]) == 0
     found = {}
     for line in capsys.readouterr().out.splitlines():
         words = shlex.split(line)
-        assert words[:3] == ["python", "-m", "shike_jax", "train"]
+        assert words[:4] == ["python", "-m", "shike_jax", "train"]
         [place] = [word.partition("=")[2] for word in words if word.startswith("--workdir=")]
-        found[place.removeprefix("w/")] = words[3:]
+        found[place.removeprefix("w/")] = words[4:]
     return found
 
 
-def test_table_4_has_seven_rows_for_each_seed(sweep, capsys):
-    found = commands(sweep, capsys, "table4", DIGITS, "--seeds=0,3", "--", "--config.stages.representation.epochs=1")
+def test_table_4_has_seven_rows_for_each_seed(capsys):
+    found = commands(capsys, "table4", DIGITS, "--seeds=0,3", "--", "--config.stages.representation.epochs=1")
     names = ["plain", "moe", "moe_dkf", "moe_dkf_mu", "moe_dkf_nt", "moe_mu_nt", "shike"]
     assert list(found) == [f"{name}/seed{seed}" for name in names for seed in (0, 3)]
     off = {"mu": "--config.stages.representation.loss.mu=0.0", "nt": "--config.stages.representation.loss.nt=0.0"}
@@ -63,8 +54,8 @@ def test_table_4_has_seven_rows_for_each_seed(sweep, capsys):
         }
 
 
-def test_table_5_has_ten_rows(sweep, capsys):
-    found = commands(sweep, capsys, "table5", f"--config={ROOT}/configs/imagenet_lt.py")
+def test_table_5_has_ten_rows(capsys):
+    found = commands(capsys, "table5", f"--config={ROOT}/configs/imagenet_lt.py")
     assert len(found) == 10
     assert "--config.model.depths=(1,2,3,2)" in found["ABCB/seed0"]
     assert "--config.model.depths=(3,)" in found["C/seed0"]
@@ -74,21 +65,21 @@ def test_table_5_has_ten_rows(sweep, capsys):
         sweep.main(["table5", DIGITS, "--workdir=w", "--dry-run"])
 
 
-def test_a_grid_and_a_choice_of_rows(sweep, capsys):
+def test_a_grid_and_a_choice_of_rows(capsys):
     axes = [
         "--set=stages.representation.lr=0.1,0.2",
         "--set=config.stages.classifier.lr=0.05",
         "--set=model.depths=(1,2,1),(1,2)",
     ]
-    found = commands(sweep, capsys, "grid", DIGITS, *axes)
+    found = commands(capsys, "grid", DIGITS, *axes)
     assert list(found) == [
         f"representation.lr={lr}_classifier.lr=0.05_model.depths={depths}/seed0"
         for lr in (0.1, 0.2)
         for depths in ("1-2-1", "1-2")
     ]
     assert "--config.model.depths=(1,2)" in list(found.values())[-1]
-    assert len(commands(sweep, capsys, "grid", DIGITS, *axes, "--rows=*lr=0.2*1-2-1,nothing")) == 1
-    assert list(commands(sweep, capsys, "seeds", DIGITS, "--seeds=4,5")) == ["seed4", "seed5"]
+    assert len(commands(capsys, "grid", DIGITS, *axes, "--rows=*lr=0.2*1-2-1,nothing")) == 1
+    assert list(commands(capsys, "seeds", DIGITS, "--seeds=4,5")) == ["seed4", "seed5"]
 
 
 @pytest.mark.parametrize(
@@ -105,19 +96,19 @@ def test_a_grid_and_a_choice_of_rows(sweep, capsys):
         (["seeds", DIGITS, "--jobs=0"], "--jobs=0"),
     ],
 )
-def test_mistakes_are_named(sweep, arguments, expected):
+def test_mistakes_are_named(arguments, expected):
     with pytest.raises(UserError, match=expected.replace("(", r"\(")):
         sweep.main([*arguments, "--workdir=w", "--dry-run"])
 
 
-def test_a_directory_of_another_configuration_stops_before_anything_runs(sweep, tmp_path):
-    (tmp_path / "seed0").mkdir()
+def test_a_directory_of_another_configuration_stops_before_anything_runs(tmp_path):
+    (tmp_path / "seed0" / "weights" / "representation").mkdir(parents=True)
     (tmp_path / "seed0" / "config.json").write_text('{"seed": 0}')
     with pytest.raises(UserError, match="belongs to another configuration"):
         sweep.main(["seeds", DIGITS, f"--workdir={tmp_path}"])
 
 
-def stand_in(sweep, folder, name, program):
+def stand_in(folder, name, program):
     """A job that runs `program` instead of training; {results} is where its results go."""
     job = sweep.Job(name, folder / name, [])
     job.workdir.mkdir(parents=True)
@@ -134,8 +125,8 @@ WAIT = (
 )
 
 
-def test_failures_are_told_and_the_others_finish(sweep, tmp_path, capsys):
-    jobs = [stand_in(sweep, tmp_path, "a", FAIL), stand_in(sweep, tmp_path, "b", FINISH)]
+def test_failures_are_told_and_the_others_finish(tmp_path, capsys):
+    jobs = [stand_in(tmp_path, "a", FAIL), stand_in(tmp_path, "b", FINISH)]
     assert sweep.run_local(jobs, 1, tmp_path / "logs") == 1
     text = capsys.readouterr().out
     assert "a: failed with status 2: error: no such data" in text
@@ -144,15 +135,15 @@ def test_failures_are_told_and_the_others_finish(sweep, tmp_path, capsys):
     assert "a  unfinished" in text
 
 
-def test_finished_runs_are_skipped(sweep, tmp_path, capsys):
-    jobs = [stand_in(sweep, tmp_path, "a", FAIL), stand_in(sweep, tmp_path, "b", FINISH)]
+def test_finished_runs_are_skipped(tmp_path, capsys):
+    jobs = [stand_in(tmp_path, "a", FAIL), stand_in(tmp_path, "b", FINISH)]
     (jobs[0].workdir / "results.json").write_text(json.dumps({"top1": 1.0}))
     assert sweep.run_local(jobs, 2, tmp_path / "logs") == 0
     assert "2 runs, 1 finished already" in capsys.readouterr().out
 
 
-def test_a_signal_stops_all_and_says_so(sweep, tmp_path, capsys):
-    jobs = [stand_in(sweep, tmp_path, name, WAIT) for name in ("a", "b", "c")]
+def test_a_signal_stops_all_and_says_so(tmp_path, capsys):
+    jobs = [stand_in(tmp_path, name, WAIT) for name in ("a", "b", "c")]
 
     def stop_when_both_run():
         while len(list(tmp_path.glob("*/*.started"))) < 2:
@@ -168,13 +159,13 @@ def test_a_signal_stops_all_and_says_so(sweep, tmp_path, capsys):
     assert "c: started" not in text
 
 
-def test_only_unfinished_runs_are_submitted(sweep, tmp_path, monkeypatch, capfd):
+def test_only_unfinished_runs_are_submitted(tmp_path, monkeypatch, capfd):
     sbatch = tmp_path / "sbatch"
     sbatch.write_text('#!/bin/sh\necho "got $@"\n')
     sbatch.chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
     monkeypatch.setattr(sweep, "array_script", lambda jobs, at_once: "\n".join(job.name for job in jobs))
-    jobs = [stand_in(sweep, tmp_path, "a", FAIL), stand_in(sweep, tmp_path, "b", FAIL)]
+    jobs = [stand_in(tmp_path, "a", FAIL), stand_in(tmp_path, "b", FAIL)]
     (jobs[0].workdir / "results.json").write_text('{"top1": 1.0}')
     assert sweep.submit(jobs, 1, tmp_path, ["--nodes=2"]) == 0
     script = tmp_path / "array.sbatch"
@@ -185,11 +176,11 @@ def test_only_unfinished_runs_are_submitted(sweep, tmp_path, monkeypatch, capfd)
         sweep.submit(jobs, 1, tmp_path, [])
 
 
-def test_the_job_array_hands_each_task_its_run(sweep, tmp_path, monkeypatch):
+def test_the_job_array_hands_each_task_its_run(tmp_path, monkeypatch):
     launch = tmp_path / "launch"
     launch.mkdir()
     (launch / "gpu_slurm.sbatch").write_text('#!/bin/bash\n#SBATCH --gres=gpu:1\nprintf "%s\\n" "$@"\n')
-    monkeypatch.setattr(sweep, "ROOT", tmp_path)
+    monkeypatch.setattr(sweep, "HOME", tmp_path)
     jobs = [sweep.Job(str(i), tmp_path, ["--config=a b.py", f"--config.model.depths=({i},)"]) for i in range(3)]
     script = tmp_path / "array.sbatch"
     script.write_text(sweep.array_script(jobs, 2))

@@ -9,8 +9,8 @@ import tempfile
 
 import jax
 import numpy as np
-from shike_jax.export import export
 
+from shike_jax.commands.export import export
 from shike_jax.evaluation.classifier import BatchedLogits, load
 from tests import tiny
 

@@ -4,7 +4,8 @@ import statistics
 
 import pytest
 
-from shike_jax.report import paper, tables
+from shike_jax.config import paper
+from shike_jax.report import tables
 from shike_jax.report.runs import by_dataset, collect, main_group, single_group, spread
 from tests.report.made import write_run
 
