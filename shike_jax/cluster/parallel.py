@@ -2,7 +2,8 @@
 
 A per-device function is compiled over all devices in one of two ways that compute the same: `pmap`, or `jit` over
 `shard_map` on a mesh of one axis. Every process drives its own devices. State is replicated and never grows a device
-axis; batches carry a leading axis of local devices. Host code sees NumPy arrays.
+axis; batches carry a leading axis of local devices. Host code sees NumPy arrays. The collectives also work where no
+axis is bound: under plain `jax.jit` a step runs on one device, whose sums are the sums of all.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from jax import lax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from shike_jax.cluster import coordination
+from shike_jax.common.axis import axis_size
 from shike_jax.errors import UserError
 
 AXIS = "devices"
@@ -93,8 +95,10 @@ def _on_mesh(leaf: Any, sharding: NamedSharding) -> jax.Array:
 
 def psum(tree: PyTree) -> PyTree:
     """Sums a pytree over all devices; inside a compiled step."""
+    if axis_size(AXIS) == 1:
+        return tree
     leaves, structure = jax.tree.flatten(tree)
-    if len(leaves) < 2 or lax.psum(1, AXIS) == 1:
+    if len(leaves) < 2:
         return lax.psum(tree, AXIS)
     # Of the platform that is compiled for, which need not be the one that computes here.
     summed = lax.platform_dependent(leaves, cpu=_psum_by_dtype, default=lambda x: lax.psum(x, AXIS))
@@ -120,7 +124,12 @@ def _psum_by_dtype(leaves: list[Any]) -> list[Any]:
 
 def device_index() -> jax.Array:
     """This device's place among all devices; inside a compiled step."""
-    return lax.axis_index(AXIS)
+    return jnp.int32(0) if axis_size(AXIS) == 1 else lax.axis_index(AXIS)
+
+
+def all_gather(tree: PyTree) -> PyTree:
+    """Arrays [b, ...] of each device as [B, ...] of all, in the order of the global batch; inside a compiled step."""
+    return tree if axis_size(AXIS) == 1 else lax.all_gather(tree, AXIS, tiled=True)
 
 
 def replicate(tree: PyTree) -> PyTree:

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from shike_jax.common.axis import axis_size
 from shike_jax.kernels.convolution import convolve
 from shike_jax.models.initial import he_normal, uniform
 
@@ -96,8 +97,8 @@ class BatchNorm(nn.Module):
             count = jnp.sum(mask) * area
             of_each, squares_of_each = of_each * mask[:, None], squares_of_each * mask[:, None]
         total, squares = jnp.sum(of_each, 0), jnp.sum(squares_of_each, 0)
-        several = self.axis_name is not None and not self.is_initializing() and lax.psum(1, self.axis_name) > 1
-        if several:  # XLA:CPU waits at every all-reduce, even of a single device: one for all three sums
+        if axis_size(self.axis_name) > 1:
+            # One sum for all three: XLA:CPU waits at every all-reduce, even of a single device.
             channels = len(total)
             summed = lax.psum(jnp.concatenate([total, squares, count[None]]), self.axis_name)
             total, squares, count = summed[:channels], summed[channels:-1], summed[-1]

@@ -40,7 +40,7 @@ class Mixing:
 
 
 def train_step(program: Program, state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, Array]]:
-    """One optimiser step on this device's share of the batch.
+    """One optimiser step on this device's share of the batch; under plain `jax.jit`, on the whole batch.
 
     Returns:
       The new state, and sums over the global batch: `count`, `loss` and each loss term (times count), `correct`.
@@ -161,8 +161,7 @@ def augmented(program: Program, images: Array, mask: Array, key: Array, role: st
 
 def _mix(stage: dict[str, Any], images: Array, batch: Batch, key: Array) -> tuple[Array, Mixing]:
     """Mixes within the global batch: every real example has a real partner, and one lam serves all."""
-    everyone = {"image": images, "label": batch["label"], "mask": batch["mask"]}
-    everyone = jax.tree.map(lambda x: lax.all_gather(x, parallel.AXIS, tiled=True), everyone)
+    everyone = parallel.all_gather({"image": images, "label": batch["label"], "mask": batch["mask"]})
     # The order has always been drawn from the second half of the role's key: other draws would change old runs.
     lam_key, order_key = jax.random.split(randomness.role_key(key, "mixup"))
     here = parallel.device_index() * len(images) + jnp.arange(len(images))

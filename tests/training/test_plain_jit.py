@@ -1,0 +1,62 @@
+"""A training step under plain `jax.jit`, where no device axis is bound, against the compiled step on two devices."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+from tests.conftest import ROOT
+
+# Everything of a step that looks over its own device: BN statistics, sums, augmentation by the place in the batch,
+# mixing with partners anywhere in it.
+COMPARE = """
+import jax
+jax.config.update("jax_enable_x64", True)
+import jax.numpy as jnp
+import numpy as np
+from shike_jax import config as schema
+from shike_jax import models
+from shike_jax.cluster import parallel
+from shike_jax.data.views import device_augment
+from shike_jax.training import steps
+from shike_jax.training.program import make_program
+from shike_jax.training.state import start_stage
+
+assert jax.device_count() == 2
+config = schema.base()
+schema.shike_stages(config, "paper")
+config.stages.representation.update({"mixup": 1.0, "cutmix": 1.0, "weight_decay": 1e-3, "sam_rho": 0.05})
+network = models.create_model(
+    "resnet20", 5, experts=(1, 2), width=4, blocks=(1, 1, 1), dtype=jnp.float64, axis_name=parallel.AXIS
+)
+draw = np.random.default_rng(0)
+images = draw.integers(0, 256, (8, 8, 8, 3)).astype(np.uint8)
+variables = jax.tree.map(np.asarray, dict(jax.jit(network.init)(jax.random.key(0), jnp.zeros((1, 8, 8, 3)))))
+program = make_program(
+    config.stages.representation, network, variables["params"], np.arange(5, 0, -1),
+    device_augment(config, jnp.float64), jax.random.key(3), 10, 100,
+)
+mask = np.array([1, 1, 1, 1, 1, 1, 0, 1], np.float64)
+batch = {"image": images, "label": draw.integers(0, 5, 8).astype(np.int32), "mask": mask}
+state = start_stage(variables, program.optimizer, program.updated)
+
+plain, plain_sums = jax.jit(lambda state, batch: steps.train_step(program, state, batch))(state, batch)
+call = steps.compile_train(program, lambda data, item: item)
+inputs = jax.tree.map(lambda x: x[:, None], parallel.split_batch(batch))
+compiled, sums = call(parallel.replicate(state), (), inputs)
+
+assert float(plain_sums["count"]) == 7 and plain_sums["loss"].dtype == jnp.float64
+ours, theirs = parallel.to_host((plain, plain_sums)), parallel.to_host((compiled, sums))
+trunks = ours[0].params["trunk"], variables["params"]["trunk"]
+assert min(jax.tree.leaves(jax.tree.map(lambda new, old: np.abs(new - old).max(), *trunks))) > 0
+jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-9, atol=1e-11), ours, theirs)
+"""
+
+
+@pytest.mark.usefixtures("quickly_compiled")
+def test_one_step_is_that_of_two_devices():
+    flags = {"XLA_FLAGS": "--xla_force_host_platform_device_count=2", "JAX_PLATFORMS": "cpu"}
+    command = [sys.executable, "-c", COMPARE]
+    done = subprocess.run(command, cwd=ROOT, env={**os.environ, **flags}, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-3000:]
