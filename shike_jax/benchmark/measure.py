@@ -55,11 +55,11 @@ def describe(seconds: Sequence[float], images: int) -> dict[str, Any]:
     }
 
 
-def origin(subcommand: str, argv: Sequence[str]) -> dict[str, Any]:
+def origin(program: str, argv: Sequence[str]) -> dict[str, Any]:
     """Command, code, versions and machine; to be called after the measurement, when all libraries are loaded."""
     optional = {label: sys.modules[name].__version__ for name, label in OPTIONAL.items() if name in sys.modules}
     return {
-        "command": f"python -m shike_jax benchmark {subcommand} {shlex.join(argv)}".strip(),
+        "command": f"{program} {shlex.join(argv)}".strip(),
         "environment": {name: os.environ[name] for name in ENVIRONMENT if name in os.environ},
         "commit": commit(),
         "code": code_version(),

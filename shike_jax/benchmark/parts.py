@@ -75,7 +75,11 @@ def main(argv: Sequence[str]) -> None:
     if args.against:
         peer("pytorch", "--against=torch").require_torch()
     measure.check_writable(args.json)
-    result = {"device": measure.device(), **compare(args), **measure.origin("parts", argv)}
+    result = {
+        "device": measure.device(),
+        **compare(args),
+        **measure.origin("python -m shike_jax benchmark parts", argv),
+    }
     print(_text(result))
     measure.write(result, args.json)
 

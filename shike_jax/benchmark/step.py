@@ -45,7 +45,7 @@ def main(argv: Sequence[str]) -> None:
     measure.check_writable(args.json)
     # Both frameworks use one GPU in turns: neither may take all of its memory. Before JAX wakes it.
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
-    result = {**compare(args), **measure.origin("step", argv)}
+    result = {**compare(args), **measure.origin("python -m shike_jax benchmark step", argv)}
     print(_text(result))
     measure.write(result, args.json)
 

@@ -58,7 +58,10 @@ def main(argv: Sequence[str]) -> int | None:
         if status:
             raise UserError(f"the run ended with status {status}; its messages are above")
         results = json.loads((workdir / RESULTS).read_text())
-    result = {**split(results, None if continued else wall), **measure.origin("run", argv)}
+    result = {
+        **split(results, None if continued else wall),
+        **measure.origin("python -m shike_jax benchmark run", argv),
+    }
     print(_text(result))
     measure.write(result, args.json)
     return 0

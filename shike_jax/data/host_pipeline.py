@@ -1,8 +1,7 @@
 """The pipeline of large images: planned batches, read, decoded and cropped by threads, ahead of the training step.
 
-Threads and Pillow rather than tf.data: reading and decoding release Python's lock, errors keep their type, the GPU
-machine needs no TensorFlow, and per core it is faster than tf.data's fused decode-and-crop followed by its antialiased
-resize (measured by `shike_jax.benchmark input`).
+Threads and Pillow rather than tf.data: reading and decoding release Python's lock, errors keep their type, and a
+machine that trains needs no TensorFlow. `benchmark input` compares the speed of both.
 """
 
 from __future__ import annotations

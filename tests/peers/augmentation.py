@@ -57,7 +57,11 @@ def main(argv: Sequence[str]) -> None:
             max(1, args.repeats // 3),
         ),
     ]
-    result = {"device": measure.device(), "measurements": measurements, **measure.origin("augment", argv)}
+    result = {
+        "device": measure.device(),
+        "measurements": measurements,
+        **measure.origin("python -m tests.peers.augmentation", argv),
+    }
     for one in measurements:
         rates = ", ".join(f"{name} {rate:,} img/s" for name, rate in one["images_per_s"].items())
         print(f"{one['what']}: {rates} ({one['jax_over_pillow']} x)")

@@ -73,8 +73,10 @@ def main(argv: Sequence[str]) -> None:
             )
             for i in range(processes)
         ]
-        found[f"{processes} processes"] = [json.loads(child.communicate()[0]) for child in running]
-    result = {"milliseconds_in_a_call": found, "arrays": 500, **measure.origin("dispatch", argv)}
+        found[f"{processes} process{'es' if processes > 1 else ''}"] = [
+            json.loads(child.communicate()[0]) for child in running
+        ]
+    result = {"milliseconds_in_a_call": found, "arrays": 500, **measure.origin("python -m tests.peers.dispatch", argv)}
     print(json.dumps(found, indent=1))
     measure.write(result, args.json)
 
