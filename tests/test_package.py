@@ -23,7 +23,8 @@ EXTRA_PACKAGES = {
     extra: {Requirement(line).name.lower() for line in lines}
     for extra, lines in PROJECT["optional-dependencies"].items()
 }
-COMES_WITH = {"jaxlib": "jax", "ml_dtypes": "jax", "etils": "orbax"}  # whose dependencies they are
+# imported name: the package whose dependency it is
+COMES_WITH = {"jaxlib": "jax", "ml_dtypes": "jax", "etils": "orbax", "array_record": "tensorflow_datasets"}
 ONLY_TO_COMPARE = {"torch"}  # `benchmark step --against=torch`
 PIP_NAMES = {
     "absl": "absl-py",
@@ -50,8 +51,9 @@ def imported_packages():
 
 def test_every_import_is_declared():
     for top, path in imported_packages():
-        name = PIP_NAMES.get(COMES_WITH.get(top, top), COMES_WITH.get(top, top))
-        optional = EXTRA_PACKAGES[EXTRAS[top][1]] if top in EXTRAS else set()
+        brought_by = COMES_WITH.get(top, top)
+        name = PIP_NAMES.get(brought_by, brought_by)
+        optional = EXTRA_PACKAGES[EXTRAS[brought_by][1]] if brought_by in EXTRAS else set()
         assert name in CORE | optional or top in ONLY_TO_COMPARE, f"{path} imports {top}, which nothing declares"
 
 

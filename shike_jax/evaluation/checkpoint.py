@@ -59,7 +59,7 @@ def evaluate(
     source = with_classes_of(classifier, source)
     split, classes = source.split, source.split.num_classes
     if part not in split.parts or not len(split.parts[part]):
-        raise UserError(f"part {part!r}: expected one of {', '.join(k for k, v in split.parts.items() if len(v))}")
+        raise UserError(f"--part={part}: expected one of {', '.join(k for k, v in split.parts.items() if len(v))}")
     feed, examples = make_feeds(source, config)[part], len(split.parts[part])
     evaluator = Evaluator(classifier.network, feed, examples, config.eval.batch_size, classifier.mean, classifier.std)
     with meter(f"{split.name}, {part}", evaluator.batches, sys.stderr) as update:
@@ -212,16 +212,16 @@ class Adjusting:
           UserError: an unknown name or part, a tau that is not finite, or both tau and a part that chooses it.
         """
         if tau is not None and tune:
-            raise UserError(f"tau={tau:g} together with a part that chooses it ({tune}): expected one of them")
+            raise UserError(f"--tau={tau:g} with --tune: expected one of them")
         strength = 1.0 if tau is None else tau
         if not math.isfinite(strength):
-            raise UserError(f"tau={strength}: expected a finite number")
+            raise UserError(f"--tau={strength}: expected a finite number")
         split = source.split
         sizes = {name: len(part) for name, part in split.parts.items()}
         if tune and not sizes.get(tune):
             known = ", ".join(name for name, size in sizes.items() if size)
             more = " (runs with config.data.validation have a part val)" if tune == "val" else ""
-            raise UserError(f"tau chosen on {tune}: {split.name} has no such part; expected one of {known}{more}")
+            raise UserError(f"--tune={tune}: {split.name} has no such part; expected one of {known}{more}")
         shares = post_hoc.read_prior(prior, split.class_names, split.class_counts)
         run = classifier.meta.get("config")
         return cls(prior, shares, {n: post_hoc.choose_adjustment(adjust, n, run) for n in heads}, strength, tune)

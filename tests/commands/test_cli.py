@@ -2,6 +2,7 @@
 
 import os
 import re
+import runpy
 import shlex
 import shutil
 import subprocess
@@ -51,14 +52,22 @@ def test_the_program_is_started_by_two_names():
 
 
 @pytest.mark.parametrize("name", MODULES)
-def test_every_command_tells_its_version(name, capsys):
+def test_both_names_tell_the_version_and_answer_mistakes_by_one_line(name, capsys, monkeypatch):
+    def status(*arguments):
+        monkeypatch.setattr(sys, "argv", [name, *arguments])
+        monkeypatch.delitem(sys.modules, "shike_jax.__main__", raising=False)  # imported above, which runpy warns of
+        with pytest.raises(SystemExit) as stopped:
+            runpy.run_module(name, run_name="__main__")
+        return stopped.value.code or 0
+
     for arguments in (["--version"], ["--config=absent", "--version"]):
-        assert exit_code(cli.main, arguments) == 0
+        assert status(*arguments) == 0
         out = capsys.readouterr().out
         assert out.startswith("shike_jax ") and f"jax {metadata.version('jax')}" in out
         assert len(out.splitlines()) == 1
-    if "run_main(" not in (ROOT / f"{name.replace('.', '/')}.py").read_text():
-        pytest.fail("does not start through run_main")
+    assert status("--config=absent") == 2
+    out, err = capsys.readouterr()
+    assert not out and len(err.splitlines()) == 1 and "absent" in err
 
 
 def test_help_of_the_command_lists_all(capsys):

@@ -18,6 +18,7 @@ from shike_jax.convert.warm import warm_start
 from shike_jax.data import sources
 from shike_jax.data.held_out import write_csv
 from shike_jax.errors import UserError
+from shike_jax.evaluation.checkpoint import evaluate as score_part
 from shike_jax.evaluation.classifier import load
 from shike_jax.storage.checkpoints import load_weights
 from tests import tiny
@@ -72,7 +73,7 @@ def score(classifier, **changes):
     config = checkpoint_config(classifier.meta)
     config.data.update(changes)
     source = sources.load(config.data)
-    return evaluate.evaluate(classifier, config, source, "test", ("classifier",), True)
+    return score_part(classifier, config, source, "test", ("classifier",), True)
 
 
 def test_reordered_classes_give_the_same_scores(scored, tmp_path):

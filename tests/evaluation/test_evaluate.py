@@ -16,6 +16,8 @@ from shike_jax.config import to_plain
 from shike_jax.config.loading import checkpoint_config, parse_config
 from shike_jax.data import sources
 from shike_jax.errors import UserError
+from shike_jax.evaluation.checkpoint import evaluate as score_part
+from shike_jax.evaluation.classifier import load
 from shike_jax.storage.checkpoints import save_weights
 from tests.conftest import ROOT
 
@@ -102,7 +104,7 @@ def test_other_parts_and_one_set_of_classifiers(checkpoint, tmp_path, capsys):
 
 
 def test_other_data_are_seen_as_the_network_was_trained(checkpoint):
-    classifier = evaluate.load(str(checkpoint[0]))
+    classifier = load(str(checkpoint[0]))
     other = [
         CONFIG,
         "--config.data.image_size=24",
@@ -111,7 +113,7 @@ def test_other_data_are_seen_as_the_network_was_trained(checkpoint):
     ]
     config = checkpoint_config(classifier.meta, other)
     assert (config.data.image_size, tuple(config.data.mean)) == (16, (0.3, 0.3, 0.3))
-    summary, _ = evaluate.evaluate(classifier, config, sources.load(config.data), "test", ("classifier",))
+    summary, _ = score_part(classifier, config, sources.load(config.data), "test", ("classifier",))
     assert summary["data"]["examples"] == 400
     assert not summary["data"]["same_split"]
 
@@ -167,15 +169,15 @@ def test_mistakes_are_named(checkpoint, arguments, expected):
 
 
 def test_another_number_of_classes_is_named(checkpoint):
-    classifier = evaluate.load(str(checkpoint[0]))
+    classifier = load(str(checkpoint[0]))
     classifier.meta.update({"num_classes": 12, "class_names": None})
     config = checkpoint_config(classifier.meta)
     with pytest.raises(UserError, match=r"has 10 classes; expected the checkpoint's 12"):
-        evaluate.evaluate(classifier, config, sources.load(config.data), "test")
+        score_part(classifier, config, sources.load(config.data), "test")
 
 
 def test_converted_weights_need_a_configuration(checkpoint):
-    classifier = evaluate.load(str(checkpoint[0]))
+    classifier = load(str(checkpoint[0]))
     del classifier.meta["config"]
     with pytest.raises(UserError, match="expected --config=FILE"):
         checkpoint_config(classifier.meta)

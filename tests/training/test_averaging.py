@@ -254,9 +254,9 @@ def test_a_state_without_averages_has_no_new_arrays():
     ("change", "words"),
     [
         ("average=mean", "'mean': expected one of none, ema, uniform"),
-        ("average_decay=1.0", "a number between 0 and 1"),
-        ("average_epochs=0", "at least 1"),
-        ("sam_rho=-0.1", "at least 0"),
+        ("average_decay=1.0", "expected a number above 0 and below 1"),
+        ("average_epochs=0", "expected a whole number from 1 to"),
+        ("sam_rho=-0.1", "expected a number of at least 0"),
     ],
 )
 def test_mistakes_are_named(change, words, monkeypatch):

@@ -23,7 +23,7 @@ def in_the_root(monkeypatch, request):
 
 
 def load(*arguments):
-    return flags.load_config([*arguments])[0]
+    return flags.parse_config([*arguments])[0]
 
 
 def rates(stage, epochs):
