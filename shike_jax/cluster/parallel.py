@@ -12,7 +12,7 @@ import hashlib
 import math
 import os
 import pickle
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -59,8 +59,33 @@ def compile_step(function: Callable, *, replicated_in: tuple[bool, ...], donate:
     return jax.pmap(function, AXIS, in_axes=in_axes, out_axes=None, donate_argnums=(0,) if donate else ())
 
 
-def _shard_mapped(function: Callable, replicated_in: tuple[bool, ...], donate: bool) -> Any:
-    mesh = Mesh(np.array(jax.devices()), (AXIS,))
+def lower_step(
+    function: Callable,
+    arguments: Sequence[PyTree],
+    *,
+    replicated_in: tuple[bool, ...],
+    donate: bool,
+    devices: Sequence[Any],
+    platform: str,
+) -> jax.stages.Lowered:
+    """The program of a step for devices that need not be here: as `compile_step` would compile it over these.
+
+    Args:
+      arguments: shapes, as `compile_step` takes arrays; those that are split have a leading axis of all devices.
+      devices, platform: to lower for.
+    """
+    compiled, shardings = _over_mesh(function, replicated_in, donate, devices)
+    placed = (
+        jax.tree.map(lambda x, sharding=sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), argument)
+        for argument, sharding in zip(arguments, shardings, strict=True)
+    )
+    return compiled.trace(*placed).lower(lowering_platforms=(platform,))
+
+
+def _over_mesh(
+    function: Callable, replicated_in: tuple[bool, ...], donate: bool, devices: Sequence[Any]
+) -> tuple[Any, tuple[NamedSharding, ...]]:
+    mesh = Mesh(np.array(devices), (AXIS,))
     specs = tuple(PartitionSpec() if whole else PartitionSpec(AXIS) for whole in replicated_in)
 
     def on_one_device(*arguments: PyTree) -> PyTree:
@@ -68,8 +93,12 @@ def _shard_mapped(function: Callable, replicated_in: tuple[bool, ...], donate: b
         return function(*(x if keep else jax.tree.map(lambda leaf: leaf[0], x) for x, keep in whole))
 
     mapped = jax.shard_map(on_one_device, mesh=mesh, in_specs=specs, out_specs=PartitionSpec(), check_vma=False)
-    shardings = tuple(NamedSharding(mesh, spec) for spec in specs)
     compiled = jax.jit(mapped, donate_argnums=(0,) if donate else ())
+    return compiled, tuple(NamedSharding(mesh, spec) for spec in specs)
+
+
+def _shard_mapped(function: Callable, replicated_in: tuple[bool, ...], donate: bool) -> Any:
+    compiled, shardings = _over_mesh(function, replicated_in, donate, jax.devices())
 
     def placed(*arguments: PyTree) -> tuple[PyTree, ...]:
         return tuple(

@@ -90,13 +90,20 @@ class Evaluator:
         return len(self._plan["mask"])
 
     def _compile(self, heads: tuple[str, ...], keep_logits: bool) -> Any:
-        feed, predict = self._feed, make_predict(self._network, heads, self._mean, self._std, keep_logits)
+        predict = make_predict(self._network, heads, self._mean, self._std, keep_logits)
+        return parallel.compile_step(predict_call(predict, self._feed.fetch), **PREDICT_CALL)
 
-        def call(variables: PyTree, data: PyTree, inputs: PyTree) -> dict[str, dict[str, jax.Array]]:
-            batch = feed.fetch(data, jax.tree.map(lambda x: x[0], inputs))
-            return predict(variables, batch)
 
-        return parallel.compile_step(call, replicated_in=(True, True, False), donate=False)
+PREDICT_CALL: dict[str, Any] = {"replicated_in": (True, True, False), "donate": False}
+
+
+def predict_call(predict: Callable[[PyTree, Any], Any], fetch: Callable[[PyTree, PyTree], Any]) -> Callable:
+    """One call of an evaluation on each device: a function of (variables, data, inputs [1, ...])."""
+
+    def call(variables: PyTree, data: PyTree, inputs: PyTree) -> dict[str, dict[str, jax.Array]]:
+        return predict(variables, fetch(data, jax.tree.map(lambda x: x[0], inputs)))
+
+    return call
 
 
 def make_predict(

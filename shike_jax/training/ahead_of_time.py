@@ -1,20 +1,18 @@
 """The training and the evaluation step as programs for devices that are not there, from a configuration alone.
 
-The per-device functions are those of a run (`train_step`, `eval_step`). No data are read: images, labels and weights
+What is lowered is what a run compiles. No data are read: images, labels and weights
 are shapes, and the numbers of images and classes are those of the published data sets.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from ml_collections import ConfigDict
 
 from shike_jax import models
@@ -23,11 +21,11 @@ from shike_jax.data import sampling, views
 from shike_jax.data.feeds import fetch_rows
 from shike_jax.data.splits import longtail_counts
 from shike_jax.errors import UserError
-from shike_jax.evaluation.evaluator import make_predict
+from shike_jax.evaluation.evaluator import PREDICT_CALL, make_predict, predict_call
 from shike_jax.methods import SAMPLERS
 from shike_jax.training import steps
 from shike_jax.training.program import make_program
-from shike_jax.training.state import TrainState, variables_of
+from shike_jax.training.state import TrainState
 from shike_jax.training.trainable import select
 
 PyTree = Any
@@ -138,32 +136,17 @@ class Steps:
         step = jax.ShapeDtypeStruct((), jnp.int32)
         state = TrainState(step, variables["params"], variables["batch_stats"], opt_state, average)
 
-        def call(state: TrainState, data: PyTree, inputs: PyTree) -> tuple[TrainState, PyTree]:
-            def one(state: TrainState, item: PyTree) -> tuple[TrainState, PyTree]:
-                return steps.train_step(program, state, self._fetch(data, item))
-
-            return steps.several_steps(one, state, inputs)
-
         paired = bool(SAMPLERS[fields.sampler].options["partner"])
-        inputs = jax.tree.map(
-            lambda x: jax.ShapeDtypeStruct((self.steps_per_call, *x.shape), x.dtype),
-            self._inputs(batch, f"config.stages.{stage}.batch_size", paired),
-        )
-        split = PartitionSpec(None, parallel.AXIS)
-        return self._lower(call, state, self._data(self.sizes.train), inputs, split, donate=True)
+        inputs = self._inputs(batch, f"config.stages.{stage}.batch_size", paired, self.steps_per_call)
+        arguments = state, self._data(self.sizes.train), inputs
+        return self._lower(steps.train_call(program, self._fetch), arguments, steps.TRAIN_CALL)
 
     def evaluate(self, heads: str, batch: int) -> jax.stages.Lowered:
-        """One evaluation step: (state, data, inputs) -> what is kept of each example; raises as `train`."""
-        variables, network, data = self._variables(), self._network(), self.config.data
-        predict = make_predict(network, (heads,), data.mean, data.std)
-        state = TrainState(jax.ShapeDtypeStruct((), jnp.int32), variables["params"], variables["batch_stats"], ())
-
-        def call(state: TrainState, data: PyTree, inputs: PyTree) -> PyTree:
-            return predict(variables_of(state), self._fetch(data, inputs))
-
-        inputs = self._inputs(batch, "config.eval.batch_size")
-        split = PartitionSpec(parallel.AXIS)
-        return self._lower(call, state, self._data(self.sizes.test), inputs, split, donate=False)
+        """One evaluation step: (variables, data, inputs) -> what is kept of each example; raises as `train`."""
+        data = self.config.data
+        predict = make_predict(self._network(), (heads,), data.mean, data.std)
+        arguments = self._variables(), self._data(self.sizes.test), self._inputs(batch, "config.eval.batch_size")
+        return self._lower(predict_call(predict, self._fetch), arguments, PREDICT_CALL)
 
     def _network(self) -> models.ExpertNetwork:
         axis = parallel.AXIS if self.config.train.sync_bn else None
@@ -174,7 +157,7 @@ class Steps:
     def _variables(self) -> PyTree:
         network, size = self._network(), self.config.data.image_size
         images = jax.ShapeDtypeStruct((1, size, size, 3), network.dtype)
-        return dict(jax.eval_shape(functools.partial(network.init), jax.random.key(0), images))
+        return dict(jax.eval_shape(network.init, jax.random.key(0), images))
 
     def _data(self, images: int) -> PyTree:
         """What every device holds of a part: all of its images where they are small."""
@@ -186,33 +169,23 @@ class Steps:
             "label": jax.ShapeDtypeStruct((images,), jnp.int32),
         }
 
-    def _inputs(self, batch: int, field: str, paired: bool = False) -> PyTree:
-        if batch % len(self.devices):
-            raise UserError(f"{field}={batch}: expected a multiple of the {len(self.devices)} devices")
-        size = self.config.data.image_size
-        inputs = {"mask": jax.ShapeDtypeStruct((batch,), jnp.float32)}
-        places = jax.ShapeDtypeStruct((batch,), jnp.int32)
+    def _inputs(self, batch: int, field: str, paired: bool = False, steps: int = 1) -> PyTree:
+        """Shapes [devices, steps, b, ...] of what a call gets of the batches."""
+        count, side = len(self.devices), self.config.data.image_size
+        if batch % count:
+            raise UserError(f"{field}={batch}: expected a multiple of the {count} devices")
+
+        def shaped(*rest: int, dtype: Any = jnp.int32) -> jax.ShapeDtypeStruct:
+            return jax.ShapeDtypeStruct((count, steps, batch // count, *rest), dtype)
+
+        images: PyTree = {"image": shaped(side, side, 3, dtype=jnp.uint8), "label": shaped()}
         if not views.is_decoded_on_host(self.config.data):
-            return {**inputs, "index": places, **({"partner": places} if paired else {})}
-        images = {"image": jax.ShapeDtypeStruct((batch, size, size, 3), jnp.uint8), "label": places}
-        return {**inputs, **images, **({"partner": images} if paired else {})}
+            images = {"index": shaped()}
+        partner = {"partner": images.get("index", images)} if paired else {}
+        return {**images, **partner, "mask": shaped(dtype=jnp.float32)}
 
     def _fetch(self, data: PyTree, inputs: PyTree) -> PyTree:
         return fetch_rows(data, inputs) if data else inputs
 
-    def _lower(
-        self, call: Callable, state: PyTree, data: PyTree, inputs: PyTree, split: PartitionSpec, donate: bool
-    ) -> jax.stages.Lowered:
-        mesh, whole = Mesh(np.array(self.devices), (parallel.AXIS,)), PartitionSpec()
-
-        def placed(tree: PyTree, spec: PartitionSpec) -> PyTree:
-            sharding = NamedSharding(mesh, spec)
-            return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), tree)
-
-        mapped = jax.shard_map(call, mesh=mesh, in_specs=(whole, whole, split), out_specs=whole, check_vma=False)
-        arguments = placed(state, whole), placed(data, whole), placed(inputs, split)
-        return (
-            jax.jit(mapped, donate_argnums=(0,) if donate else ())
-            .trace(*arguments)
-            .lower(lowering_platforms=(self.platform,))
-        )
+    def _lower(self, call: Callable, arguments: Sequence[PyTree], how: Mapping[str, Any]) -> jax.stages.Lowered:
+        return parallel.lower_step(call, arguments, devices=self.devices, platform=self.platform, **how)

@@ -179,7 +179,17 @@ def _mix(stage: dict[str, Any], images: Array, batch: Batch, key: Array) -> tupl
 
 
 def compile_train(program: Program, fetch: Callable[[PyTree, PyTree], Batch], keys: Array | None = None) -> Any:
-    """Compiles (state, data, inputs) -> (state, sums) over all devices.
+    """Compiles `train_call` over all devices; inputs are [devices, k, ...], and the state is donated."""
+    return parallel.compile_step(train_call(program, fetch, keys), **TRAIN_CALL)
+
+
+TRAIN_CALL: dict[str, Any] = {"replicated_in": (True, True, False), "donate": True}
+
+
+def train_call(
+    program: Program, fetch: Callable[[PyTree, PyTree], Batch], keys: Array | None = None
+) -> Callable[[TrainState, PyTree, PyTree], tuple[TrainState, PyTree]]:
+    """The steps of one call on each device: a function of the state, the data and inputs [k, ...] to (state, sums).
 
     Args:
       program: of the stage.
@@ -187,9 +197,8 @@ def compile_train(program: Program, fetch: Callable[[PyTree, PyTree], Batch], ke
       keys: of several runs [S], whose programs differ in the key alone; None: one run, with the program's key.
 
     Returns:
-      A function of the replicated state (donated), the replicated data and inputs [devices, k, ...]: k steps in one
-      call, k being free to vary. The sums are added over the k steps. For several runs, states and sums have a leading
-      axis [S], and inputs are [devices, k, S, ...].
+      The function makes k steps, k being free to vary, and adds their sums. For several runs, states and sums have a
+      leading axis [S], and inputs are [k, S, ...].
     """
 
     def one(key: Array, state: TrainState, data: PyTree, item: PyTree) -> tuple[TrainState, PyTree]:
@@ -202,7 +211,7 @@ def compile_train(program: Program, fetch: Callable[[PyTree, PyTree], Batch], ke
             step = functools.partial(jax.vmap(one, (0, 0, None, 0)), keys)
         return several_steps(lambda state, item: step(state, data, item), state, inputs)
 
-    return parallel.compile_step(call, replicated_in=(True, True, False), donate=True)
+    return call
 
 
 def several_steps(
