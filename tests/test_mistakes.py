@@ -112,7 +112,7 @@ TABLE = {
     "prediction from a damaged checkpoint": ("predict --checkpoint={}/damaged --images={}/photos", "is damaged"),
     "unknown head": (
         "predict --checkpoint={}/weights --images={}/photos --head=best",
-        "--head=best: expected represent",
+        "head 'best': expected represent",
     ),
     "no such picture": ("predict --checkpoint={}/weights --images={}/absent.jpg", "absent.jpg: no such file or folder"),
     "folder without pictures": ("predict --checkpoint={}/weights --images={}/empty", "holds no image; expected files"),

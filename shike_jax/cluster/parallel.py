@@ -33,12 +33,17 @@ PyTree = Any
 _backend = BACKENDS[0]
 
 
-def use_backend(name: str) -> None:
-    """Chooses how `compile_step` compiles from now on, for the whole process: one of `BACKENDS`."""
+def use_backend(name: str) -> str:
+    """Chooses how `compile_step` compiles from now on, for the whole process: one of `BACKENDS`.
+
+    Returns:
+      What was used before.
+    """
     global _backend
     if name not in BACKENDS:
         raise ValueError(f"backend {name!r}: expected one of {', '.join(BACKENDS)}")
-    _backend = name
+    before, _backend = _backend, name
+    return before
 
 
 def compile_step(function: Callable, *, replicated_in: tuple[bool, ...], donate: bool) -> Any:

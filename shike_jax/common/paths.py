@@ -7,6 +7,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from shike_jax.errors import UserError
+
 # What Pillow reads everywhere; `.avif` only where Pillow was built with it, and otherwise an image that is left out.
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".avif")
 
@@ -18,6 +20,17 @@ def expanded(value: Any) -> Any:
     if isinstance(value, str):
         return os.path.expanduser(value) if value.startswith("~") else value
     return value.expanduser() if isinstance(value, Path) and str(value).startswith("~") else value
+
+
+def given_path(value: Any, name: str) -> str:
+    """The text of a path that a caller from Python gave as `name`, `~` expanded.
+
+    Raises:
+      UserError: neither a text nor a path.
+    """
+    if not isinstance(value, str | os.PathLike):
+        raise UserError(f"{name}={value!r}: expected a path")
+    return str(expanded(os.fspath(value)))
 
 
 def is_image(name: str) -> bool:

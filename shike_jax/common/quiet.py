@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import sys
 import warnings
+from collections.abc import Iterator
 from typing import Any
 
 
@@ -27,6 +29,26 @@ def quiet_third_parties(level: str) -> None:
         absl_logging.set_verbosity(absl_logging.FATAL)
     except ImportError:
         pass
+
+
+@contextlib.contextmanager
+def quieted(level: str) -> Iterator[None]:
+    """`quiet_third_parties` while the body runs, for callers from Python, whose settings come back after it."""
+    from absl import logging as absl_logging
+
+    root, hook, variables = logging.getLogger(), sys.unraisablehook, set(os.environ)
+    root_level, handlers, verbosity = root.level, root.handlers[:], absl_logging.get_verbosity()
+    with warnings.catch_warnings():
+        quiet_third_parties(level)
+        try:
+            yield
+        finally:
+            absl_logging.set_verbosity(verbosity)
+            root.setLevel(root_level)
+            root.handlers[:] = handlers  # a library that logs before anyone has set this up adds one of its own
+            sys.unraisablehook = hook
+            for name in set(os.environ) - variables:
+                del os.environ[name]
 
 
 def _unraisable(found: Any) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -11,7 +12,7 @@ from typing import Any
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
-from shike_jax.common.paths import expanded
+from shike_jax.common.paths import expanded, given_path
 from shike_jax.common.text import nearest
 from shike_jax.config import GONE, base, gone_line, stated, validate, without_gone
 from shike_jax.config.fields import fields_of, may_change
@@ -48,19 +49,25 @@ def parse_config(argv: Sequence[str]) -> tuple[ConfigDict, list[str]]:
         return _parsed(functools.partial(config_flags.DEFINE_config_file, "config"), mine, path), rest
 
 
-def load_config(name: str, **arguments: Any) -> ConfigDict:
+def load_config(name: str | os.PathLike[str], **arguments: Any) -> ConfigDict:
     """A configuration, to be changed and given to `train` or `load_data`.
 
     Args:
-      name: one that comes with the package (`cifar_lt`), or the path of a configuration file.
+      name: one that comes with the package (`cifar_lt`), or the path of a configuration file, which is run.
       arguments: what stands after the colon on the command line: `preset="paper"`, `imbalance_factor=50`.
 
     Raises:
       UserError: no such file or argument, a value of another type or out of range.
 
     >>> config = load_config("cifar_lt", preset="paper", imbalance_factor=50)
+    >>> config.run
+    ('representation', 'classifier')
+    >>> config.stages.representation.lr, config.data.imbalance_factor
+    (0.05, 50.0)
     >>> config.stages.representation.lr = 0.1
     """
+    name = given_path(name, "load_config: name")
+    find_config(name.partition(":")[0], "load_config: ")
     words = [str(arguments.pop("preset"))] if "preset" in arguments else []
     words += [f'{key}="{value}"' if "," in str(value) else f"{key}={value}" for key, value in arguments.items()]
     return parse_config([f"--config={name}{':' if words else ''}{','.join(words)}"])[0]
@@ -76,8 +83,12 @@ def describe_fields(word: str = "") -> list[str]:
     return lines
 
 
-def find_config(file: str) -> Path:
+def find_config(file: str, said: str = "--config=") -> Path:
     """Returns the configuration that `file` names: a path, else `NAME`, `NAME.py` or `configs/NAME[.py]` as shipped.
+
+    Args:
+      file: what the user wrote.
+      said: how, for the message.
 
     Raises:
       UserError: there is none; names those that come with the package.
@@ -91,7 +102,7 @@ def find_config(file: str) -> Path:
             return shipped
     known = sorted(found.stem for found in SHIPPED.glob("*.py"))
     expected = f"expected a path or one of {', '.join(known)}{nearest(path.stem, known)}"
-    raise UserError(f"--config={file}: no such file {file}; {expected}")
+    raise UserError(f"{said}{file}: no such file {file}; {expected}")
 
 
 def _with_found_file(argument: str) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import operator
+import os
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -13,6 +14,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from shike_jax.augment import make_eval_transform
+from shike_jax.config import validate
 from shike_jax.config.loading import load_config
 from shike_jax.data import sampling, sources
 from shike_jax.data.host_pipeline import make_pipeline
@@ -56,16 +58,24 @@ class DatasetPart:
         Args:
           batch_size: B; the last batch may be smaller.
           seed: shuffles, and gives the augmentation its random numbers: another seed for each epoch. None: in order.
-          augment: as the configuration augments its training images; needs a seed.
+          augment: as the configuration augments its training images (crop, flip, policy; mixing is a stage's); needs a
+            seed.
 
         Raises:
           UserError: `augment` without a seed, a batch size below 1, images that cannot be read.
+
+        >>> images, labels = next(load_data("digits_lt").train.batches(32, seed=0))
+        >>> images.shape, images.dtype, labels.shape, labels.dtype
+        ((32, 16, 16, 3), dtype('float32'), (32,), dtype('int32'))
         """
         if augment and seed is None:
             raise UserError("batches(augment=True): expected a seed, such as the number of the epoch")
-        if batch_size < 1:
-            raise UserError(f"batches({batch_size}): expected a batch size of at least 1")
-        plan = self._plan(batch_size, seed)
+        _check_whole("batch_size", batch_size, 1, 2**31 - 1)
+        if seed is not None:
+            _check_whole("seed", seed, 0, 2**32 - 1)
+        return self._batches(self._plan(batch_size, seed), seed, augment)
+
+    def _batches(self, plan: sampling.Plan, seed: int | None, augment: bool) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         key = jax.random.key(seed or 0)
         for step, (pixels, labels) in enumerate(self._pixels(plan, seed if augment else None)):
             if len(labels):
@@ -100,6 +110,11 @@ class DatasetPart:
                 function = lambda images, keys: plain(images)  # noqa: E731
             self._transforms[augment] = jax.jit(function)
         return self._transforms[augment]
+
+
+def _check_whole(name: str, value: Any, low: int, high: int) -> None:
+    if isinstance(value, bool) or not isinstance(value, int | np.integer) or not low <= value <= high:
+        raise UserError(f"batches: {name}={value!r}, expected a whole number from {low} to {high}")
 
 
 class LazyImages(Sequence[np.ndarray]):
@@ -167,7 +182,7 @@ class Dataset:
         return f"{self.class_counts.max():,} to {self.class_counts.min():,} training images"
 
 
-def load_data(config: ConfigDict | str, **arguments: Any) -> Dataset:
+def load_data(config: ConfigDict | str | os.PathLike[str], **arguments: Any) -> Dataset:
     """The data that a configuration names.
 
     Args:
@@ -179,11 +194,17 @@ def load_data(config: ConfigDict | str, **arguments: Any) -> Dataset:
 
     >>> load_data("digits_lt", imbalance_factor=20)
     <digits_lt_if20: train 489, test 300; 10 classes of 144 to 7 training images>
+    >>> data = load_data("digits_lt")
+    >>> data.class_counts.tolist()
+    [144, 103, 74, 53, 38, 27, 19, 14, 10, 7]
+    >>> data.test.images.shape, data.test.images.dtype
+    ((300, 16, 16, 3), dtype('uint8'))
     """
-    if isinstance(config, str):
+    if not isinstance(config, ConfigDict):
         config = load_config(config, **arguments)
     elif arguments:
-        raise UserError(f"load_data: {', '.join(arguments)} go with the name of a configuration, not with one itself")
+        raise UserError(f"load_data: {', '.join(arguments)} given with a configuration; expected the name of one")
+    validate(config, stages=False)
     source = sources.load(config.data)
     split = source.split
     parts = {name: DatasetPart(source, config, name, split.class_counts) for name in split.parts}

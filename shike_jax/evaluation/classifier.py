@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import os
 import sys
 from collections.abc import Callable
@@ -11,13 +12,16 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from etils import epath
+from jax.typing import ArrayLike
 
 from shike_jax.augment import make_eval_transform
-from shike_jax.cluster.parallel import find_devices
+from shike_jax.cluster.parallel import find_devices, to_host
+from shike_jax.common.paths import given_path
 from shike_jax.common.text import say
 from shike_jax.errors import UserError
 from shike_jax.models import HEAD_SETS, ExpertNetwork, build_model
-from shike_jax.storage.checkpoints import load_weights
+from shike_jax.storage.checkpoints import load_weights, save_weights
 
 PyTree = Any
 BATCH = 128  # images on the device at once
@@ -47,7 +51,7 @@ class Classifier:
     std: tuple[float, ...]
     meta: dict[str, Any]
 
-    def __call__(self, images: np.ndarray) -> np.ndarray:
+    def __call__(self, images: ArrayLike) -> np.ndarray:
         """Logits float32 [M,N,C] of the M experts.
 
         Args:
@@ -55,40 +59,78 @@ class Classifier:
 
         Raises:
           UserError: another dtype or size.
-        """
-        return self._in_batches(self._checked(images), self.apply)
 
-    def predict(self, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Classes int64 [N] (indices into `class_names`) and probabilities float32 [N,C]; images as for a call."""
+        >>> load("run")(np.zeros((5, 16, 16, 3), np.uint8)).shape
+        (3, 5, 10)
+        """
+        return self._in_batches(self._checked(images), self._logits)
+
+    def predict(self, images: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
+        """Classes int64 [N] (indices into `class_names`) and probabilities float32 [N,C]; images as for a call.
+
+        The probabilities are the softmax of the experts' mean logits.
+
+        >>> classes, probabilities = load("run").predict(np.zeros((5, 16, 16, 3), np.uint8))
+        >>> classes.shape, probabilities.shape
+        ((5,), (5, 10))
+        """
         mean = self(images).mean(0)
         shifted = np.exp(mean - mean.max(-1, keepdims=True))
         return mean.argmax(-1), shifted / shifted.sum(-1, keepdims=True)
 
-    def features(self, images: np.ndarray) -> np.ndarray:
-        """The pooled features float32 [M,N,F] that each expert's classifier receives; images as for a call."""
+    def features(self, images: ArrayLike) -> np.ndarray:
+        """The pooled features float32 [M,N,F] that each expert's classifier receives; images as for a call.
 
+        >>> load("run").features(np.zeros((5, 16, 16, 3), np.uint8)).shape
+        (3, 5, 16)
+        """
+        return self._in_batches(self._checked(images), self._pooled)
+
+    def save(self, folder: str | os.PathLike[str]) -> None:
+        """Writes the classifier into a new folder, from which `load` reads it.
+
+        Raises:
+          UserError: the folder is not empty, or cannot be written.
+
+        >>> load("run").save("digits")
+        >>> load("digits")
+        <classifier of 10 classes: 3 experts, 16 x 16 pixels>
+        """
+        place = epath.Path(given_path(folder, "save: folder"))
+        try:
+            if place.exists() and not (place.is_dir() and not any(place.iterdir())):
+                raise UserError(f"save: {place} is not empty; expected a new folder")
+            save_weights(place, to_host(self.variables), {**self.meta, "heads": self.heads})
+        except OSError as error:
+            raise UserError(f"save: {place} cannot be written ({error.strerror or error})") from error
+
+    @functools.cached_property
+    def _logits(self) -> Callable[[PyTree, ArrayLike], jax.Array]:
+        return jax.jit(self.apply)
+
+    @functools.cached_property
+    def _pooled(self) -> Callable[[PyTree, ArrayLike], jax.Array]:
         def pooled(variables: PyTree, images: jax.Array) -> jax.Array:
             fused = self.network.apply(variables, self._normalised(images), method="features")["fused"]
             return jnp.stack([jnp.mean(maps.astype(jnp.float32), (1, 2)) for maps in fused])
 
-        return self._in_batches(self._checked(images), pooled)
+        return jax.jit(pooled)
 
     def __repr__(self) -> str:
         experts, side = len(self.network.depths), self.image_size
         return f"<classifier of {len(self.class_names)} classes: {experts} experts, {side} x {side} pixels>"
 
-    def _checked(self, images: np.ndarray) -> np.ndarray:
-        images, side = np.asarray(images), self.image_size
-        if images.ndim != 4 or images.shape[1:] != (side, side, 3) or images.dtype not in (np.uint8, np.float32):
+    def _checked(self, images: ArrayLike) -> np.ndarray:
+        pixels, side = np.asarray(images), self.image_size
+        if pixels.ndim != 4 or pixels.shape[1:] != (side, side, 3) or pixels.dtype not in (np.uint8, np.float32):
             expected = f"uint8 or normalised float32 (N, {side}, {side}, 3)"
-            raise UserError(f"images {images.dtype} {images.shape}: expected {expected}")
-        self.remark(images)
-        return images
+            raise UserError(f"images {pixels.dtype} {pixels.shape}: expected {expected}")
+        self.remark(pixels)
+        return pixels
 
-    def _in_batches(self, images: np.ndarray, function: Callable[[PyTree, jax.Array], jax.Array]) -> np.ndarray:
-        """A function's results [M,N,...], computed in batches of one size, so that it compiles once."""
-        size = min(BATCH, max(len(images), 1))
-        call, found = jax.jit(function), []
+    def _in_batches(self, images: np.ndarray, call: Callable[[PyTree, ArrayLike], jax.Array]) -> np.ndarray:
+        """A compiled function's results [M,N,...], computed in batches of one size, so that it compiles once."""
+        size, found = min(BATCH, max(len(images), 1)), []
         for start in range(0, max(len(images), 1), size):
             part = images[start : start + size]
             padding = [(0, size - len(part)), (0, 0), (0, 0), (0, 0)]
@@ -134,17 +176,23 @@ def load(path: str | os.PathLike[str], heads: str = "") -> Classifier:
     """A classifier from a run or converted weights.
 
     Args:
-      path: a run's work directory, its weights/STAGE, or converted weights.
+      path: a run's work directory, its weights/STAGE, converted weights, or what `Classifier.save` wrote.
       heads: the set of classifiers; empty: the one that the checkpoint's stage trained, else `classifier`.
 
     Raises:
       UserError: no checkpoint, a damaged one, unknown heads, no device of the platform asked for.
+
+    >>> classifier = load("run")
+    >>> classifier
+    <classifier of 10 classes: 3 experts, 16 x 16 pixels>
+    >>> classifier.class_names[:3]
+    ('0', '1', '2')
     """
     find_devices()
-    variables, meta = load_weights(os.fspath(path))
+    variables, meta = load_weights(given_path(path, "load: path"))
     heads = heads or meta.get("heads") or "classifier"
     if heads not in HEAD_SETS:
-        raise UserError(f"--head={heads}: expected {' or '.join(HEAD_SETS)}")
+        raise UserError(f"head {heads!r}: expected {' or '.join(HEAD_SETS)}")
     trained_in = (meta.get("config") or {}).get("dtype", "float32")
     # float64 serves comparisons of training; nothing is lost by predicting in float32.
     dtype = jnp.bfloat16 if trained_in == "bfloat16" else jnp.float32

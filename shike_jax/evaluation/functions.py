@@ -28,19 +28,30 @@ def evaluate(predict: Callable[[np.ndarray], ArrayLike], part: DatasetPart, *, b
       `top1`, `many`, `medium`, `few` and the other scores of `results.json`, in percent.
 
     Raises:
-      UserError: the logits are of another shape.
+      UserError: no part of a data set, or logits of another shape.
+
+    >>> data = load_data("digits_lt")
+    >>> scores = evaluate(lambda images: np.tile(np.eye(10)[3], (len(images), 1)), data.test)  # always class 3
+    >>> scores["top1"], scores["per_class"][3]
+    (10.0, 100.0)
     """
+    if not isinstance(part, DatasetPart):
+        raise UserError(f"evaluate: {part!r}, expected a part of a data set, such as load_data('digits_lt').test")
     size, batches = min(batch_size, len(part)), []
     per_example = jax.jit(metrics.per_example)
     for images, labels in part.batches(size):
         padding = size - len(images)
         images = np.pad(images, [(0, padding), (0, 0), (0, 0), (0, 0)])
-        logits = jnp.asarray(predict(images))
-        logits = logits[None] if logits.ndim == 2 else logits
-        if logits.ndim != 3 or logits.shape[1:] != (size, len(part.class_names)):
-            expected = f"({size}, {len(part.class_names)}) or (experts, {size}, {len(part.class_names)})"
-            raise UserError(f"evaluate: logits of shape {logits.shape}, expected {expected}")
-        found = per_example(logits, np.pad(labels, (0, padding)))
+        found = per_example(_logits(predict(images), size, len(part.class_names)), np.pad(labels, (0, padding)))
         batches.append({name: np.asarray(value)[..., : len(labels)] for name, value in found.items()} | {"": labels})
     examples = {name: np.concatenate([batch[name] for batch in batches], -1) for name in batches[0]}
     return metrics.analyse(examples, examples.pop(""), len(part.class_names), part.divisions)
+
+
+def _logits(values: ArrayLike, images: int, classes: int) -> jax.Array:
+    """What a function returned for a batch, as [M,B,C]."""
+    logits = jnp.asarray(values)
+    if logits.shape[-2:] != (images, classes) or logits.ndim not in (2, 3) or 0 in logits.shape:
+        expected = f"({images}, {classes}) or (experts, {images}, {classes})"
+        raise UserError(f"evaluate: logits of shape {logits.shape}, expected {expected}")
+    return logits if logits.ndim == 3 else logits[None]

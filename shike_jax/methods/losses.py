@@ -1,7 +1,7 @@
 """Losses as pure functions of logits and labels: SHIKE's, and those that long-tailed recognition compares with.
 
-Every function takes logits [B,C] of one network or [M,B,C] of M experts, labels [B], and what its paper names beside
-them; lists and NumPy arrays serve as well as JAX's. The result is float [B], in nats, summed over the experts: M = 1
+Every function takes logits [B,C] of one network or [M,B,C] of M experts, labels [B], and what its paper names besides;
+lists and NumPy arrays serve as well as JAX's. The result is float [B], in nats, summed over the experts: M = 1
 gives the published loss of one network. Configurations reach them through `loss_registry`.
 
 Two forms of SHIKE's distillation terms exist. `paper` is the printed equations. `official` is the authors' code, which
@@ -18,6 +18,22 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 from jax.typing import ArrayLike
+
+from shike_jax.errors import UserError
+
+__all__ = [
+    "balanced_experts",
+    "balanced_softmax",
+    "class_balanced",
+    "cross_entropy",
+    "focal",
+    "grand_teacher",
+    "ldam",
+    "logit_adjusted",
+    "mutual_distillation",
+    "non_target_distillation",
+    "shike",
+]
 
 Array = jax.Array
 FORMS = ("official", "paper")
@@ -36,7 +52,7 @@ def cross_entropy(logits: ArrayLike, labels: ArrayLike) -> Array:
       float [B].
 
     Raises:
-      ValueError: of all functions here: shapes that do not fit.
+      UserError: of all functions here: shapes or dtypes that do not fit, an unknown form.
 
     >>> print(cross_entropy([[0.0, 0.0]], [1]))  # log 2
     [0.6931472]
@@ -65,6 +81,9 @@ def mutual_distillation(logits: ArrayLike, form: str = "official") -> Array:
     Args:
       logits: float [M,B,C]; the result is 0 for M = 1 or [B,C].
       form: `official` divides by C and differentiates through the teacher p^j; `paper` does neither.
+
+    >>> print(mutual_distillation([[[0.0, 0.0]], [[0.0, 0.0]]]))  # experts that agree
+    [0.]
     """
     logits = _of_experts(logits)
     _check_form(form)
@@ -87,6 +106,10 @@ def grand_teacher(logits: ArrayLike, labels: ArrayLike, form: str = "paper") -> 
     Returns:
       float [B,C]: the maximum over experts, but their mean at the hardest negative; the target entry means nothing.
       int [B]: the hardest negative class.
+
+    >>> teacher, hardest = grand_teacher([[[9.0, 1.0, 0.0]], [[9.0, 2.0, 4.0]]], [0])
+    >>> print(teacher[0, 1:], hardest)  # class 2 is the hardest negative: the experts' mean
+    [2. 2.] [2]
     """
     logits, labels = _checked(logits, labels)
     _check_form(form)
@@ -103,6 +126,9 @@ def non_target_distillation(logits: ArrayLike, labels: ArrayLike, form: str = "o
     Args:
       logits, labels: as in `cross_entropy`.
       form: see the module's docstring.
+
+    >>> print(non_target_distillation([[[0.0, 1.0, 1.0]], [[5.0, 1.0, 1.0]]], [0], form="paper"))  # negatives agree
+    [0.]
     """
     logits, labels = _checked(logits, labels)
     teacher, _ = grand_teacher(logits, labels, form)
@@ -150,6 +176,9 @@ def focal(logits: ArrayLike, labels: ArrayLike, gamma: float = 2.0) -> Array:
     Args:
       logits, labels: as in `cross_entropy`.
       gamma: at least 0; 0 is cross-entropy.
+
+    >>> print(focal([[0.0, 0.0]], [1]))  # log 2 / 4
+    [0.1732868]
     """
     logits, labels = _checked(logits, labels)
     log_p = at_label(jax.nn.log_softmax(logits), labels)
@@ -164,6 +193,9 @@ def class_balanced(logits: ArrayLike, labels: ArrayLike, class_counts: ArrayLike
     Args:
       logits, labels, class_counts: as in `balanced_softmax`.
       beta: from 0 (no weights) to below 1.
+
+    >>> print(class_balanced([[0.0, 0.0]], [1], [3, 1], beta=0.0))  # no weights: log 2
+    [0.6931472]
     """
     logits, labels = _checked(logits, labels)
     return effective_number_weights(_counts(class_counts, logits), beta)[labels] * cross_entropy(logits, labels)
@@ -187,6 +219,9 @@ def ldam(
       labels, class_counts: as in `balanced_softmax`.
       beta, reweighted: where `reweighted` is true (the later part of training, bool []), images are weighted by their
         class's inverse effective number.
+
+    >>> print(ldam([[0.0, 0.0]], [0], [16, 1], margin=0.5, scale=2.0))  # Delta_0 = 0.25: log(1 + e^0.5)
+    [0.974077]
     """
     logits, labels = _checked(logits, labels)
     counts = _counts(class_counts, logits)
@@ -202,6 +237,9 @@ def logit_adjusted(logits: ArrayLike, labels: ArrayLike, class_counts: ArrayLike
 
     Args:
       logits, labels, class_counts: as in `balanced_softmax`.
+
+    >>> print(logit_adjusted([[0.0, 0.0]], [1], [3, 1]))  # log 4
+    [1.3862944]
     """
     logits, labels = _checked(logits, labels)
     return cross_entropy(logits + tau * _log_prior(class_counts, logits), labels)
@@ -216,6 +254,9 @@ def balanced_experts(
       logits, labels, class_counts: as in `balanced_softmax`.
       low, high: tau_m runs in equal steps from `low` (the first expert) to `high` (the last one). With a mean of 1, as
         0, 1, 2 have, the average of the experts is unbiased.
+
+    >>> print(balanced_experts([[[0.0, 0.0]], [[0.0, 0.0]]], [1], [3, 1], high=1.0))  # log 2 + log 4
+    [2.0794415]
     """
     logits, labels = _checked(logits, labels)
     taus = jnp.linspace(low, high, len(logits))
@@ -250,7 +291,7 @@ def _of_experts(logits: ArrayLike) -> Array:
     """Logits as a floating array [M,B,C]."""
     values = jnp.asarray(logits)
     if values.ndim not in (2, 3):
-        raise ValueError(f"logits {values.shape}: expected [B,C] of one network or [M,B,C] of M experts")
+        raise UserError(f"logits {values.shape}: expected [B,C] of one network or [M,B,C] of M experts")
     if not jnp.issubdtype(values.dtype, jnp.floating):
         values = values.astype(jnp.float32)
     return values[None] if values.ndim == 2 else values
@@ -260,7 +301,7 @@ def _checked(logits: ArrayLike, labels: ArrayLike) -> tuple[Array, Array]:
     """Logits [M,B,C] and labels [B] that fit each other."""
     values, classes = _of_experts(logits), jnp.asarray(labels)
     if classes.shape != values.shape[1:2] or not jnp.issubdtype(classes.dtype, jnp.integer):
-        raise ValueError(
+        raise UserError(
             f"labels {classes.dtype} {classes.shape}: expected whole numbers {values.shape[1:2]}, one for each image "
             f"of logits {jnp.shape(logits)}"
         )
@@ -270,10 +311,10 @@ def _checked(logits: ArrayLike, labels: ArrayLike) -> tuple[Array, Array]:
 def _counts(class_counts: ArrayLike, logits: Array) -> Array:
     counts = jnp.asarray(class_counts)
     if counts.shape != logits.shape[-1:]:
-        raise ValueError(f"class_counts {counts.shape}: expected {logits.shape[-1:]}, one for each class of the logits")
+        raise UserError(f"class_counts {counts.shape}: expected {logits.shape[-1:]}, one for each class of the logits")
     return counts.astype(logits.dtype)
 
 
 def _check_form(form: str) -> None:
     if form not in FORMS:
-        raise ValueError(f"form={form!r}: expected one of {', '.join(FORMS)}")
+        raise UserError(f"form={form!r}: expected one of {', '.join(FORMS)}")

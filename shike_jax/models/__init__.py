@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from shike_jax.common.text import nearest
 from shike_jax.errors import UserError
 from shike_jax.models.experts import HEAD_SETS, ExpertNetwork
 from shike_jax.models.resnet import BACKBONES, Backbone
@@ -37,6 +38,8 @@ DEFAULTS: dict[str, Any] = {
     "second_head": "fresh",
     "align_last_relu": False,
 }
+# What the fields with few values may be.
+CHOICES = {"shortcut": ("A", "B"), "head": ("cosine", "linear"), "second_head": ("fresh", "scaled")}
 
 
 def list_models() -> list[str]:
@@ -60,7 +63,7 @@ def create_model(
     """A network of SHIKE's kind as a Flax module: images [B,H,W,3] to logits [M,B,C].
 
     Args:
-      name: of `list_models()`.
+      name: one of `list_models()`.
       num_classes: C.
       experts: one expert each: the shared stage (from 1) whose features it fuses with its own (sec. 3.2). `(1,)` with
         `fusion=False` is a plain ResNet.
@@ -69,7 +72,7 @@ def create_model(
       fields: of `config.model`: fusion, shortcut, width, blocks, head, head_scale, second_head, align_last_relu.
 
     Raises:
-      UserError: an unknown name or field, a depth that the network does not have.
+      UserError: an unknown name or field, a value that a field cannot have, a stage that the network does not have.
 
     >>> net = create_model("resnet20", num_classes=10, experts=(2, 1), width=8)
     >>> images = jnp.zeros((4, 32, 32, 3))
@@ -77,10 +80,36 @@ def create_model(
     >>> net.apply(variables, images).shape
     (2, 4, 10)
     """
-    if unknown := set(fields) - set(DEFAULTS):
-        raise UserError(f"create_model: unknown field {sorted(unknown)[0]!r}; expected some of {', '.join(DEFAULTS)}")
-    model = {**DEFAULTS, **fields, "backbone": name, "depths": tuple(experts)}
-    return build_model(model, num_classes, dtype=dtype, axis_name=axis_name)
+    if unknown := sorted(set(fields) - set(DEFAULTS)):
+        near = nearest(unknown[0], DEFAULTS)
+        raise UserError(f"create_model: unknown field {unknown[0]!r}; expected some of {', '.join(DEFAULTS)}{near}")
+    _require(_is_whole(num_classes, 1), "num_classes", num_classes, "a whole number of at least 1")
+    stages = isinstance(experts, Sequence) and len(experts) and all(_is_whole(depth, 1) for depth in experts)
+    _require(stages, "experts", experts, "shared stages, one for each expert, such as (1, 2, 1)")
+    model = {**DEFAULTS, **fields}
+    for field, choices in CHOICES.items():
+        _require(model[field] in choices, field, model[field], f"one of {', '.join(choices)}")
+    for field in ("fusion", "align_last_relu"):
+        _require(isinstance(model[field], bool), field, model[field], "True or False")
+    _require(_is_whole(model["width"], 0), "width", model["width"], "channels; 0: the network's own")
+    blocks = isinstance(model["blocks"], Sequence) and all(_is_whole(number, 1) for number in model["blocks"])
+    _require(blocks, "blocks", model["blocks"], "the number of blocks of each stage; (): the network's own")
+    scale = model["head_scale"]
+    _require(isinstance(scale, int | float) and 0 < scale < float("inf"), "head_scale", scale, "a number above 0")
+    return _network({**model, "backbone": name, "depths": tuple(experts)}, num_classes, dtype, axis_name, _ARGUMENTS)
+
+
+_ARGUMENTS = {"backbone": "create_model: name", "depths": "create_model: experts", "blocks": "create_model: blocks"}
+_FIELDS = {name: f"config.model.{name}" for name in _ARGUMENTS}
+
+
+def _require(fits: Any, argument: str, value: Any, expected: str) -> None:
+    if not fits:
+        raise UserError(f"create_model: {argument}={value!r}, expected {expected}")
+
+
+def _is_whole(value: Any, least: int) -> bool:
+    return isinstance(value, int | np.integer) and not isinstance(value, bool) and int(value) >= least
 
 
 def build_model(
@@ -97,22 +126,30 @@ def build_model(
     Raises:
       UserError: unknown backbone, or a depth that is not one of its shared stages.
     """
+    return _network(model, num_classes, dtype, axis_name, _FIELDS)
+
+
+def _network(
+    model: Mapping[str, Any], num_classes: int, dtype: Any, axis_name: str | None, called: Mapping[str, str]
+) -> ExpertNetwork:
+    """As `build_model`; `called` is what the user knows some fields by."""
     name, depths = model["backbone"], tuple(model["depths"])
     if name not in BACKBONES:
-        raise UserError(f"config.model.backbone={name!r}: expected one of {', '.join(BACKBONES)}")
+        known = f"{', '.join(BACKBONES)}{nearest(str(name), BACKBONES)}"
+        raise UserError(f"{called['backbone']}={name!r}: expected one of {known}")
     spec = BACKBONES[name]
     changes: dict[str, Any] = {"shortcut": model["shortcut"]}
     if model["width"]:
         changes["width"] = model["width"]
     if len(model["blocks"]):
         if len(model["blocks"]) != len(spec.blocks):
-            raise UserError(f"config.model.blocks={tuple(model['blocks'])}: expected {len(spec.blocks)} numbers")
+            raise UserError(f"{called['blocks']}={tuple(model['blocks'])}: expected {len(spec.blocks)} numbers")
         changes["blocks"] = tuple(model["blocks"])
     spec = dataclasses.replace(spec, **changes)
     stages = len(spec.blocks) - 1
     for depth in depths:
         if not 1 <= depth <= stages:
-            raise UserError(f"config.model.depths={depths}: expected shared stages from 1 to {stages} for {name}")
+            raise UserError(f"{called['depths']}={depths}: expected shared stages from 1 to {stages} for {name}")
     return ExpertNetwork(
         spec,
         depths,

@@ -15,7 +15,6 @@ import numpy as np
 from shike_jax.common import progress
 from shike_jax.common.atomic import write_text
 from shike_jax.common.extras import optional
-from shike_jax.common.quiet import quiet_third_parties
 from shike_jax.common.text import parse_json, printable, say, to_json
 from shike_jax.errors import UserError
 
@@ -32,7 +31,6 @@ class RunLog:
           active: False on all processes but one.
           tensorboard: whether event files are written, where what they need is installed.
         """
-        quiet_third_parties(level)  # for callers from Python; the command has done so already
         self._level, self._writer = level, None
         self._text: TextIO | None = None
         self._json: TextIO | None = None

@@ -12,6 +12,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
+import os
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -25,8 +26,10 @@ from ml_collections import ConfigDict
 from shike_jax.cluster import parallel, preemption
 from shike_jax.cluster.coordination import CompileTime
 from shike_jax.common.atomic import write_json
+from shike_jax.common.paths import given_path
 from shike_jax.common.progress import clock
-from shike_jax.config import to_plain
+from shike_jax.common.quiet import quieted
+from shike_jax.config import to_plain, validate
 from shike_jax.errors import UserError
 from shike_jax.evaluation import metrics
 from shike_jax.methods.scores import SCORES
@@ -95,11 +98,16 @@ class Member:
         self.run.checkpoints.wait()
 
 
-def train(config: ConfigDict, workdir: Path, started: float | None = None) -> dict[str, Any] | list[dict[str, Any]]:
-    """Trains, evaluates and resumes; the whole of the command `train`.
+def train(
+    config: ConfigDict, workdir: str | os.PathLike[str], started: float | None = None
+) -> dict[str, Any] | list[dict[str, Any]]:
+    """Trains, evaluates and resumes: what the command `train` does, with all devices that JAX has.
+
+    The caller's signal handlers and settings of JAX, warnings and logging stay as they are. A run that was interrupted
+    continues from its last checkpoint when it is called again.
 
     Args:
-      config: validated.
+      config: as `load_config` returns it, with any field changed.
       workdir: of this run, continued from what is found there; of `config.seeds` each trains in WORKDIR/seedN.
       started: `time.monotonic()` when the program began, for the start-up time.
 
@@ -107,38 +115,58 @@ def train(config: ConfigDict, workdir: Path, started: float | None = None) -> di
       The results, also written to `results.json` in the work directory; of `config.seeds` a list of them in order.
 
     Raises:
-      UserError: anything a user can mend.
+      UserError: anything a user can fix; a wrong configuration before anything is written.
       Preempted: a signal asked to stop; the state is saved.
+
+    >>> config = load_config("digits_lt", width=4, epochs=1, classifier_epochs=1)
+    >>> for stage in config.stages.values():
+    ...     stage.max_steps = 2
+    >>> config.log = "quiet"
+    >>> results = train(config, "run")
+    >>> results["name"], len(results["experts"]), len(results["per_class"])
+    ('digits_lt', 3, 10)
     """
+    _check(config)
+    folder = Path(given_path(workdir, "workdir"))
     compiled = CompileTime.total if started is None else 0.0  # by this process before this run
     started = started or time.monotonic()
-    parallel.use_backend(config.train.backend)
-    check_devices(config)
-    if config.seeds and jax.process_count() > 1:
-        raise UserError(f"config.seeds={tuple(config.seeds)!r}: expected one process, not {jax.process_count()}")
-    runs = {workdir / f"seed{seed}": _of_seed(config, seed) for seed in config.seeds} or {workdir: config}
+    runs = {folder / f"seed{seed}": _of_seed(config, seed) for seed in config.seeds} or {folder: config}
     with contextlib.ExitStack() as held:
+        held.enter_context(quieted(config.log))
+        held.callback(parallel.use_backend, parallel.use_backend(config.train.backend))
         held.callback(preemption.stay)
-        held.enter_context(naming_disk_trouble(workdir, list(runs)))
+        held.enter_context(naming_disk_trouble(folder, list(runs)))
         results: dict[Path, dict[str, Any]] = {}
         members: list[Member] = []
-        for folder, own in runs.items():
-            finished = _finished(own, folder, held)
+        for place, own in runs.items():
+            finished = _finished(own, place, held)
             if finished is None:
-                mine = [*(member.run.workdir for member in members), folder]
-                members.append(_member(own, folder, held, mine))
+                mine = [*(member.run.workdir for member in members), place]
+                members.append(_member(own, place, held, mine))
                 if config.seeds and members[-1].run.source.images is None:
                     expected = "a data source whose images lie on the device"
                     raise UserError(f"config.seeds: expected {expected}, not {config.data.source!r}")
             else:
-                results[folder] = finished
+                results[place] = finished
         compiling = CompileTime.total - compiled
         starting = time.monotonic() - started - compiling
         for member in members:  # time spent for all is divided among them
             member.run.history["seconds"]["start_up"] += starting / len(members)
             member.run.history["seconds"]["compile"] += compiling / len(members)
         _train(members, results)
-    return [results[folder] for folder in runs] if config.seeds else results[workdir]
+    return [results[place] for place in runs] if config.seeds else results[folder]
+
+
+def _check(config: ConfigDict) -> None:
+    """Raises UserError for a configuration that cannot be trained here."""
+    if not isinstance(config, ConfigDict):
+        raise UserError(f"train: a {type(config).__name__}; expected a configuration, such as load_config('cifar_lt')")
+    validate(config)
+    if config.dtype == "float64" and jnp.result_type(float) != jnp.float64:
+        raise UserError("config.dtype='float64': expected jax.config.update('jax_enable_x64', True) before training")
+    check_devices(config)
+    if config.seeds and jax.process_count() > 1:
+        raise UserError(f"config.seeds={tuple(config.seeds)!r}: expected one process, not {jax.process_count()}")
 
 
 def _of_seed(config: ConfigDict, seed: int) -> ConfigDict:

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from shike_jax.errors import UserError
 from shike_jax.methods import losses
 from tests.conftest import GOLDEN
 
@@ -89,15 +90,15 @@ def test_teacher_is_a_constant_in_the_printed_form():
 
 
 def test_shapes_are_checked():
-    with pytest.raises(ValueError, match=r"logits \(4,\): expected \[B,C\] of one network or \[M,B,C\]"):
+    with pytest.raises(UserError, match=r"logits \(4,\): expected \[B,C\] of one network or \[M,B,C\]"):
         losses.cross_entropy(jnp.zeros(4), jnp.zeros(1, int))
-    with pytest.raises(ValueError, match=r"labels int\w+ \(2,\): expected whole numbers \(3,\)"):
+    with pytest.raises(UserError, match=r"labels int\w+ \(2,\): expected whole numbers \(3,\)"):
         losses.cross_entropy(jnp.zeros((3, 4)), jnp.zeros(2, int))
-    with pytest.raises(ValueError, match=r"labels float32 \(3,\): expected whole numbers"):
+    with pytest.raises(UserError, match=r"labels float32 \(3,\): expected whole numbers"):
         losses.focal(jnp.zeros((3, 4)), jnp.zeros(3))
-    with pytest.raises(ValueError, match=r"class_counts \(3,\): expected \(4,\)"):
+    with pytest.raises(UserError, match=r"class_counts \(3,\): expected \(4,\)"):
         losses.ldam(jnp.zeros((3, 4)), jnp.zeros(3, int), [5, 5, 5])
-    with pytest.raises(ValueError, match="expected one of"):
+    with pytest.raises(UserError, match="expected one of"):
         losses.mutual_distillation(jnp.zeros((2, 3, 4)), "printed")
 
 
