@@ -22,7 +22,7 @@ from jax import lax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from shike_jax.cluster import coordination
-from shike_jax.common.axis import axis_size
+from shike_jax.cluster.axis import axis_size
 from shike_jax.errors import UserError
 
 AXIS = "devices"

@@ -9,9 +9,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NoReturn
 
 from shike_jax.common.paths import expanded
-from shike_jax.common.text import nearest
 from shike_jax.common.version import __version__
-from shike_jax.errors import UserError
+from shike_jax.errors import UserError, nearest
 
 
 class Parser(argparse.ArgumentParser):

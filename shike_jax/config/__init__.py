@@ -1,13 +1,10 @@
 """The configuration of a run: its fields (`field.py`, `fields.py`), shared recipes (`recipes.py`) and `checks.py`."""
 
+from shike_jax.common.colours import CIFAR_MEAN, CIFAR_STD, IMAGENET_MEAN, IMAGENET_STD
 from shike_jax.common.paths import count_images, count_lines, subfolders
 from shike_jax.config.checks import validate
 from shike_jax.config.fields import (
-    CIFAR_MEAN,
-    CIFAR_STD,
     GONE,
-    IMAGENET_MEAN,
-    IMAGENET_STD,
     base,
     gone_line,
     stage,

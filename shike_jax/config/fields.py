@@ -16,11 +16,9 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+from shike_jax.common.colours import CIFAR_MEAN, CIFAR_STD
 from shike_jax.config.field import Field
 from shike_jax.methods import AVERAGES, FEATURE_HOOKS, LOSSES, SAMPLERS, SCHEDULES
-
-CIFAR_MEAN, CIFAR_STD = (0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)
-IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
 def _is_name(text: str) -> bool:

@@ -13,10 +13,9 @@ from absl import flags
 from ml_collections import ConfigDict, config_flags
 
 from shike_jax.common.paths import expanded, given_path
-from shike_jax.common.text import nearest
 from shike_jax.config import GONE, base, gone_line, stated, validate, without_gone
 from shike_jax.config.fields import fields_of, may_change
-from shike_jax.errors import UserError
+from shike_jax.errors import UserError, nearest
 
 _HERE = Path(__file__).resolve().parents[1]
 # An installed package carries `configs/` inside, a clone has it at the top.

@@ -9,10 +9,10 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+from shike_jax.common.colours import IMAGENET_MEAN, IMAGENET_STD
 from shike_jax.common.paths import expanded
-from shike_jax.common.text import nearest
-from shike_jax.config.fields import IMAGENET_MEAN, IMAGENET_STD, stage
-from shike_jax.errors import UserError
+from shike_jax.config.fields import stage
+from shike_jax.errors import UserError, nearest
 
 _STATED: contextvars.ContextVar[dict[str, str]] = contextvars.ContextVar("stated")  # see `stated`
 

@@ -13,9 +13,9 @@ import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
-from shike_jax import config
+from shike_jax.common import colours
 from shike_jax.errors import UserError
-from shike_jax.models import build_model
+from shike_jax.models import DEFAULTS, build_model
 
 Rules = tuple[tuple[str, str], ...]
 
@@ -65,16 +65,16 @@ class Family:
     std: tuple[float, ...]
 
 
-_AUTHORS_CIFAR = Family(_AUTHORS, "classifiers.0.weight", 1, 32, 32, config.CIFAR_MEAN, config.CIFAR_STD)
-_IMAGENET = Family(_TORCHVISION, "fc.weight", 0, 224, 256, config.IMAGENET_MEAN, config.IMAGENET_STD)
+_AUTHORS_CIFAR = Family(_AUTHORS, "classifiers.0.weight", 1, 32, 32, colours.CIFAR_MEAN, colours.CIFAR_STD)
+_IMAGENET = Family(_TORCHVISION, "fc.weight", 0, 224, 256, colours.IMAGENET_MEAN, colours.IMAGENET_STD)
 _PLAIN = {"depths": (1,), "fusion": False, "head": "linear"}
 
 # timm's ResNets of the same names have the same tensors, those with a `d` behind the number have not.
 TORCHVISION = ("resnet18", "resnet34", "resnet50", "resnext50_32x4d", "resnet152")
 
-# name: its family and what differs from the default `config.model`
+# name: its family and what differs from `models.DEFAULTS`
 MODELS: dict[str, tuple[Family, dict[str, Any]]] = {
-    "shike_resnet32_cifar": (_AUTHORS_CIFAR, {}),
+    "shike_resnet32_cifar": (_AUTHORS_CIFAR, {"backbone": "resnet32", "depths": (1, 2, 1)}),
     **{name: (_IMAGENET, {"backbone": name, **_PLAIN}) for name in TORCHVISION},
 }
 
@@ -89,7 +89,7 @@ def family_of(name: str) -> Family:
 def model_settings(name: str) -> dict[str, Any]:
     """The fields of `config.model`, as a plain dict, that build the network called `name`."""
     family_of(name)
-    return {**config.base().model.to_dict(), **MODELS[name][1]}
+    return {**DEFAULTS, **MODELS[name][1]}
 
 
 @functools.lru_cache(maxsize=8)

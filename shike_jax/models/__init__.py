@@ -10,8 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from shike_jax.common.text import nearest
-from shike_jax.errors import UserError
+from shike_jax.errors import UserError, nearest
 from shike_jax.models.experts import HEAD_SETS, ExpertNetwork
 from shike_jax.models.resnet import BACKBONES, Backbone
 
@@ -135,8 +134,9 @@ def _network(
     """As `build_model`; `called` is what the user knows some fields by."""
     name, depths = model["backbone"], tuple(model["depths"])
     if name not in BACKBONES:
-        known = f"{', '.join(BACKBONES)}{nearest(str(name), BACKBONES)}"
-        raise UserError(f"{called['backbone']}={name!r}: expected one of {known}")
+        raise UserError(
+            f"{called['backbone']}={name!r}: expected one of {', '.join(BACKBONES)}{nearest(str(name), BACKBONES)}"
+        )
     spec = BACKBONES[name]
     changes: dict[str, Any] = {"shortcut": model["shortcut"]}
     if model["width"]:

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from shike_jax.common.axis import axis_size
+from shike_jax.cluster.axis import axis_size
 from shike_jax.kernels.convolution import convolve
 from shike_jax.models.initial import he_normal, uniform
 
