@@ -265,10 +265,10 @@ FAKE_GCLOUD = """#!/bin/bash
 verb=$4
 call=$*
 echo "$verb ${call//$'\\n'/ }" >> "$CALLS"
-runs=$(grep -c '^ssh.*shike_jax.commands.train' "$CALLS")
+runs=$(grep -c '^ssh.*shike_jax train' "$CALLS")
 case $verb in
   describe) echo PREEMPTED ;;
-  ssh) [[ $* != *shike_jax.commands.train* || $runs -ge 3 ]] || exit "${STATUS:-1}" ;;
+  ssh) [[ $* != *"shike_jax train"* || $runs -ge 3 ]] || exit "${STATUS:-1}" ;;
 esac
 """
 

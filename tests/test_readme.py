@@ -3,12 +3,10 @@
 import contextlib
 import csv
 import hashlib
-import importlib
 import io
 import json
 import os
 import re
-import runpy
 import shlex
 import subprocess
 import sys
@@ -18,6 +16,7 @@ import pytest
 import yaml
 from PIL import Image
 
+from shike_jax.commands import program
 from shike_jax.commands import train as training
 from shike_jax.config.loading import parse_config
 from shike_jax.data import arrays, sources
@@ -47,12 +46,9 @@ SLIM = [
 
 
 def python(words, place, more=()):
-    """`python -m MODULE` or `python FILE`, within this process."""
-    if words[1] == "-m":
-        main, arguments = importlib.import_module(f"{words[2]}.__main__").main, words[3:]
-    else:
-        main, arguments = runpy.run_path(words[1])["main"], words[2:]
-    assert not main([*arguments, *more])
+    """`python -m shike_jax COMMAND`, within this process."""
+    assert words[1:3] == ["-m", "shike_jax"]
+    assert not program.main([*words[3:], *more])
 
 
 def train(words, place):
@@ -114,7 +110,7 @@ def suite(words, place):
 
 def processes(words, place):
     _, calls = scripted(words, place, PYTHON=str(place / "venv" / "bin" / "python"))
-    started = [call for call in calls if call[1:3] == ["-m", "shike_jax", "train"]]
+    started = [call for call in calls if call[1:4] == ["-m", "shike_jax", "train"]]
     assert len(started) == 2
     for call in started:
         accepted(call[4:])
@@ -135,7 +131,7 @@ def pod(words, place):
     names = dict(word.split("=", 1) for word in words[: words.index("bash")])
     printed, calls = scripted(words[len(names) :], place, **names)
     assert not calls  # of gcloud
-    [command] = [line for line in printed.splitlines() if "shike_jax train" in line]
+    [command] = [line for line in printed.splitlines() if r"shike_jax\ train" in line]
     remote = shlex.split(command.removeprefix("+ "))[-1].removeprefix("--command=")
     accepted(shlex.split(remote.partition("shike_jax train")[2]))
 

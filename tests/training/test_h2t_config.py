@@ -99,8 +99,11 @@ def test_the_exchange_is_an_option_of_other_classifier_stages():
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        (("--config.stages.h2t.sampler=balanced",), "'paired' with exchange > 0"),
-        (("--config.stages.h2t.exchange=1.5",), "a share between 0 and 1"),
+        (
+            ("--config.stages.h2t.sampler=balanced",),
+            r"sampler='balanced': expected a sampler of pairs \(paired\) with exchange > 0",
+        ),
+        (("--config.stages.h2t.exchange=1.5",), "exchange=1.5: expected a number from 0 to 1"),
         (('--config.stages.h2t.train=(".*",)',), "parameters under heads/ with exchange > 0"),
     ],
 )
