@@ -115,7 +115,7 @@ def suite(words, place):
 
 def processes(words, place):
     _, calls = scripted(words, place, PYTHON=str(place / "venv" / "bin" / "python"))
-    started = [call for call in calls if call[1:3] == ["-m", "shike_jax", "train"]]
+    started = [call for call in calls if call[1:4] == ["-m", "shike_jax", "train"]]
     assert len(started) == 2
     for call in started:
         accepted(call[4:])
@@ -134,9 +134,10 @@ def kubectl(words, place):
 
 def pod(words, place):
     names = dict(word.split("=", 1) for word in words[: words.index("bash")])
-    printed, calls = scripted(words[len(names) :], place, **names)
+    names |= {"GIT_DIR": str(ROOT / ".git"), "GIT_WORK_TREE": str(ROOT)}  # what it would send to the workers
+    printed, calls = scripted(words[words.index("bash") :], place, **names)
     assert not calls  # of gcloud
-    [command] = [line for line in printed.splitlines() if "shike_jax train" in line]
+    [command] = [line for line in printed.splitlines() if r"shike_jax\ train" in line]
     remote = shlex.split(command.removeprefix("+ "))[-1].removeprefix("--command=")
     accepted(shlex.split(remote.partition("shike_jax train")[2]))
 
