@@ -1,7 +1,10 @@
-"""docs/guide.md runs from top to bottom: Python blocks in one namespace, commands through their mains."""
+"""The pages that show how to use the package run from top to bottom: Python blocks in one namespace, commands through
+their mains.
+"""
 
 import io
 import re
+import runpy
 import shlex
 
 import numpy as np
@@ -26,15 +29,19 @@ BLOCK = re.compile(r"^```(python|bash)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
 @pytest.fixture(scope="module")
 def tour(tmp_path_factory):
-    """Runs the guide in a folder of its own; returns what its Python blocks left, and the folder."""
-    folder = tmp_path_factory.mktemp("guide")
+    """What the Python blocks of docs/guide.md leave, and the folder that it ran in."""
+    return run_page("guide.md", tmp_path_factory.mktemp("guide"))
+
+
+def run_page(page, folder):
+    """Runs a page of docs/ in a folder; returns what its Python blocks left, and the folder."""
     (folder / "configs").symlink_to(ROOT / "configs")
     names = {}
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
-        for kind, text in BLOCK.findall((ROOT / "docs" / "guide.md").read_text()):
+        for kind, text in BLOCK.findall((ROOT / "docs" / page).read_text()):
             if kind == "python":
-                exec(compile(text, "docs/guide.md", "exec"), names)
+                exec(compile(text, f"docs/{page}", "exec"), names)
             else:
                 for command in text.strip().splitlines():
                     _run(command)
@@ -113,3 +120,31 @@ def test_tensorboard_gets_curves_images_and_accuracies_of_classes(tour):
         assert len(index)
         places.add(int(shift[0]))
     assert len(first) == len(second) == 16 and len(places) > 5
+
+
+def test_the_page_on_the_library(tmp_path, capsys):
+    names, _ = run_page("library.md", tmp_path)
+    assert names["scores"]["per_class"] == names["results"]["per_class"]
+    assert "images uint8 (5, 8, 16, 3): expected uint8 or normalised float32 (N, 16, 16, 3)" in capsys.readouterr().out
+    assert names["logits"].shape == (3, 5, 10) and names["features"].shape == (3, 5, 16)
+    np.testing.assert_array_equal(
+        names["sj"].load(tmp_path / "digits_classifier")(names["data"].test.images[:5]), names["logits"]
+    )
+    gradients = names["gradients"]["heads"]
+    assert all(np.abs(one["kernel"]).max() > 0 for one in gradients["representation"].values())
+    for name in names["sj"].__all__:
+        assert f"`sj.{name}" in (ROOT / "docs" / "library.md").read_text()
+
+
+def test_the_example_trains_shike_with_public_names_alone():
+    text = (ROOT / "docs" / "example.py").read_text()
+    assert len(text.splitlines()) <= 150
+    assert re.findall(r"^(?:import|from) .*", text, re.MULTILINE) == [
+        "import jax",
+        "import optax",
+        "import shike_jax as sj",
+    ]
+    found = runpy.run_path(str(ROOT / "docs" / "example.py"))["main"](epochs=12, classifier_epochs=6)
+    # Chance is 10, with a standard deviation of 1.7; the balanced softmax lifts the classes with few images.
+    assert found["representation"]["top1"] > 16
+    assert found["classifier"]["few"] > found["representation"]["few"]
