@@ -127,9 +127,9 @@ def test_parts_are_the_layers_of_the_network(tmp_path, monkeypatch):
 
 def test_worker_processes_give_the_views_of_the_pipeline():
     from shike_jax.benchmark.host_input import encode
-    from shike_jax.benchmark.scaling import Workers
     from shike_jax.data.host_pipeline import view_seeds
     from shike_jax.data.images import random_resized_crop
+    from tests.peers.input_scaling import Workers
 
     encoded = encode(None, 9)  # more than one chunk
     workers = Workers(encoded, 16, 1)
@@ -147,7 +147,7 @@ def test_augment_and_input_write_what_they_measured(tmp_path):
     augmentation.main(["--batch=2", "--large_batch=1", "--repeats=1", f"--json={tmp_path / 'a.json'}"])
     small, large = json.loads((tmp_path / "a.json").read_text())["measurements"]
     assert small["median_ms_per_batch"]["pillow"] > 0 and large["images_per_s"]["jax"] > 0
-    command.main(["input", "--count=2", "--rounds=1", f"--json={tmp_path / 'i.json'}"])
+    command.main(["input", "--count=2", "--rounds=1", "--against", f"--json={tmp_path / 'i.json'}"])
     rates = json.loads((tmp_path / "i.json").read_text())["images_per_second_per_core"]
     assert len(rates) >= 3 and min(rates.values()) > 0
 

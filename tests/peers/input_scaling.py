@@ -1,4 +1,4 @@
-"""`benchmark input --scaling`: threads beside worker processes, and how much of the time Python's lock is held.
+"""`python -m tests.peers.input_scaling`: threads against worker processes, and how long Python's lock is held.
 
 The worker processes are the best that the standard library offers here: started once, fed with the encoded bytes
 through pipes, writing their views into memory that the processes share.
@@ -14,38 +14,21 @@ import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing.shared_memory import SharedMemory
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from shike_jax import config as schema
 from shike_jax.benchmark import measure
-from shike_jax.data.host_pipeline import CHUNK, HostPipeline, view_seeds
+from shike_jax.benchmark.host_input import SIZE, encode, pipeline
+from shike_jax.common.command import run_main
+from shike_jax.common.parser import Parser
+from shike_jax.data.host_pipeline import CHUNK, view_seeds
 from shike_jax.data.images import random_resized_crop
-from shike_jax.data.splits import Part, Split
-from shike_jax.data.types import Source
 
 SCALE = (0.08, 1.0)
 NAP = 0.001  # seconds that the probe sleeps between two looks
 LATE = 0.0002  # seconds beyond which it was kept from going on by Python's lock
-
-
-def pipeline(encoded: list[bytes], size: int, threads: int) -> Callable[[int], None]:
-    """This package's pipeline over one batch of all images."""
-    config = schema.base()
-    config.data.image_size = size
-    config.augment.crop, config.augment.scale = "random_resized", SCALE
-    index = np.arange(len(encoded), dtype=np.int32)[None]
-    part = Part(index[0], np.zeros(len(encoded), np.int32))
-    source = Source(Split("bench", "", 0, ("only",), {"train": part}), read=lambda _, i: [encoded[k] for k in i])
-    decoding = HostPipeline(source, "train", config, threads=threads)
-
-    def run(seed: int) -> None:
-        plan = {"index": index, "mask": np.ones(index.shape, np.float32), "seed": view_seeds(seed, index)}
-        [batch] = decoding.batches(plan)
-        assert batch["mask"].all()
-
-    return run
 
 
 class Workers:
@@ -131,3 +114,22 @@ def measured(encoded: list[bytes], size: int, counts: Sequence[int], rounds: int
         "share_under_pythons_lock": round(share, 3),
         "samples_s": {name: [round(sample, 4) for sample in samples] for name, samples in seconds.items()},
     }
+
+
+def main(argv: Sequence[str]) -> None:
+    """Runs the command; rates are by the clock, so leave the machine alone."""
+    parser = Parser("python -m tests.peers.input_scaling", "Times threads and worker processes.", "")
+    parser.add_argument("--images", type=Path, metavar="DIR", help="JPEGs to make the test images from; default: noise")
+    parser.add_argument("--count", type=measure.positive, default=96, help="images per round")
+    parser.add_argument("--rounds", type=measure.positive, default=9, help="rounds that count")
+    parser.add_argument("--json", type=Path, metavar="FILE")
+    args = parser.parse_args(argv)
+    found = measured(encode(args.images, args.count), SIZE, (1, 2), args.rounds)
+    for name, rate in found["images_per_second"].items():
+        print(f"{rate:8.1f} img/s  {name}")
+    print(f"{found['share_under_pythons_lock']:8.1%} of the time under Python's lock, with 1 thread")
+    measure.write({**found, **measure.origin("python -m tests.peers.input_scaling", argv)}, args.json)
+
+
+if __name__ == "__main__":
+    run_main(main)
