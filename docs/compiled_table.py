@@ -10,7 +10,10 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from shike_jax.common.command import Parser, UserError, parse_json, run_main, say
+from shike_jax.common.command import run_main
+from shike_jax.common.parser import Parser
+from shike_jax.common.text import parse_json, say
+from shike_jax.errors import UserError
 
 HEADER = (
     "program",

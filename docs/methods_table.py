@@ -19,7 +19,8 @@ import numpy as np  # noqa: E402
 
 from shike_jax import models  # noqa: E402
 from shike_jax.benchmark.flops import matrix_flops  # noqa: E402
-from shike_jax.common.command import UserError, run_main  # noqa: E402
+from shike_jax.common.command import run_main  # noqa: E402
+from shike_jax.errors import UserError  # noqa: E402
 
 SCORES = ("top1", "many", "medium", "few")
 

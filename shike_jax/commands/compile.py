@@ -15,9 +15,10 @@ from ml_collections import ConfigDict
 from shike_jax.benchmark import program
 from shike_jax.cluster import topology
 from shike_jax.common.atomic import write_json
-from shike_jax.common.command import Parser, UserError
+from shike_jax.common.parser import Parser
 from shike_jax.common.provenance import code_version, commit, versions
 from shike_jax.config.loading import parse_config
+from shike_jax.errors import UserError
 from shike_jax.training.ahead_of_time import Steps, published_sizes
 
 _EPILOG = """\

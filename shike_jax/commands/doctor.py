@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from importlib import metadata
 from pathlib import Path
 
-from shike_jax.common.command import Parser
+from shike_jax.common.parser import Parser
 from shike_jax.common.version import __version__
 
 _EPILOG = """\

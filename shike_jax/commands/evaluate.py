@@ -10,8 +10,11 @@ from typing import Any
 import numpy as np
 
 from shike_jax.cluster import cpu
-from shike_jax.common.command import Parser, UserError, aligned, printable, quiet_third_parties, say
+from shike_jax.common.parser import Parser
+from shike_jax.common.quiet import quiet_third_parties
+from shike_jax.common.text import aligned, printable, say
 from shike_jax.config.loading import checkpoint_config, split_arguments
+from shike_jax.errors import UserError
 from shike_jax.evaluation import checkpoint, post_hoc
 from shike_jax.evaluation.classifier import HEAD_SETS, load
 

@@ -16,9 +16,11 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from jax import export as jax_export
 
 from shike_jax.common import atomic
-from shike_jax.common.command import Parser, UserError, parse_json
+from shike_jax.common.parser import Parser
 from shike_jax.common.provenance import versions
+from shike_jax.common.text import parse_json
 from shike_jax.data.tensorflow_data import import_tensorflow
+from shike_jax.errors import UserError
 from shike_jax.evaluation import load_exported as exported
 from shike_jax.evaluation.classifier import Classifier, load, make_classifier
 

@@ -14,9 +14,11 @@ from typing import Protocol, TextIO
 
 import numpy as np
 
-from shike_jax.common.command import Parser, UserError, printable, say, spreadsheet
+from shike_jax.common.parser import Parser
 from shike_jax.common.progress import meter, unseen
+from shike_jax.common.text import printable, say, spreadsheet
 from shike_jax.data import pictures
+from shike_jax.errors import UserError
 from shike_jax.evaluation.classifier import BatchedLogits, Classifier, load
 
 _EPILOG = """\

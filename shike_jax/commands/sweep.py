@@ -12,7 +12,8 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from shike_jax.common.command import Parser, UserError
+from shike_jax.common.parser import Parser
+from shike_jax.errors import UserError
 from shike_jax.training.jobs import Job, make_jobs
 
 _EPILOG = """\

@@ -10,8 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from shike_jax.cluster import preemption
-from shike_jax.common.command import Parser, UserError, quiet_third_parties, say
+from shike_jax.common.parser import Parser
+from shike_jax.common.quiet import quiet_third_parties
+from shike_jax.common.text import say
 from shike_jax.config.loading import describe_fields, parse_config, split_arguments
+from shike_jax.errors import UserError
 
 _EPILOG = """\
 examples:

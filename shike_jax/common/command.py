@@ -1,4 +1,4 @@
-"""What every command is made of: the parser of its options, its exit status, and how it speaks."""
+"""How the program ends: the exit status of a command, and one line for what a user can mend."""
 
 from __future__ import annotations
 
@@ -7,23 +7,9 @@ import sys
 from collections.abc import Callable, Sequence
 from importlib import metadata
 
-from shike_jax.common.parser import Parser
-from shike_jax.common.quiet import quiet_third_parties
-from shike_jax.common.text import aligned, parse_json, printable, say, spreadsheet
+from shike_jax.common.text import say
 from shike_jax.common.version import __version__
 from shike_jax.errors import UserError
-
-__all__ = [
-    "Parser",
-    "UserError",
-    "aligned",
-    "parse_json",
-    "printable",
-    "quiet_third_parties",
-    "run_main",
-    "say",
-    "spreadsheet",
-]
 
 
 def _jax() -> str:
