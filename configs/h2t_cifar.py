@@ -14,7 +14,7 @@ What is followed of the authors' code:
 - an epoch is one pass over the instance-sampled images in random order, the last partial batch kept; each of them meets
   a class-balanced one (a class uniformly, then one of its images), which is augmented on its own and gives the label;
 - batch normalisation stays in training mode; the balanced batch passes first, the instance-sampled one second, and
-  each moves the running averages; floor(rho K) channels of the last map are drawn anew every step;
+  each moves the running averages; floor(rho K) channels of the last map are drawn again at every step;
 - the linear layer begins with He normal weights.
 """
 

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# One training run on a Cloud TPU pod slice: create it, run on all workers, create it anew when preempted, delete it.
+# One training run on a Cloud TPU pod slice: create it, run on all workers, create it again when preempted, delete it.
 #
 #   TPU_NAME=shike TPU_ZONE=us-east5-b TPU_TYPE=v5litepod-16 BUCKET=my-runs \
 #     bash launch/tpu_pod.sh [--dry-run] all -- --config=configs/imagenet_lt.py:root=runs/data --workdir=runs/imagenet

@@ -1,4 +1,4 @@
-"""The errors that end a command with one line: what a user can mend, and what the next try may not meet again."""
+"""The errors that end a command with one line: what a user can fix, and what the next try may not meet."""
 
 from __future__ import annotations
 

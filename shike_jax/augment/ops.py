@@ -121,7 +121,7 @@ def _look_up(image: Array, table: Array) -> Array:
 def _fetch_from_table(image: Array, table: Array) -> Array:
     flat = table.astype(jnp.uint8).reshape(-1)
     # Writing the table by a scatter keeps it out of the look-up's loop: the compiler would fold its divisions in there
-    # and compute them anew for every pixel (on the CPU even across an optimization barrier; 4 times slower at 224 px).
+    # and compute them again for every pixel (on the CPU even across an optimization barrier; 4 times slower at 224 px).
     flat = jnp.zeros_like(flat).at[jnp.arange(flat.size)].set(flat, unique_indices=True, indices_are_sorted=True)
     return flat.at[image.astype(jnp.int32) + 256 * jnp.arange(image.shape[-1])].get(mode="promise_in_bounds")
 

@@ -1,1 +1,1 @@
-"""Speed, measured beside what else could be used: `python -m shike_jax benchmark`."""
+"""Speed, measured next to what else could be used: `python -m shike_jax benchmark`."""

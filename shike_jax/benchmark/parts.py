@@ -22,7 +22,7 @@ from shike_jax.models.layers import BatchNorm, Conv, convolve
 
 _EPILOG = """\
 Each kind of convolution is timed forward, with respect to its input (but for the first: nobody asks for the gradient
-of the images) and with respect to its weights; batch normalisation with a ReLU behind it, forward and backward at once.
+of the images) and with respect to its weights; batch normalisation with a ReLU after it, forward and backward at once.
 A kind's time in a step is the sum of its medians times how often the network has it. What fusion across layers gains or
 costs, additions, classifiers, losses and the update are not in it.
 

@@ -81,7 +81,7 @@ class Topology:
 
 
 def describe(text: str) -> Topology:
-    """The devices behind `tpu:GENERATION:SHAPE` or `gpu:NAME`.
+    """The devices of `tpu:GENERATION:SHAPE` or `gpu:NAME`.
 
     To be called before this process first uses JAX: JAX itself computes on the CPU.
 

@@ -21,6 +21,6 @@ examples:
 
 
 def main(argv: Sequence[str]) -> int | None:
-    """Runs a subcommand with the arguments behind it; raises UserError when there is none of that name."""
+    """Runs a subcommand with the arguments after it; raises UserError when there is none of that name."""
     description = "Measures speed and prints a summary; --json=FILE keeps samples, versions, device and commit."
     return run_command(argv, "python -m shike_jax benchmark", description, COMMANDS, _EPILOG)

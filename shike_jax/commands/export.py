@@ -35,7 +35,7 @@ examples:
 --format=jax writes function.jax (serialised by jax.export for CPU, CUDA and TPU, any batch size), weights.npz,
 model.json (class names, preprocessing, versions) and load.py, a short example that needs jax, numpy and flatbuffers
 (which jax.export imports) only. JAX promises to read function.jax for six months after the release that wrote it;
---again=DIR makes it anew with the JAX that is installed, from the weights.npz and model.json beside it alone.
+--again=DIR makes it again with the JAX that is installed, from the weights.npz and model.json next to it alone.
 --format=savedmodel writes a TensorFlow SavedModel (any batch size; TensorFlow is needed) and model.json.
 Both take pixels, uint8 [N,S,S,3], and give probabilities [N,C] of the averaged experts and logits [M,N,C].
 """
@@ -129,7 +129,7 @@ def describe(classifier: Classifier) -> dict[str, Any]:
         "versions": versions(),
         "written": time.strftime("%Y-%m-%d", time.gmtime()),
         "lasts": "function.jax can be read for at least six months of newer releases of jax; "
-        "python -m shike_jax export --again=THIS_FOLDER makes it anew",
+        "python -m shike_jax export --again=THIS_FOLDER makes it again",
     }
 
 
@@ -204,7 +204,7 @@ def parser() -> Parser:
         help="a run's work directory, its weights/STAGE, or converted weights",
     )
     found.add_argument("--output", type=Path, metavar="DIR", help="folder to write; new or empty")
-    found.add_argument("--again", type=Path, metavar="DIR", help="an export whose function is made anew, in place")
+    found.add_argument("--again", type=Path, metavar="DIR", help="an export whose function is made again, in place")
     found.add_argument(
         "--head", default="", metavar="SET", help="representation or classifier; default: what the run trained last"
     )
@@ -219,7 +219,7 @@ def main(argv: Sequence[str]) -> None:
         if args.checkpoint or args.output:
             raise UserError(f"--again={args.again}: expected neither --checkpoint nor --output with it")
         before = export_again(args.again)
-        print(f"{args.again}: function.jax of jax {before} made anew with jax {jax.__version__}")
+        print(f"{args.again}: function.jax of jax {before} made again with jax {jax.__version__}")
         return
     if not args.checkpoint or not args.output:
         raise UserError("--checkpoint and --output are needed, or --again; see python -m shike_jax export --help")

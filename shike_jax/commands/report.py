@@ -1,4 +1,4 @@
-"""`python -m shike_jax report`: tables and figures from finished runs, beside the paper's numbers."""
+"""`python -m shike_jax report`: tables and figures from finished runs, next to the paper's numbers."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ Written: report.md, report.html (one file, pictures inside), figures/*.png, eval
 the folders counts; runs that differ in nothing but the seed are one row, in which each seed counts once. The figures of
 the experts, of the hardest negatives and of calibration need an evaluation of the lowest seed of each setting:
 RUN/evaluation.npz if it is there (python -m shike_jax evaluate --checkpoint=RUN --output=RUN/evaluation.npz), else
-computed where the run's weights and data are at hand; what is missing is said in the report.
+computed where the run's weights and data are available; what is missing is said in the report.
 """
 CURVES_AT_MOST = 8
 FAMILIES_AT_MOST = 4
@@ -60,7 +60,7 @@ class _Section:
             self.missing.append(f"{title}: {_reason(error)}")
 
     def family(self, groups: Sequence[Group], name: str) -> None:
-        """The figures of one family of runs: those of its main setting, and of its single network beside it."""
+        """The figures of one family of runs: those of its main setting, and of its single network next to it."""
         from shike_jax.report import figures
 
         main, single = main_group(groups), single_group(groups)
@@ -166,7 +166,7 @@ def write(
     Args:
       datasets: from `runs.by_dataset`.
       compute: evaluate runs that have no evaluation yet.
-      references: curves to draw beside those of runs of the same length.
+      references: curves to draw with those of runs of the same length.
       remarks: said at the top.
     """
     (output / "figures").mkdir(parents=True, exist_ok=True)
@@ -221,7 +221,7 @@ def main(argv: Sequence[str]) -> None:
         action="append",
         default=[],
         metavar="CSV",
-        help="a curve beside runs as long: seed, epoch, stage, train_loss, test_top1",
+        help="a curve drawn with runs as long: seed, epoch, stage, train_loss, test_top1",
     )
     args = parser.parse_args(argv)
     optional("matplotlib", "report")  # before the work: figures come last

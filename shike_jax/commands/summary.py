@@ -31,7 +31,7 @@ def main(argv: Sequence[str]) -> None:
     try:
         results = parse_json(path.read_text())
     except ValueError as error:
-        raise UserError(f"{path}: damaged ({error}); training again into this folder writes it anew") from None
+        raise UserError(f"{path}: damaged ({error}); training again into this folder writes it again") from None
     from shike_jax.report.figures import accuracy_by_count
     from shike_jax.report.tables import stage_table
 

@@ -13,9 +13,9 @@ from shike_jax.common.text import to_json
 
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """Yields a name beside `path` to write to; the file takes its place when the body succeeds.
+    """Yields a name next to `path` to write to; the file takes its place when the body succeeds.
 
-    The name keeps the suffix. When the body fails, `path` is as it was and nothing is left beside it.
+    The name keeps the suffix. When the body fails, `path` is as it was and nothing else is left.
     """
     partial = path.with_name(f".{os.getpid()}.{path.name}")
     try:

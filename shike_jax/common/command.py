@@ -1,4 +1,4 @@
-"""How the program ends: the exit status of a command, and one line for what a user can mend."""
+"""How the program ends: the exit status of a command, and one line for what a user can fix."""
 
 from __future__ import annotations
 

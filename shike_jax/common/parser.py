@@ -40,7 +40,7 @@ class Parser(argparse.ArgumentParser):
 def run_command(
     argv: Sequence[str], prog: str, description: str, commands: Mapping[str, tuple[str, str]], epilog: str
 ) -> int | None:
-    """Runs the subcommand that `argv` begins with, with the arguments behind it; prints the help page without one.
+    """Runs the subcommand that `argv` begins with, with the arguments after it; prints the help page without one.
 
     Args:
       argv: arguments without the program's name.

@@ -34,7 +34,7 @@ def given_path(value: Any, name: str) -> str:
 
 
 def is_image(name: str) -> bool:
-    """Whether a file name is that of an image. Names that begin with a dot are not: macOS leaves `._x.jpg` behind."""
+    """Whether a file name is that of an image. Names that begin with a dot are not: macOS leaves `._x.jpg` files."""
     return name.lower().endswith(EXTENSIONS) and not name.startswith(".")
 
 

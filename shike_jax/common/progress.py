@@ -14,8 +14,8 @@ from shike_jax.common.text import say
 EVERY = 30.0  # seconds between the lines of a log
 REFRESH = 0.25  # seconds between the pictures of a bar
 
-Beside = Callable[[], tuple[str, float]]  # what to say beside the count, and the seconds left; called when it is shown
-Update = Callable[..., None]  # (units done, beside=None); without `beside` the time left follows from the pace so far
+Remark = Callable[[], tuple[str, float]]  # what to say after the count, and the seconds left; called when it is shown
+Update = Callable[..., None]  # (units done, remark=None); without `remark` the time left follows from the pace so far
 
 
 def is_terminal(stream: TextIO) -> bool:
@@ -41,12 +41,12 @@ def lines(title: str, total: int, tell: Callable[[str], None]) -> Iterator[Updat
     """Says how far it is once in half a minute, and nothing of work that is done before."""
     said = began = time.monotonic()
 
-    def update(done: int, beside: Beside | None = None) -> None:
+    def update(done: int, remark: Remark | None = None) -> None:
         nonlocal said
         now = time.monotonic()
         if now - said >= EVERY and done < total:
             said = now
-            note, left = beside() if beside else ("", _left(now - began, done, total))
+            note, left = remark() if remark else ("", _left(now - began, done, total))
             tell(f"{title}: {done:,} of {total:,}{note and ', '}{note}, {clock(left)} left")
 
     yield update
@@ -76,12 +76,12 @@ def bar(title: str, total: int, stream: TextIO) -> Iterator[Update]:
     task = progress.add_task(title, total=total, count="", note="", left="")
     began, drawn = time.monotonic(), 0.0
 
-    def update(done: int, beside: Beside | None = None) -> None:
+    def update(done: int, remark: Remark | None = None) -> None:
         nonlocal drawn
         now = time.monotonic()
         if now - drawn >= REFRESH:
             drawn = now
-            note, left = beside() if beside else ("", _left(now - began, done, total))
+            note, left = remark() if remark else ("", _left(now - began, done, total))
             progress.update(task, completed=done, count=f"{done:,}/{total:,}", note=note, left=clock(left))
             progress.start()
             progress.refresh()
@@ -97,7 +97,7 @@ def _left(seconds: float, done: int, total: int) -> float:
     return seconds * (total - done) / max(done, 1)
 
 
-def unseen(done: int, beside: Beside | None = None) -> None:
+def unseen(done: int, remark: Remark | None = None) -> None:
     """An `Update` that shows nothing."""
 
 

@@ -1,4 +1,4 @@
-"""Stages and settings that several configuration files share, and the arguments behind a file's colon."""
+"""Stages and settings that several configuration files share, and the arguments after a file's colon."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ def fine_tuning(config: ConfigDict, weights: str, frozen: bool) -> None:
 
 
 def parse_arguments(text: str | None, presets: Sequence[str] = (), **defaults: Any) -> dict[str, Any]:
-    """Reads the argument behind a config file's colon: `official,imbalance_factor=100`.
+    """Reads the argument after a config file's colon: `official,imbalance_factor=100`.
 
     Args:
       text: comma-separated; a bare word is the preset, the rest `name=value`. A value with a comma stands in quotes,

@@ -69,7 +69,7 @@ _AUTHORS_CIFAR = Family(_AUTHORS, "classifiers.0.weight", 1, 32, 32, colours.CIF
 _IMAGENET = Family(_TORCHVISION, "fc.weight", 0, 224, 256, colours.IMAGENET_MEAN, colours.IMAGENET_STD)
 _PLAIN = {"depths": (1,), "fusion": False, "head": "linear"}
 
-# timm's ResNets of the same names have the same tensors, those with a `d` behind the number have not.
+# timm's ResNets of the same names have the same tensors, those with a `d` after the number have not.
 TORCHVISION = ("resnet18", "resnet34", "resnet50", "resnext50_32x4d", "resnet152")
 
 # name: its family and what differs from `models.DEFAULTS`

@@ -223,7 +223,7 @@ class _Unpickler(pickle.Unpickler):
         if self._storage_of is None or not isinstance(pid, tuple) or len(pid) < 5 or pid[0] != "storage":
             raise UserError("the pickle refers to something that is not a storage")
         if len(pid) > 5 and pid[5] is not None:
-            raise UserError("the pickle holds views of storages, as PyTorch before 0.4 wrote them; save it anew")
+            raise UserError("the pickle holds views of storages, as PyTorch before 0.4 wrote them; save it again")
         return self._storage_of(str(pid[2]), pid[1], pid[4])
 
 

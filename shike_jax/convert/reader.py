@@ -21,7 +21,7 @@ SUFFIXES = (".npz", ".safetensors", *_PICKLED)  # in upper case too
 _RAW = ("state_dict", "model", "model_state", "model_state_dict", "net", "network", "student")
 _AVERAGED = ("model_ema", "state_dict_ema", "ema", "ema_state_dict", "teacher")
 KINDS = ("averaged", "raw")
-_SPLIT_PREFIX = "state_dict_"  # decoupled trainers store `state_dict_model` beside `state_dict_classifier`
+_SPLIT_PREFIX = "state_dict_"  # decoupled trainers store `state_dict_model` next to `state_dict_classifier`
 _WRAPPERS = ("module.", "_orig_mod.")  # of parallel and of compiled networks, on any name
 # Parts of a larger module that are the network itself; what lies next to them (heads, momentum encoders) is left out.
 _ENCODERS = ("backbone.", "encoder_q.", "base_encoder.", "model.", "network.")

@@ -21,7 +21,7 @@ from shike_jax.data.views import host_augment
 from shike_jax.errors import UserError
 
 Batch = dict[str, Any]
-CHUNK = 8  # images of one task: keeps the threads' bookkeeping small beside the decoding
+CHUNK = 8  # images of one task: keeps the threads' bookkeeping small compared with the decoding
 
 
 class HostPipeline:
@@ -39,7 +39,7 @@ class HostPipeline:
           ahead: batches prepared before they are asked for.
 
         Raises:
-          UserError: the source has no image files behind it.
+          UserError: the source has no image files.
         """
         if source.read is None:
             raise UserError(f"{source.split.name}: there are no image files to read (is config.data.root empty?)")

@@ -1,4 +1,4 @@
-"""Published list files, one `path label` a line (plain or gzip), with an image folder beside them."""
+"""Published list files, one `path label` a line (plain or gzip), with an image folder with them."""
 
 from __future__ import annotations
 

@@ -17,7 +17,7 @@ from shike_jax.errors import UserError
 
 
 def find(paths: Sequence[str]) -> list[str]:
-    """Returns the image files behind paths, in order: a folder gives all below it by name, a .txt its lines.
+    """Returns the image files that paths name, in order: a folder gives all below it by name, a .txt its lines.
 
     Lines of a list are paths relative to the list's folder, else to the current one; empty lines and `#` lines are
     passed over. Listed or named files may be missing: reading them will say so.
@@ -55,9 +55,9 @@ def _listed(path: Path) -> list[str]:
         lines = [line.strip() for line in lines_of(path.read_text(encoding="utf-8-sig"))]
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"--images={path}: cannot be read as a list of paths ({error})") from None
-    beside = {line: path.parent / line for line in lines if line and not line.startswith("#")}
+    found = {line: path.parent / line for line in lines if line and not line.startswith("#")}
     # `os.path.exists` answers False to what can be no path (too long, a NUL); reading such a line says why.
-    return [str(file) if os.path.exists(file) else line for line, file in beside.items()]
+    return [str(file) if os.path.exists(file) else line for line, file in found.items()]
 
 
 def read_array(path: str) -> np.ndarray:

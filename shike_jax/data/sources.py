@@ -31,7 +31,7 @@ def load(data: ConfigDict) -> Source:
     """Loads the source that `config.data` names.
 
     Raises:
-      UserError: anything a user can mend: missing folders, broken lists, an impossible imbalance factor.
+      UserError: anything a user can fix: missing folders, broken lists, an impossible imbalance factor.
     """
     if data.source not in _LOADERS:
         raise UserError(f"config.data.source={data.source!r}: expected one of {', '.join(_LOADERS)}")

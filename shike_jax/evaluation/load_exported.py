@@ -3,7 +3,7 @@
     python load.py photo.jpg other.png       the best classes of pictures
     python load.py images.npy output.npz     uint8 [N,S,S,3] to probabilities [N,C] and logits [M,N,C]
 
-`shike_jax.commands.export` puts this file, as load.py, beside the function that it loads; change it as you like.
+`shike_jax.commands.export` puts this file, as load.py, next to the function that it loads; change it as you like.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class Exported:
             written = self.meta.get("versions", {}).get("jax", "an unknown version")
             raise RuntimeError(
                 f"{folder / 'function.jax'} was written by jax {written} and cannot be read by jax {jax.__version__}: "
-                f"install an older jax, or make it anew: python -m shike_jax export --again={folder}"
+                f"install an older jax, or make it again: python -m shike_jax export --again={folder}"
             ) from error
         with np.load(folder / "weights.npz") as arrays:
             self._weights = jax.device_put(dict(arrays))

@@ -93,7 +93,7 @@ def scores(
     Args:
       test: what is scored.
       adjust: name of the adjustment.
-      tau: its strength; chosen anew on `tune` where that is given.
+      tau: its strength; chosen again on `tune` where that is given.
       prior: [C], shares of the classes in the images to classify.
       class_counts: [C] training images.
       heads_params: of this set of classifiers, for tau-normalisation.

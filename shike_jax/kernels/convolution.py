@@ -26,7 +26,7 @@ from shike_jax.kernels import winograd
 Array = jax.Array
 NHWC = ("NHWC", "HWIO", "NHWC")
 # How the weight gradient is computed on a CPU (all measured).
-PART_BYTES = 300_000  # of the gradient behind the convolution, at most; two threads may share a second-level cache
+PART_BYTES = 300_000  # of the gradient after the convolution, at most; two threads may share a second-level cache
 MANY_CHANNELS = 256  # from here on, on both sides, matrix products are faster
 # Winograd's form is taken from here on. With fewer channels nothing was gained in a step (measured).
 WINOGRAD_CHANNELS = 32

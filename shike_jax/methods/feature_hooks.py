@@ -24,7 +24,7 @@ class HookInputs:
 
     Attributes:
       maps: float [B,h,w,K] of each expert.
-      partner: the same of the images that a sampler of pairs has drawn beside them; None without such a sampler.
+      partner: the same of the images that a sampler of pairs has drawn with them; None without such a sampler.
       key: PRNG key of the step, the same on all devices.
       strength: the value of the hook's field.
     """

@@ -101,7 +101,7 @@ class Registry(Generic[Function]):
 
         def add(function: Function) -> Function:
             known = self._entries.get(name)
-            # A configuration file is executed anew each time it is read: the same file may replace its own function.
+            # A configuration file is executed again each time it is read: the same file may replace its own function.
             if known is not None and _origin(known.function) != _origin(function):
                 raise ValueError(f"{self.kind} {name!r} is registered already, by {_origin(known.function)}")
             self._check_names(name, parameters or {})

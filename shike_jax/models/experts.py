@@ -133,7 +133,7 @@ class ExpertNetwork(nn.Module):
       classes: C.
       head, head_scale: `cosine` with its scale, or `linear`.
       second_head: what the second set of classifiers is: `fresh` or `scaled`.
-      last_relu: ReLU behind the last alignment convolution too.
+      last_relu: ReLU after the last alignment convolution too.
       dtype: compute dtype.
       axis_name: pmapped axis over which BN statistics are summed; None for a single device or per-device statistics.
     """
@@ -170,7 +170,7 @@ class ExpertNetwork(nn.Module):
           mask: float [B], 1 for real examples; None when all are.
 
         Returns:
-          `shared`: list of [B,H,W,C] behind each shared stage; `deep`, `aligned` (with fusion), `fused`: lists over
+          `shared`: list of [B,H,W,C] after each shared stage; `deep`, `aligned` (with fusion), `fused`: lists over
           experts of [B,h,w,F].
         """
         mode = Mode(train_trunk, mask, self.axis_name, self.dtype)

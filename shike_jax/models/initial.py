@@ -49,7 +49,7 @@ def _from_minus_one_to_one(key: Array, shape: tuple[int, ...], dtype: Any) -> Ar
 def _drawn(sample: Callable[..., Array], key: Array, shape: tuple[int, ...], dtype: Any) -> Array:
     """What `sample(key, shape, dtype)` gives, as the beginning of a longer draw.
 
-    JAX compiles the generator anew for every shape, which took most of the time in which a network was initialised. The
+    JAX compiles the generator for every shape, which took most of the time in which a network was initialised. The
     n-th number of a draw depends on the key and on n alone (JAX's partitionable Threefry), so arrays of many shapes can
     come from draws of one length.
     """

@@ -38,7 +38,7 @@ class Conv(nn.Module):
         return convolve(x.astype(self.dtype), kernel.astype(self.dtype), self.stride, self.groups)
 
 
-MOMENTS = "moments"  # sums behind the batch statistics, for whoever estimates them over several batches
+MOMENTS = "moments"  # sums that batch statistics are made of, for whoever estimates them over several batches
 
 
 class BatchNorm(nn.Module):
@@ -84,7 +84,7 @@ class BatchNorm(nn.Module):
         return (x_full * factor + shift).astype(x.dtype)
 
     def _moments(self, x: Array, mask: Array | None) -> tuple[Array, Array, Array]:
-        """Mean and biased variance [C] over batch, height and width, and the number of values behind them."""
+        """Mean and biased variance [C] over batch, height and width, and the number of values they are of."""
         area = x.shape[1] * x.shape[2]
         # One pass over the data: both sums fuse into one reduction, and the mask multiplies one number per example and
         # channel (multiplying every value costs a tenth of a step on the CPU). Sums are not centred: float32 is enough

@@ -21,7 +21,7 @@ class Backbone:
 
     Attributes:
       blocks: residual blocks per stage.
-      width: channels of the stem; stage s has width * 2^(s-1) (times 4 behind a bottleneck).
+      width: channels of the stem; stage s has width * 2^(s-1) (times 4 after a bottleneck).
       bottleneck: 1x1, 3x3 (carrying the stride: v1.5), 1x1 blocks instead of two 3x3.
       groups, group_width: of the bottleneck's 3x3 convolution (ResNeXt 32x4d: 32 and 4).
       imagenet_stem: 7x7 stride 2 and max-pool instead of one 3x3.
@@ -37,7 +37,7 @@ class Backbone:
     shortcut: str = "B"
 
     def channels(self, stage: int) -> int:
-        """Channels of the features behind stage 1, 2, ..."""
+        """Channels of the features after stage 1, 2, ..."""
         return self.width * 2 ** (stage - 1) * (4 if self.bottleneck else 1)
 
 
@@ -148,7 +148,7 @@ class Trunk(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array, mode: Mode) -> list[Array]:
-        """Returns the features f_1, ..., f_S behind each shared stage for images [B,H,W,3]."""
+        """Returns the features f_1, ..., f_S after each shared stage for images [B,H,W,3]."""
         if self.spec.imagenet_stem:
             x = nn.relu(conv_bn(FIRST, x, mode, self.spec.width, 7, 2))
             x = max_pool(x)

@@ -24,7 +24,7 @@ def accuracy_by_count(results: Mapping[str, Any], path: Path) -> Path:
     """Test accuracy against the number of training images, per expert and for the ensemble.
 
     Up to 20 classes each class is a point; beyond, classes are averaged in twelve bins of neighbouring counts and the
-    ensemble's single classes lie behind them as dots.
+    ensemble's single classes lie under them as dots.
 
     Args:
       results: of a run, with `per_class`, `experts_per_class` and `split.class_counts`.

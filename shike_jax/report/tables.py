@@ -1,4 +1,4 @@
-"""Tables of a report: measured results beside the published ones."""
+"""Tables of a report: measured results next to the published ones."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def results_table(dataset: str, groups: Sequence[Group]) -> Table:
     known = [r for r in paper.REFERENCES if r.dataset == dataset]
     backbones = {group.first.config["model"]["backbone"] for group in groups}
     known = [r for r in known if not r.backbone or r.backbone in backbones]
-    # Published context belongs to the paper's table; the other system's rows only beside its runs.
+    # Published context belongs to the paper's table; the other system's rows only next to its runs.
     known = [r for r in known if r.method != "h2t" or "h2t" in methods]
     rows = [
         (_source(r), _epochs(r.epochs), "", *(_number(getattr(r, key, None)) for key in columns))

@@ -1,4 +1,4 @@
-"""The model card `card.md` beside every finished run: what the model is, how good, on what data, for what use."""
+"""The model card `card.md` of every finished run: what the model is, how good, on what data, for what use."""
 
 from __future__ import annotations
 

@@ -97,9 +97,9 @@ class Checkpoints:
 
     @functools.cached_property
     def _manager(self) -> ocp.CheckpointManager:
-        """The Orbax manager, opened at first use (it deletes what an interrupted save left behind)."""
+        """The Orbax manager, opened at first use (it deletes what an interrupted save left)."""
         self.root.mkdir(parents=True, exist_ok=True)
-        # Not asynchronous by itself: the manifest belongs behind it, in the same background thread.
+        # Not asynchronous by itself: the manifest comes after it, in the same background thread.
         options = ocp.CheckpointManagerOptions(
             max_to_keep=self._keep, create=False, enable_async_checkpointing=False, multiprocessing_options=_alone()
         )
@@ -235,7 +235,7 @@ def load_weights(directory: Any) -> tuple[PyTree, Meta]:
     path = _absolute(directory)
     if not path.exists():
         raise UserError(f"checkpoint {directory}: no such folder")
-    if (path / "weights" / "variables").is_dir():  # results that were given away: one set of weights beside them
+    if (path / "weights" / "variables").is_dir():  # results that were given away: one set of weights next to them
         path = path / "weights"
     if (path / "weights").is_dir():
         stages = [(p, _read(p, "variables")) for p in (path / "weights").iterdir() if not _temporary(p)]

@@ -94,9 +94,9 @@ class RunLog:
             return
         with progress.lines(title, total, self._keep) as write, progress.bar(title, total, sys.stdout) as draw:
 
-            def update(done: int, beside: progress.Beside | None = None) -> None:
-                write(done, beside)
-                draw(done, beside)
+            def update(done: int, remark: progress.Remark | None = None) -> None:
+                write(done, remark)
+                draw(done, remark)
 
             yield update
 

@@ -1,4 +1,4 @@
-"""The variables that a stage is judged by and hands over: the last ones, or averaged ones with BN estimated anew.
+"""The variables that a stage is judged by and hands over: the last ones, or averaged ones with BN estimated again.
 
 Averaged weights have no BN statistics of their own: the running ones belong to the weights of the last steps. So one
 pass over the training images estimates them before anything is evaluated, saved as weights or handed over (stochastic
@@ -67,7 +67,7 @@ def make_estimate(
     views: int | None = None,
     meter: Callable[[str, int], AbstractContextManager[Update]] = hidden,
 ) -> Callable[[PyTree], PyTree]:
-    """Returns a function of replicated variables to BN statistics estimated anew, replicated.
+    """Returns a function of replicated variables to BN statistics estimated again, replicated.
 
     Args:
       feed, plan: of the images, each of which should come once.

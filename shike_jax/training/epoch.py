@@ -65,7 +65,7 @@ def fit_epoch(
     running, examples = None, 0
     inputs_of_calls = Waiting(_calls_of_all(runs, stages, step))
 
-    def beside() -> tuple[str, float]:
+    def remark() -> tuple[str, float]:
         seconds = max(time.monotonic() - began - (CompileTime.total - compiled), 1e-9)
         wait, speed = 100 * inputs_of_calls.seconds / seconds, examples / seconds
         loss = sums[0].finished_loss()
@@ -85,7 +85,7 @@ def fit_epoch(
             running = new
             if run.profile.after(stage.steps_before + step, new):
                 run.log.line(f"profile: {run.workdir / 'profile'}")
-            update(step - epoch * stage.steps_per_epoch, beside)
+            update(step - epoch * stage.steps_per_epoch, remark)
             if passed(step, done, run.config.train.log_every_steps):
                 for one, own in zip(runs, sums, strict=True):
                     one.log.scalars(stage.steps_before + step, own.recent(), stage=stage.name, epoch=epoch)
@@ -170,7 +170,7 @@ def steps_per_call(config: ConfigDict, can_hold_several: bool, steps_per_epoch: 
 
 
 def _wait(new: PyTree, running: PyTree) -> None:
-    """Lets one call wait behind the running one: more would only delay the answer to a request to stop.
+    """Lets one call wait for the running one: more would only delay the answer to a request to stop.
 
     On several CPU devices not even one: calls in flight can starve each other's all-reduces of threads.
     """

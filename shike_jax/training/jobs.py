@@ -36,7 +36,7 @@ class Job:
         return [sys.executable, "-m", "shike_jax", "train", *self.arguments]
 
     def results(self) -> dict | None:
-        """What the run found, when it is finished; None also where the file is damaged: the run writes it anew."""
+        """What the run found, when it is finished; None also where the file is damaged: the run writes it again."""
         path = self.workdir / "results.json"
         try:
             return json.loads(path.read_text()) if path.exists() else None

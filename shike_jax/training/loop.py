@@ -3,8 +3,8 @@
 `config.seeds` trains several seeds in one program. A network as small as CIFAR's fills a small part of an accelerator,
 whose kernels are shorter than their launches: several of them in one program take little longer than one. Each seed is
 a run with its own work directory, checkpoints, logs and results, equal to what it would be alone; only the training
-step is shared. Runs that stand at different steps (some were stopped later than others) train in turn, those furthest
-behind first. A run alone is a list of one.
+step is shared. Runs that stand at different steps (some were stopped later than others) train in turn, the one with
+the fewest steps first. A run alone is a list of one.
 """
 
 from __future__ import annotations
@@ -221,7 +221,7 @@ def _close(log: RunLog) -> None:
 
 
 def _train(members: list[Member], results: dict[Path, dict[str, Any]]) -> None:
-    """Trains runs to their ends, an epoch of those furthest behind at a time; adds their results by work directory."""
+    """Trains runs to their ends, an epoch of the slowest ones at a time; adds their results by work directory."""
     compiled: dict[Any, Any] = {}
     while members:
         position = min(member.position for member in members)

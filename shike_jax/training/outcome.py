@@ -1,4 +1,4 @@
-"""What a run leaves behind: the position in a checkpoint, the weights of each stage, results.json."""
+"""What a run leaves: the position in a checkpoint, the weights of each stage, results.json."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from shike_jax.training.state import TrainState
 
 PyTree = Any
 PER_CLASS = ("per_class", "experts_per_class")
-KEPT = ("experts", "examples", *PER_CLASS)  # of an evaluation, beside the registered scores
+KEPT = ("experts", "examples", *PER_CLASS)  # of an evaluation, in addition to the registered scores
 
 
 def share_bad_images(run: Run) -> None:
@@ -37,7 +37,7 @@ def share_bad_images(run: Run) -> None:
 
 
 def position(run: Run, stage: Stage, step: int) -> dict[str, Any]:
-    """What a checkpoint remembers beside the state: where the run stands, on which data, and what has happened."""
+    """What a checkpoint remembers besides the state: where the run stands, on which data, and what has happened."""
     return {
         "stage": stage.name,
         "stage_index": stage.index,

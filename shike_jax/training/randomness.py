@@ -31,7 +31,7 @@ def order_key(stage: Array) -> Array:
 
 
 def reestimation_key(stage: Array) -> Array:
-    """The key of the pass over the images on which a stage's BN statistics are estimated anew."""
+    """The key of the pass over the images on which a stage's BN statistics are estimated again."""
     return jax.random.fold_in(stage, REESTIMATION)
 
 

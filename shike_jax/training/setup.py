@@ -118,7 +118,7 @@ def prepare(config: ConfigDict, workdir: Path, log: RunLog) -> tuple[Run, Stage,
       The run, the stage that it stands in, and that stage's state on the host.
 
     Raises:
-      UserError: anything a user can mend in the data, the configuration or the work directory.
+      UserError: anything a user can fix in the data, the configuration or the work directory.
     """
     source = _load_source(config, log)
     checkpoints = Checkpoints(str(workdir), config.train.keep_checkpoints)

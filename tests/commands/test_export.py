@@ -165,7 +165,7 @@ def test_an_export_is_made_anew_from_its_own_files(tmp_path, capsys):
         exported.Exported(copy)
     (copy / "load.py").write_text("# changed by its owner")
     export.main([f"--again={copy}"])
-    assert f"made anew with jax {jax.__version__}" in capsys.readouterr().out
+    assert f"made again with jax {jax.__version__}" in capsys.readouterr().out
     expected = expected_of_older()
     again = exported.Exported(copy)
     np.testing.assert_allclose(again(expected["images"])["probabilities"], expected["probabilities"], atol=1e-5)

@@ -86,7 +86,7 @@ class Trunk(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array) -> list[Array]:
-        """Features behind each shared stage."""
+        """Features after each shared stage."""
         large = self.spec.imagenet_stem
         size, stride = (7, 2) if large else (3, 1)
         x = nn.relu(conv_norm(("conv1", "bn1"), x, self.spec.width, size, stride, 1, self.dtype))
