@@ -46,10 +46,10 @@ def test_the_users_choice_wins(arguments, variables, expected):
 
 MAIN = """
 import sys, jax
-from shike_jax import main
+from shike_jax.commands import train
 from shike_jax.training import loop
 loop.train = lambda config, *_: print("devices:", jax.device_count(), config.train.cpu_devices)
-main.main(sys.argv[1:])
+train.main(sys.argv[1:])
 """
 
 
