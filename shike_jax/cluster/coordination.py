@@ -1,4 +1,4 @@
-"""What is used of JAX without a public name: the coordination service, and the names of compilation events.
+"""What is used of JAX without a public name: the detection of a job, its coordination service, compilation events.
 
 One place, so that a new version of JAX has one place to break; tests/cluster/test_coordination.py checks it all.
 """
@@ -9,10 +9,22 @@ import itertools
 from typing import Any
 
 import jax
-from jax._src import distributed
+from jax._src import clusters, distributed
 
 _COMPILE_EVENTS = "/jax/core/compile/"
 _barriers = itertools.count()
+
+
+def detected_processes() -> int | None:
+    """Processes of the job that JAX finds around this one; None where it finds none.
+
+    JAX knows Cloud TPU VMs (by their metadata server), GKE, slices of a multislice job, SLURM, Open MPI and Kubernetes.
+    Reading a job's description may fail in as many ways, with exceptions of any kind.
+    """
+    for kind in clusters.ClusterEnv._cluster_types:
+        if not kind.opt_in_only_method and kind.is_env_present():
+            return int(kind.get_process_count())
+    return None
 
 
 def client() -> Any:

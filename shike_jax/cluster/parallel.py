@@ -201,31 +201,46 @@ def split_batch(batch: PyTree, per_process: bool = False) -> PyTree:
     return jax.tree.map(take, batch)
 
 
-def start_distributed(coordinator: str | None, processes: int | None, index: int | None, peer_timeout: float) -> None:
+JOINING = ("auto", "on", "off")
+# What launchers tell each of the processes that they start: their number.
+_STARTED = {"SLURM_STEP_NUM_TASKS": "SLURM", "OMPI_COMM_WORLD_SIZE": "Open MPI", "PMI_SIZE": "MPI"}
+
+
+def start_distributed(
+    coordinator: str | None, processes: int | None, index: int | None, peer_timeout: float, joining: str = "auto"
+) -> None:
     """Joins a multi-process job when there is one; call before anything touches a device.
 
-    Explicit arguments (or JAX's own JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES, JAX_PROCESS_ID) win. Without them, a
-    SLURM step of several tasks or a Cloud TPU pod is recognised by JAX itself.
+    Explicit arguments (or JAX's own JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES, JAX_PROCESS_ID) win. Without them,
+    JAX's own detection finds the job (`coordination.detected_processes`).
 
     Args:
       coordinator: HOST:PORT of process 0.
       processes: number of processes of the job.
       index: number of this process.
       peer_timeout: seconds of silence after which a process counts as lost (see `peers`).
+      joining: `auto`: where there are several processes; `on`: in any case; `off`: never.
 
     Raises:
-      UserError: the job's processes did not come together.
+      UserError: the job's processes did not come together, there is none to join, or several were started that JAX does
+        not recognise as one job.
     """
     coordinator = coordinator or os.environ.get("JAX_COORDINATOR_ADDRESS")
     processes = processes if processes is not None else _int_variable("JAX_NUM_PROCESSES")
     index = index if index is not None else _int_variable("JAX_PROCESS_ID")
-    managed = int(os.environ.get("SLURM_NTASKS", "1")) > 1 and "SLURM_STEP_NODELIST" in os.environ
-    managed = managed or len([h for h in os.environ.get("TPU_WORKER_HOSTNAMES", "").split(",") if h]) > 1
-    if not managed and not coordinator:
+    if joining == "off":
+        if coordinator:
+            raise UserError(f"--distributed=off with the coordinator {coordinator}: expected one of them")
+        return
+    if not coordinator:
         if (processes or 1) > 1 or index:
             given = f"--processes={processes}, --process={index}"
             raise UserError(f"{given} (or their environment variables): expected --coordinator=HOST:PORT with them")
-        return
+        found = _detected()
+        if found is None and joining == "on":
+            raise UserError("--distributed=on: JAX finds no job around this process; expected --coordinator=HOST:PORT")
+        if (found or 1) == 1 and joining == "auto":
+            return
     # Gloo carries collectives between CPU processes; other platforms ignore the setting.
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
     try:
@@ -237,6 +252,24 @@ def start_distributed(coordinator: str | None, processes: int | None, index: int
     except (RuntimeError, ValueError) as error:
         where = coordinator or "(from the environment)"
         raise UserError(f"process {index} of {processes} could not join coordinator {where}: {error}") from error
+
+
+def _detected() -> int | None:
+    """Processes of the job around this one; None where there is none."""
+    alone = "--distributed=off lets each process run alone"
+    try:
+        found = coordination.detected_processes()
+    except Exception as error:  # of a metadata server that does not answer, of variables that are missing, ...
+        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        raise UserError(f"the job around this process could not be read ({reason}); {alone}") from error
+    for name, launcher in _STARTED.items():
+        started = _int_variable(name) or 1
+        if found is None and started > 1:
+            raise UserError(
+                f"{launcher} started {started} processes ({name}), which JAX does not recognise as one job: expected "
+                f"--coordinator=HOST:PORT, --processes and --process; {alone}"
+            )
+    return found
 
 
 def describe() -> str:

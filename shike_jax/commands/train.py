@@ -25,7 +25,8 @@ examples:
 The same command started again continues where the run was stopped; a finished run is left as it is. On SIGTERM the run
 is saved when the running call ends (one step on a CPU, by default an epoch on accelerators), and the exit status is 75,
 as it is where a checkpoint cannot be read for now; 76 says that another process of the job was lost. Several processes:
-give each --coordinator, --processes and --process, or start them under SLURM or on a TPU pod, where they are found.
+give each --coordinator, --processes and --process, or start them where JAX finds them: on Cloud TPU VMs, GKE, SLURM,
+Open MPI.
 """
 
 
@@ -53,6 +54,8 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     about = "list the fields that --config.FIELD=VALUE sets (those whose description holds WORD) and exit"
     parser.add_argument("--fields", nargs="?", const="", metavar="WORD", action=_ListFields, help=about)
     parser.add_argument("--workdir", type=Path, help="directory of the run; created, or continued")
+    about = "join the job that JAX finds around this process: auto (where it has several processes), on or off"
+    parser.add_argument("--distributed", choices=("auto", "on", "off"), default="auto", help=about)
     parser.add_argument("--coordinator", metavar="HOST:PORT", help="address of process 0 of a multi-process job")
     parser.add_argument("--processes", type=int, help="number of processes of the job")
     parser.add_argument("--process", type=int, help="number of this process, from 0")
@@ -79,7 +82,7 @@ def main(argv: Sequence[str]) -> int:
 
     from shike_jax.cluster.parallel import start_distributed
 
-    start_distributed(args.coordinator, args.processes, args.process, config.train.peer_timeout)
+    start_distributed(args.coordinator, args.processes, args.process, config.train.peer_timeout, args.distributed)
 
     from shike_jax.cluster import cpu, peers
     from shike_jax.training import loop
