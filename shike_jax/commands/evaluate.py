@@ -26,6 +26,7 @@ examples:
   python -m shike_jax evaluate --checkpoint=weights/converted --config=configs/folder_lt.py:root=photos --logits \\
       --output=logits.npz
 
+  python -m shike_jax evaluate --checkpoint=runs/if100 --config.eval.mirror=True
   python -m shike_jax evaluate --checkpoint=runs/ce --adjust=tau_norm --tau=0.7
   python -m shike_jax evaluate --checkpoint=runs/if100 --prior=train --tune
 
@@ -62,6 +63,8 @@ def describe(summary: dict[str, Any]) -> str:
         for m, (top1, division) in enumerate(zip(found["experts"], found["experts_divisions"], strict=True)):
             alone = {"top1": top1, **division}
             rows.append([f"  expert {m + 1} alone", *(_cell(alone.get(key)) for key in columns)])
+        if mirrored := found.get("mirrored"):
+            rows.append(["  with mirror images", *(_cell(mirrored[key]) for key in columns)])
     lines += [*aligned(rows), *_not_finite(summary), *_earlier_heads(summary), ""]
     rows = [["percent", "pairs differ", "unanimous", "any right", "all right", "none right", "p(hardest wrong) > 0.5"]]
     for name, found in heads.items():

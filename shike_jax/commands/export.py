@@ -116,6 +116,7 @@ def describe(classifier: Classifier) -> dict[str, Any]:
         "class_names": list(classifier.class_names),
         "experts": len(classifier.network.depths),
         "heads": classifier.heads,
+        "mirror": classifier.mirror,
         "input": f"uint8 [N,{size},{size},3], RGB; values are scaled and normalised inside",
         "outputs": {"probabilities": "[N,C], softmax of the experts' mean logits", "logits": "[M,N,C]"},
         "image_size": size,
@@ -208,6 +209,8 @@ def parser() -> Parser:
     found.add_argument(
         "--head", default="", metavar="SET", help="representation or classifier; default: what the run trained last"
     )
+    about = "average the logits of each image and its mirror image; for networks trained with flips"
+    found.add_argument("--mirror", action="store_true", help=about)
     found.add_argument("--format", default="jax", choices=tuple(WRITERS), help="default: jax")
     return found
 
@@ -223,6 +226,6 @@ def main(argv: Sequence[str]) -> None:
         return
     if not args.checkpoint or not args.output:
         raise UserError("--checkpoint and --output are needed, or --again; see python -m shike_jax export --help")
-    export(load(args.checkpoint, args.head), args.output, args.format)
+    export(load(args.checkpoint, args.head, mirror=args.mirror), args.output, args.format)
     size = sum(file.stat().st_size for file in args.output.rglob("*") if file.is_file())
     print(f"{args.output}: {', '.join(sorted(p.name for p in args.output.iterdir()))} ({size / 1e6:.1f} MB)")

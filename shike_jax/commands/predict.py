@@ -221,6 +221,8 @@ def parser() -> Parser:
     )
     found.add_argument("--top_k", type=int, default=5, metavar="K", help="classes listed per image (default 5)")
     found.add_argument("--batch_size", type=int, default=64, metavar="B", help="images at once (default 64)")
+    about = "average the logits of each image and its mirror image; for networks trained with flips"
+    found.add_argument("--mirror", action="store_true", help=about)
     found.add_argument("--per_expert", action="store_true", help="each expert's own prediction too")
     return found
 
@@ -234,7 +236,7 @@ def main(argv: Sequence[str]) -> int:
     kind = Path(args.output).suffix.lower() if args.output else ""
     if kind not in ("", ".csv", ".npz") or (args.output and not kind):
         raise UserError(f"--output={args.output}: expected a name ending in .csv or .npz")
-    classifier = load(args.checkpoint, args.head)
+    classifier = load(args.checkpoint, args.head, mirror=args.mirror)
     names, images = classifier.class_names, args.images + args.more
     top_k = min(args.top_k, len(names))
     if not args.output:

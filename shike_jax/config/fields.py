@@ -208,6 +208,9 @@ FIELDS: dict[str, Field] = {
         60, "without a sign of life after which a multi-process run stops", "seconds", low=1, high=86_400, free=True
     ),
     "eval.batch_size": Field(500, "images at once", low=1, high=2**20, free=True),
+    "eval.mirror": Field(
+        False, "evaluate: also score the mean of each image's and its mirror image's logits; twice the work", free=True
+    ),
 }
 
 # Of each stage, `config.stages.NAME`: representation learning with cross-entropy. `loss` comes from the registry.

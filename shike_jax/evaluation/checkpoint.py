@@ -23,7 +23,7 @@ from shike_jax.data.feeds import make_feeds
 from shike_jax.data.held_out import evaluated_part
 from shike_jax.errors import UserError
 from shike_jax.evaluation import metrics, post_hoc
-from shike_jax.evaluation.classifier import HEAD_SETS, Classifier
+from shike_jax.evaluation.classifier import HEAD_SETS, Classifier, check_mirror
 from shike_jax.evaluation.evaluator import Arrays, Evaluator
 from shike_jax.methods.scores import describe_scores
 from shike_jax.storage.checkpoints import load_weights
@@ -50,7 +50,8 @@ def evaluate(
       keep_logits: return them too.
 
     Returns:
-      The summary: `checkpoint` facts, `data`, `heads` {set: `metrics.analyse`} and `scores`, what these mean.
+      The summary: `checkpoint` facts, `data`, `heads` {set: `metrics.analyse`} and `scores`, what these mean. With
+      `config.eval.mirror` each set also has `mirrored`: the scores of an image's and its mirror image's mean logits.
       {set: per-example arrays} and, under "", `label` [N] of the examples that could be read.
 
     Raises:
@@ -61,9 +62,19 @@ def evaluate(
     if part not in split.parts or not len(split.parts[part]):
         raise UserError(f"--part={part}: expected one of {', '.join(k for k, v in split.parts.items() if len(v))}")
     feed, examples = make_feeds(source, config)[part], len(split.parts[part])
-    evaluator = Evaluator(classifier.network, feed, examples, config.eval.batch_size, classifier.mean, classifier.std)
-    with meter(f"{split.name}, {part}", evaluator.batches, sys.stderr) as update:
-        found = evaluator(parallel.replicate(classifier.variables), heads, keep_logits, update)
+    variables = parallel.replicate(classifier.variables)
+
+    def predictions(keep_logits: bool, mirror: bool) -> dict[str, Arrays]:
+        view, size = (classifier.mean, classifier.std), config.eval.batch_size
+        evaluator = Evaluator(classifier.network, feed, examples, size, *view, mirror=mirror)
+        with meter(
+            f"{split.name}, {part}{', mirrored too' if mirror else ''}", evaluator.batches, sys.stderr
+        ) as update:
+            return evaluator(variables, heads, keep_logits, update)
+
+    if config.eval.mirror:
+        check_mirror(classifier.meta)
+    found = predictions(keep_logits, False)
     label, bad = found[""]["label"], source.report.bad_images()
     summary = {
         "checkpoint": {fact: classifier.meta.get(fact) for fact in CHECKPOINT_FACTS},
@@ -82,6 +93,10 @@ def evaluate(
         "heads": {name: metrics.analyse(found[name], label, classes, split.divisions) for name in heads},
         "scores": describe_scores(),
     }
+    if config.eval.mirror:
+        for name, arrays in predictions(False, True).items():
+            if name:
+                summary["heads"][name]["mirrored"] = metrics.analyse(arrays, label, classes, split.divisions)
     return summary, found
 
 

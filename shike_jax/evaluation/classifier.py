@@ -6,7 +6,7 @@ import dataclasses
 import functools
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -39,6 +39,7 @@ class Classifier:
       image_size, resize: side of the square that the network saw, and short side before the central crop (pixels).
       mean, std: of the RGB values in 0..1.
       meta: of the checkpoint.
+      mirror: logits are the means of an image's and its mirror image's.
     """
 
     network: ExpertNetwork
@@ -50,6 +51,7 @@ class Classifier:
     mean: tuple[float, ...]
     std: tuple[float, ...]
     meta: dict[str, Any]
+    mirror: bool = False
 
     def __call__(self, images: ArrayLike) -> np.ndarray:
         """Logits float32 [M,N,C] of the M experts.
@@ -139,7 +141,9 @@ class Classifier:
 
     def apply(self, variables: PyTree, images: jax.Array) -> jax.Array:
         """Images [B,H,W,3], uint8 or float and normalised, to logits float32 [M,B,C]; pure, for `jax.jit`."""
-        return self.network.apply(variables, self._normalised(images), self.heads).astype(jnp.float32)
+        views = mirrored(self._normalised(images), self.mirror)
+        logits = [self.network.apply(variables, view, self.heads).astype(jnp.float32) for view in views]
+        return sum(logits[1:], logits[0]) / len(logits)
 
     def feature_maps(self, images: np.ndarray) -> dict[str, Any]:
         """What the experts are made of: `ExpertNetwork.features` of images.
@@ -172,15 +176,28 @@ class Classifier:
         return make_eval_transform(mean=self.mean, std=self.std, dtype=self.network.dtype)(images)
 
 
-def load(path: str | os.PathLike[str], heads: str = "") -> Classifier:
+def mirrored(images: jax.Array, mirror: bool) -> list[jax.Array]:
+    """The views [B,H,W,C] whose logits are averaged: the images, and with `mirror` their mirror images."""
+    return [images, images[:, :, ::-1]] if mirror else [images]
+
+
+def check_mirror(meta: Mapping[str, Any]) -> None:
+    """Raises UserError where a checkpoint's network was trained without flips: it does not know mirror images."""
+    if not (meta.get("config") or {}).get("augment", {}).get("flip", True):
+        raise UserError("mirror images: this network was trained without them (config.augment.flip=False)")
+
+
+def load(path: str | os.PathLike[str], heads: str = "", *, mirror: bool = False) -> Classifier:
     """A classifier from a run or converted weights.
 
     Args:
       path: a run's work directory, its weights/STAGE, converted weights, or what `Classifier.save` wrote.
       heads: the set of classifiers; empty: the one that the checkpoint's stage trained, else `classifier`.
+      mirror: see the attribute; for networks that were trained with flips. Twice the work.
 
     Raises:
-      UserError: no checkpoint, a damaged one, unknown heads, no device of the platform asked for.
+      UserError: no checkpoint, a damaged one, unknown heads, mirror images that the network does not know, no device of
+        the platform asked for.
 
     >>> classifier = load("run")
     >>> classifier
@@ -196,7 +213,9 @@ def load(path: str | os.PathLike[str], heads: str = "") -> Classifier:
     trained_in = (meta.get("config") or {}).get("dtype", "float32")
     # float64 serves comparisons of training; nothing is lost by predicting in float32.
     dtype = jnp.bfloat16 if trained_in == "bfloat16" else jnp.float32
-    return make_classifier({**meta, "heads": heads}, variables, dtype)
+    if mirror:
+        check_mirror(meta)
+    return make_classifier({**meta, "heads": heads, "mirror": mirror}, variables, dtype)
 
 
 def make_classifier(meta: dict[str, Any], variables: PyTree, dtype: Any) -> Classifier:
@@ -211,6 +230,7 @@ def make_classifier(meta: dict[str, Any], variables: PyTree, dtype: Any) -> Clas
         mean=tuple(meta["mean"]),
         std=tuple(meta["std"]),
         meta=meta,
+        mirror=meta.get("mirror", False),
     )
 
 

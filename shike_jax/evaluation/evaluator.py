@@ -16,6 +16,7 @@ from shike_jax.common.progress import Update, unseen
 from shike_jax.data import sampling
 from shike_jax.data.feeds import Feed
 from shike_jax.evaluation import metrics
+from shike_jax.evaluation.classifier import mirrored
 from shike_jax.models import ExpertNetwork
 
 Arrays = dict[str, np.ndarray]
@@ -34,6 +35,7 @@ class Evaluator:
         mean: Sequence[float],
         std: Sequence[float],
         announced: Callable[[Callable], Callable] = lambda call: call,
+        mirror: bool = False,
     ) -> None:
         """Nothing is compiled yet.
 
@@ -43,10 +45,11 @@ class Evaluator:
           batch_size: global; rounded up to a multiple of the devices.
           mean, std: of the RGB values in 0..1.
           announced: wraps a compiled function, whose first call takes long.
+          mirror: as for `make_predict`.
         """
         devices = jax.device_count()
         self._network, self._feed = network, feed
-        self._mean, self._std = mean, std
+        self._mean, self._std, self._mirror = mean, std, mirror
         self._plan = sampling.in_order(examples, math.ceil(batch_size / devices) * devices)
         self._announced = announced
         self._compiled: dict[tuple[tuple[str, ...], bool], Any] = {}
@@ -90,7 +93,7 @@ class Evaluator:
         return len(self._plan["mask"])
 
     def _compile(self, heads: tuple[str, ...], keep_logits: bool) -> Any:
-        predict = make_predict(self._network, heads, self._mean, self._std, keep_logits)
+        predict = make_predict(self._network, heads, self._mean, self._std, keep_logits, self._mirror)
         return parallel.compile_step(predict_call(predict, self._feed.fetch), **PREDICT_CALL)
 
 
@@ -107,7 +110,12 @@ def predict_call(predict: Callable[[PyTree, Any], Any], fetch: Callable[[PyTree,
 
 
 def make_predict(
-    network: ExpertNetwork, heads: Sequence[str], mean: Sequence[float], std: Sequence[float], keep_logits: bool = False
+    network: ExpertNetwork,
+    heads: Sequence[str],
+    mean: Sequence[float],
+    std: Sequence[float],
+    keep_logits: bool = False,
+    mirror: bool = False,
 ) -> Callable[[PyTree, dict[str, jax.Array]], dict[str, dict[str, jax.Array]]]:
     """Builds an evaluation step: (variables, this device's share of a batch) to predictions of the global batch.
 
@@ -115,6 +123,7 @@ def make_predict(
       heads: sets of classifiers; features are computed once for all of them.
       mean, std: of the RGB values in 0..1.
       keep_logits: add `logits` [M,B,C].
+      mirror: logits are the means of an image's and its mirror image's.
 
     Returns:
       A function, traced inside a compiled step, to {set: arrays of `metrics.per_example`}, and under "" `label` and
@@ -123,10 +132,11 @@ def make_predict(
     transform = make_eval_transform(mean=mean, std=std, dtype=network.dtype)
 
     def predict(variables: PyTree, batch: dict[str, jax.Array]) -> dict[str, dict[str, jax.Array]]:
-        fused = network.apply(variables, transform(batch["image"]), method="features")["fused"]
+        views = mirrored(transform(batch["image"]), mirror)
+        fused = [network.apply(variables, images, method="features")["fused"] for images in views]
         found = {"": {"label": batch["label"], "mask": batch["mask"]}}
         for name in heads:
-            logits = network.apply(variables, fused, name, method="classify")
+            logits = sum(network.apply(variables, maps, name, method="classify") for maps in fused) / len(fused)
             found[name] = metrics.per_example(logits, batch["label"]) | ({"logits": logits} if keep_logits else {})
         return {
             name: {k: lax.all_gather(v, parallel.AXIS, axis=_example_axis(k), tiled=True) for k, v in one.items()}
