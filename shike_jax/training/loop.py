@@ -37,8 +37,7 @@ from shike_jax.storage.card import write_card
 from shike_jax.storage.logs import RunLog
 from shike_jax.storage.trouble import check_present, naming_disk_trouble
 from shike_jax.storage.workdir import discard_untrained, opened
-from shike_jax.training import bn_estimation as averaging
-from shike_jax.training import outcome, steps
+from shike_jax.training import bn_estimation, outcome, steps
 from shike_jax.training.epoch import EpochReport, calls, fit_epoch, is_evaluated, of_each, side_by_side
 from shike_jax.training.finite import check_logits, check_variables
 from shike_jax.training.setup import Run, Stage, check_devices, make_stage, prepare
@@ -65,7 +64,7 @@ class Member:
     def __post_init__(self) -> None:
         """Nothing is compiled yet."""
         self.step = int(self.state.step)
-        self._variables_of = averaging.make_outcome(self.run, self.stage)
+        self._variables_of = bn_estimation.make_outcome(self.run, self.stage)
 
     @property
     def position(self) -> tuple[int, int]:
@@ -93,7 +92,7 @@ class Member:
         """Begins the next stage with the variables that the last one handed over; a checkpoint holds its start."""
         self.stage = make_stage(self.run, self.stage.index + 1, variables["params"])
         self.state, self.step, self.variables = self.stage.start(variables), 0, None
-        self._variables_of = averaging.make_outcome(self.run, self.stage)
+        self._variables_of = bn_estimation.make_outcome(self.run, self.stage)
         outcome.save_checkpoint(self.run, self.stage, self.state, 0)
         self.run.checkpoints.wait()
 
