@@ -195,9 +195,13 @@ class TrainCall:
         after, sums = self.compiled(state, (data, self.course), inputs)
         return after, sums
 
-    def ahead_of_time(self, state: TrainState, data: PyTree, inputs: PyTree) -> TrainCall:
-        """The same, compiled for such arguments now."""
-        return dataclasses.replace(self, compiled=self.compiled.lower(state, (data, self.course), inputs).compile())
+    def lower(self, state: TrainState, data: PyTree, inputs: PyTree) -> Any:
+        """The program for such arguments, traced (`jax.stages.Lowered`)."""
+        return self.compiled.lower(state, (data, self.course), inputs)
+
+    def compiled_from(self, lowered: Any) -> TrainCall:
+        """The same, compiled now from what `lower` has returned."""
+        return dataclasses.replace(self, compiled=lowered.compile())
 
 
 def compile_train(program: Program, fetch: Callable[[PyTree, PyTree], Batch], keys: Array | None = None) -> TrainCall:
@@ -235,9 +239,7 @@ def train_call(
     def one(course: Course, state: TrainState, data: PyTree, item: PyTree) -> tuple[TrainState, PyTree]:
         return train_step(program.during(course), state, fetch(data, item))
 
-    def call(
-        state: TrainState, data_and_course: tuple[PyTree, Course], inputs: PyTree
-    ) -> tuple[TrainState, PyTree]:
+    def call(state: TrainState, data_and_course: tuple[PyTree, Course], inputs: PyTree) -> tuple[TrainState, PyTree]:
         data, course = data_and_course
         step = jax.vmap(one, (Course(0, None, None, None, None), 0, None, 0)) if several else one
         return several_steps(lambda state, item: step(course, state, data, item), state, inputs)

@@ -40,7 +40,7 @@ def text_of(network, *arguments, **fields):
     averages = program.newest_share is not None
     state = start_stage(network[1], program.optimizer, program.updated, averages)
     call = steps.compile_train(program, lambda data, item: item)
-    return call.compiled.lower(state, ((), call.course), inputs).as_text()
+    return call.lower(state, (), inputs).as_text()
 
 
 @pytest.mark.parametrize("schedule", ["warmup_cosine", "cosine", "cosine_per_step"])
