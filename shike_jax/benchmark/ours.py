@@ -69,10 +69,10 @@ class Ours:
         keys = None if seeds == 1 else jax.random.split(program.key, seeds)
         call = compile_train(program, feed.fetch, keys)
         began = time.perf_counter()
-        self._call = call.lower(self._state, self._data, self._inputs).compile()
+        self._call = call.compiled_from(call.lower(self._state, self._data, self._inputs))
         self.compile_seconds = time.perf_counter() - began
-        self.memory_bytes = data_bytes(self._call)
-        self.bytes_accessed = (self._call.cost_analysis() or {}).get("bytes accessed")
+        self.memory_bytes = data_bytes(self._call.compiled)
+        self.bytes_accessed = (self._call.compiled.cost_analysis() or {}).get("bytes accessed")
 
     def run(self) -> float:
         """Waits for the result."""

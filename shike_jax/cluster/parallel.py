@@ -22,7 +22,7 @@ from jax import lax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from shike_jax.cluster import coordination
-from shike_jax.cluster.axis import axis_size
+from shike_jax.cluster.axis import axis_size, sum_over
 from shike_jax.errors import UserError
 
 AXIS = "devices"
@@ -129,31 +129,7 @@ def _on_mesh(leaf: Any, sharding: NamedSharding) -> jax.Array:
 
 def psum(tree: PyTree) -> PyTree:
     """Sums a pytree over all devices; inside a compiled step."""
-    if axis_size(AXIS) == 1:
-        return tree
-    leaves, structure = jax.tree.flatten(tree)
-    if len(leaves) < 2:
-        return lax.psum(tree, AXIS)
-    # Of the platform that is compiled for, which need not be the one that computes here.
-    summed = lax.platform_dependent(leaves, cpu=_psum_by_dtype, default=lambda x: lax.psum(x, AXIS))
-    return jax.tree.unflatten(structure, summed)
-
-
-def _psum_by_dtype(leaves: list[Any]) -> list[Any]:
-    """The same sums of arrays, each dtype as one vector.
-
-    XLA:CPU runs one all-reduce for every array, one after the other (other backends combine them): a network's
-    gradients as one vector wait once instead of hundreds of times.
-    """
-    summed: list[Any] = [None] * len(leaves)
-    kinds = [jnp.result_type(leaf) for leaf in leaves]
-    for kind in dict.fromkeys(kinds):  # in one order on all processes
-        places = [place for place, other in enumerate(kinds) if other == kind]
-        sizes = np.cumsum([jnp.size(leaves[place]) for place in places])[:-1]
-        vector = lax.psum(jnp.concatenate([jnp.ravel(leaves[place]) for place in places]), AXIS)
-        for place, part in zip(places, jnp.split(vector, sizes), strict=True):
-            summed[place] = part.reshape(jnp.shape(leaves[place]))
-    return summed
+    return sum_over(AXIS, tree)
 
 
 def device_index() -> jax.Array:

@@ -11,6 +11,7 @@ COMMANDS = {
     "step": ("shike_jax.benchmark.step", "the compiled training step, next to plain Flax and PyTorch"),
     "parts": ("shike_jax.benchmark.parts", "the layers of a training step one by one, next to PyTorch's"),
     "input": ("shike_jax.benchmark.host_input", "reading and cropping photographs, next to Pillow and tf.data"),
+    "start": ("shike_jax.benchmark.start", "from the command to a run's first step, by its parts"),
     "run": ("shike_jax.benchmark.whole_run", "a whole run: start-up, compilation, training, evaluation"),
 }
 _EPILOG = """\

@@ -82,9 +82,9 @@ def check_versions(findings: Findings) -> None:
 def check_devices(findings: Findings) -> None:
     """What JAX computes on, tried with one product."""
     try:
-        import jax
         import jax.numpy as jnp
 
+        from shike_jax.cluster import compiled_cache
         from shike_jax.cluster.parallel import find_devices
 
         devices = find_devices()
@@ -97,7 +97,8 @@ def check_devices(findings: Findings) -> None:
         findings.problems.append(f"a product of matrices of ones gave {total}, expected {64**3}: the device is faulty")
     if devices[0].platform == "cpu" and shutil.which("nvidia-smi"):
         findings.problems.append("there is an NVIDIA driver, but JAX uses the CPU: pip install -U 'jax[cuda13]'")
-    cache = os.environ.get("JAX_COMPILATION_CACHE_DIR") or getattr(jax.config, "jax_compilation_cache_dir", None)
+    compiled_cache.use_default_folder()
+    cache = compiled_cache.folder_in_use()
     findings.fact("compilation cache", cache or "off (set JAX_COMPILATION_CACHE_DIR to keep compiled programs)")
     if cache and "://" not in cache and Path(cache).exists() and not os.access(cache, os.W_OK):
         findings.problems.append(f"JAX_COMPILATION_CACHE_DIR={cache} is not writable: choose another folder")

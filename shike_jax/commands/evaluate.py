@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from shike_jax.cluster import cpu
+from shike_jax.cluster import compiled_cache, cpu
 from shike_jax.common.parser import Parser
 from shike_jax.common.quiet import quiet_third_parties
 from shike_jax.common.text import aligned, printable, say
@@ -167,6 +167,7 @@ def main(argv: Sequence[str]) -> None:
         raise UserError("--logits: expected --output=FILE.npz with it")
     quiet_third_parties("info")
     cpu.use_cores()
+    compiled_cache.use_default_folder()
     classifier = load(args.checkpoint)
     config = checkpoint_config(classifier.meta, changes)
     source, part = checkpoint.load_data(classifier, config, args.part)

@@ -84,9 +84,10 @@ def main(argv: Sequence[str]) -> int:
 
     start_distributed(args.coordinator, args.processes, args.process, config.train.peer_timeout, args.distributed)
 
-    from shike_jax.cluster import cpu, peers
+    from shike_jax.cluster import compiled_cache, cpu, peers
     from shike_jax.training import loop
 
+    compiled_cache.use_default_folder()
     cpu.use_cores(config.train.cpu_devices, [config.stages[name].batch_size for name in config.run])
     with peers.watched(config.train.peer_timeout):
         try:

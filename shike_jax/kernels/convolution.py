@@ -6,10 +6,8 @@ itself. Here a loop goes through small parts of the operands, which are transpos
 fuses with them, and each part fits a core's cache. Between many channels the weight gradient is a matrix product for
 each offset of the kernel instead, and a 1x1 convolution is a single one.
 
-With few channels a CPU's vector units are partly idle. The 7x7 stem therefore folds each 2x2 block of pixels into the
-channels (space to depth); a 3x3 convolution of at most 16 channels computes two or four neighbouring columns at once,
-as extra output channels. With more channels a training step takes Winograd's form of the 3x3 convolution
-(winograd.py), which multiplies less. docs/speed.md has what each of these gains.
+With few channels a CPU's vector units are partly idle, so the 7x7 stem folds each 2x2 block of pixels into the channels
+(space to depth). docs/speed.md has what each of these gains.
 """
 
 from __future__ import annotations
@@ -21,17 +19,11 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from shike_jax.kernels import winograd
-
 Array = jax.Array
 NHWC = ("NHWC", "HWIO", "NHWC")
 # How the weight gradient is computed on a CPU (all measured).
 PART_BYTES = 300_000  # of the gradient after the convolution, at most; two threads may share a second-level cache
 MANY_CHANNELS = 256  # from here on, on both sides, matrix products are faster
-# Winograd's form is taken from here on. With fewer channels nothing was gained in a step (measured).
-WINOGRAD_CHANNELS = 32
-WINOGRAD_CHANNELS_FOR_WEIGHTS = 64
-WINOGRAD_POSITIONS = 4096  # of a batch; a choice: small batches have little to save and take as long to compile
 
 
 def convolve(x: Array, kernel: Array, stride: int, groups: int = 1) -> Array:
@@ -72,42 +64,6 @@ def _by_blocks(x: Array, kernel: Array) -> Array:
     return lax.conv_general_dilated(blocks, kernel, (1, 1), ((2, 1), (2, 1)), dimension_numbers=NHWC)
 
 
-def _columns(x: Array, kernel: Array, stride: int) -> int:
-    """How many neighbouring columns a CPU computes at once: as many as fill 32 channels or so (measured)."""
-    inputs, features = kernel.shape[2:]
-    if kernel.shape[0] != 3 or stride != 1 or max(inputs, features) > 16:
-        return 1
-    columns = 4 if min(inputs, features) <= 8 else 2
-    return columns if x.shape[2] % columns == 0 else 1
-
-
-def _by_columns(x: Array, kernel: Array, columns: int) -> Array:
-    """The 3x3 convolution of stride 1 with n neighbouring columns as channels: [B,H,W/n,nF], laid out as [B,H,W,F].
-
-    Each column has the kernel at its own place in a window of n + 2 columns, which moves by n; zeros fill the rest.
-    """
-    placed = [jnp.pad(kernel, ((0, 0), (i, columns - 1 - i), (0, 0), (0, 0))) for i in range(columns)]
-    out = lax.conv_general_dilated(
-        x, jnp.concatenate(placed, 3), (1, columns), ((1, 1), (1, 1)), dimension_numbers=NHWC
-    )
-    return out.reshape(*x.shape[:3], kernel.shape[3])
-
-
-def _suits_winograd(x: Array, features: int, size: int, stride: int, fewest_channels: int) -> bool:
-    """Whether a CPU takes Winograd's form (`winograd.py`) of the convolution of x [B,H,W,C]."""
-    batch, height, width, channels = x.shape
-    return (
-        size == 3
-        and stride == 1
-        and min(channels, features) >= fewest_channels
-        and height % 2 == 0
-        and width % 2 == 0
-        and isinstance(batch, int)  # an exported function may leave it open
-        and batch * height * width >= WINOGRAD_POSITIONS
-        and x.dtype != jnp.bfloat16  # whose eight bits the sums of four values would exceed
-    )
-
-
 def _by_product(x: Array, kernel: Array, stride: int) -> Array:
     """The 1x1 convolution: each position's channels times the kernel."""
     return jnp.einsum("bhwc,cf->bhwf", x[:, ::stride, ::stride], kernel[0, 0])
@@ -120,21 +76,20 @@ def _convolve(x: Array, kernel: Array, stride: int) -> Array:
         return lax.platform_dependent(x, kernel, cpu=functools.partial(_by_product, stride=stride), default=plain)
     if _is_stem(x, kernel, stride):
         return lax.platform_dependent(x, kernel, cpu=_by_blocks, default=plain)
-    if (columns := _columns(x, kernel, stride)) > 1:
-        return lax.platform_dependent(x, kernel, cpu=functools.partial(_by_columns, columns=columns), default=plain)
     return plain(x, kernel)
 
 
 def _forward(x: Array, kernel: Array, stride: int) -> tuple[Array, tuple[Array, Array]]:
-    """Of a training step. Evaluation calls `_convolve`, without Winograd's form, which takes longer to compile."""
-    if _suits_winograd(x, kernel.shape[3], kernel.shape[0], stride, WINOGRAD_CHANNELS):
-        plain = functools.partial(_plain, stride=stride)
-        return lax.platform_dependent(x, kernel, cpu=winograd.convolve, default=plain), (x, kernel)
     return _convolve(x, kernel, stride), (x, kernel)
 
 
 def _backward(stride: int, saved: tuple[Array, Array], grad: Array) -> tuple[Array, Array]:
-    x, kernel = saved
+    return _gradients(*saved, grad, stride)
+
+
+@functools.partial(jax.jit, static_argnums=(3,))  # traced once for all layers of one shape
+def _gradients(x: Array, kernel: Array, grad: Array, stride: int) -> tuple[Array, Array]:
+    """Of the convolution of x [B,H,W,C], from grad [B,h,w,F]: to the input and to the kernel."""
 
     def default(x: Array, kernel: Array, grad: Array) -> tuple[Array, Array]:
         return jax.vjp(functools.partial(_plain, stride=stride), x, kernel)[1](grad)
@@ -142,27 +97,15 @@ def _backward(stride: int, saved: tuple[Array, Array], grad: Array) -> tuple[Arr
     def cpu(x: Array, kernel: Array, grad: Array) -> tuple[Array, Array]:
         if _is_stem(x, kernel, stride):
             return jax.vjp(_by_blocks, x, kernel)[1](grad)
-        return _input_gradient(x, kernel, grad, stride), _weight_gradient(x, grad, kernel.shape[0], stride)
+        form = _by_product if kernel.shape[0] == 1 else _plain
+        to_input = jax.vjp(lambda x: form(x, kernel, stride), x)[1](grad)[0]
+        return to_input, _weight_gradient(x, grad, kernel.shape[0], stride)
 
     return lax.platform_dependent(x, kernel, grad, cpu=cpu, default=default)
 
 
-def _input_gradient(x: Array, kernel: Array, grad: Array, stride: int) -> Array:
-    """Of the convolution of x [B,H,W,C], from grad [B,h,w,F]."""
-    if kernel.shape[0] == 1:
-        return jax.vjp(lambda x: _by_product(x, kernel, stride), x)[1](grad)[0]
-    columns = _columns(x, kernel, stride)
-    if columns > 1:  # differentiating this form is slow, applying it to the gradient is not
-        return _by_columns(grad, kernel[::-1, ::-1].swapaxes(2, 3), columns)
-    if _suits_winograd(x, kernel.shape[3], kernel.shape[0], stride, WINOGRAD_CHANNELS):
-        return winograd.input_gradient(kernel, grad)
-    return jax.vjp(lambda x: _plain(x, kernel, stride), x)[1](grad)[0]
-
-
 def _weight_gradient(x: Array, grad: Array, size: int, stride: int) -> Array:
     """Correlates x [B,H,W,C] with grad [B,h,w,F] over batch and positions: [size,size,C,F]."""
-    if _suits_winograd(x, grad.shape[3], size, stride, WINOGRAD_CHANNELS_FOR_WEIGHTS):
-        return winograd.weight_gradient(x, grad)
     low = size // 2
     padding = [(low, (g - 1) * stride + size - n - low) for n, g in zip(x.shape[1:3], grad.shape[1:3], strict=True)]
     if size == 1 or min(x.shape[3], grad.shape[3]) >= MANY_CHANNELS:

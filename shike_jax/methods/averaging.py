@@ -27,11 +27,11 @@ class AverageSettings:
 
     Attributes:
       decay: of the exponential average, for each step; between 0 and 1.
-      first: the first step whose weights count in the uniform average.
+      first: the first step whose weights count in the uniform average; in a training step int32 [].
     """
 
     decay: float
-    first: int
+    first: int | Array
 
 
 # A rule: the number of steps done (1 after the first one) to the share of the newest weights, float32 [].

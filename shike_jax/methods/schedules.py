@@ -20,15 +20,16 @@ class StageLength:
 
     Attributes:
       lr: peak learning rate.
-      epochs: length of the stage, T.
-      steps_per_epoch: optimiser steps in an epoch.
+      epochs: length of the stage, T; in a training step an argument, int32 [], so that one compiled step serves runs of
+        every length. A schedule computes with it and asks no Python `if` of it.
+      steps_per_epoch: optimiser steps in an epoch; in a training step int32 [] too.
       warmup_lr: learning rate that a warm-up starts from.
       warmup_epochs: length of the warm-up.
     """
 
     lr: float
-    epochs: int
-    steps_per_epoch: int
+    epochs: int | Array
+    steps_per_epoch: int | Array
     warmup_lr: float = 0.0
     warmup_epochs: int = 0
 
@@ -53,7 +54,7 @@ def warmup_cosine(step: Array, stage: StageLength) -> Array:
     """
     epoch, warmup = step // stage.steps_per_epoch, stage.warmup_epochs
     rising = stage.warmup_lr + (stage.lr - stage.warmup_lr) / max(warmup - 1, 1) * (epoch - 1)
-    falling = stage.lr * 0.5 * (1 + jnp.cos(math.pi * (epoch - warmup) / max(stage.epochs - warmup, 1)))
+    falling = stage.lr * 0.5 * (1 + jnp.cos(math.pi * (epoch - warmup) / jnp.maximum(stage.epochs - warmup, 1)))
     return jnp.where(epoch < warmup, rising, falling)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import flax.linen as nn
@@ -9,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from shike_jax.cluster.axis import axis_size
+from shike_jax.cluster.axis import sum_over
 from shike_jax.kernels.convolution import convolve
 from shike_jax.models.initial import he_normal, uniform
 
@@ -63,7 +64,7 @@ class BatchNorm(nn.Module):
         running_mean = self.variable("batch_stats", "mean", jnp.zeros, (channels,), kind)
         running_var = self.variable("batch_stats", "var", jnp.ones, (channels,), kind)
         if train:
-            mean, var, count = self._moments(x.astype(kind), mask)
+            mean, var, count = _moments(x.astype(kind), mask, self.axis_name)
             if not self.is_initializing():  # a collection that is collected only when it is asked for
                 for name, value in (
                     ("total", mean * count),
@@ -79,33 +80,37 @@ class BatchNorm(nn.Module):
                 running_var.value += rate * (unbiased - running_var.value)
         else:
             mean, var = running_mean.value, running_var.value
-        factor = scale * lax.rsqrt(var + self.epsilon)
-        shift, x_full = bias - mean * factor, x.astype(kind)
-        return (x_full * factor + shift).astype(x.dtype)
+        return _normalised(x, mean, var + self.epsilon, scale, bias)
 
-    def _moments(self, x: Array, mask: Array | None) -> tuple[Array, Array, Array]:
-        """Mean and biased variance [C] over batch, height and width, and the number of values they are of."""
-        area = x.shape[1] * x.shape[2]
-        # One pass over the data: both sums fuse into one reduction, and the mask multiplies one number per example and
-        # channel (multiplying every value costs a tenth of a step on the CPU). Sums are not centred: float32 is enough
-        # because activations are of order one (the golden gradients hold the bound).
-        of_each, squares_of_each = jnp.sum(x, (1, 2)), jnp.sum(x * x, (1, 2))
-        if mask is None:
-            count = jnp.asarray(x.shape[0] * area, x.dtype)
-        else:
-            mask = mask.astype(x.dtype)
-            count = jnp.sum(mask) * area
-            of_each, squares_of_each = of_each * mask[:, None], squares_of_each * mask[:, None]
-        total, squares = jnp.sum(of_each, 0), jnp.sum(squares_of_each, 0)
-        if axis_size(self.axis_name) > 1:
-            # One sum for all three: XLA:CPU waits at every all-reduce, even of a single device.
-            channels = len(total)
-            summed = lax.psum(jnp.concatenate([total, squares, count[None]]), self.axis_name)
-            total, squares, count = summed[:channels], summed[channels:-1], summed[-1]
-        # All examples of a device may be padding: avoid 0 / 0.
-        safe = jnp.maximum(count, 1)
-        mean = total / safe
-        return mean, jnp.maximum(squares / safe - mean * mean, 0), count
+
+# Both are traced once for all layers of one shape: half of a training step's tracing went into them.
+@functools.partial(jax.jit, static_argnums=(2,))
+def _moments(x: Array, mask: Array | None, axis_name: str | None) -> tuple[Array, Array, Array]:
+    """Mean and biased variance [C] over batch, height and width, and the number of values they are of."""
+    area = x.shape[1] * x.shape[2]
+    # One pass over the data: both sums fuse into one reduction, and the mask multiplies one number per example and
+    # channel (multiplying every value costs a tenth of a step on the CPU). Sums are not centred: float32 is enough
+    # because activations are of order one (the golden gradients hold the bound).
+    of_each, squares_of_each = jnp.sum(x, (1, 2)), jnp.sum(x * x, (1, 2))
+    if mask is None:
+        count = jnp.asarray(x.shape[0] * area, x.dtype)
+    else:
+        mask = mask.astype(x.dtype)
+        count = jnp.sum(mask) * area
+        of_each, squares_of_each = of_each * mask[:, None], squares_of_each * mask[:, None]
+    total, squares = jnp.sum(of_each, 0), jnp.sum(squares_of_each, 0)
+    total, squares, count = sum_over(axis_name, (total, squares, count))
+    # All examples of a device may be padding: avoid 0 / 0.
+    safe = jnp.maximum(count, 1)
+    mean = total / safe
+    return mean, jnp.maximum(squares / safe - mean * mean, 0), count
+
+
+@jax.jit
+def _normalised(x: Array, mean: Array, var: Array, scale: Array, bias: Array) -> Array:
+    """Of x [B,H,W,C], with numbers [C]: in their dtype, returned in that of x."""
+    factor = scale * lax.rsqrt(var)
+    return (x.astype(factor.dtype) * factor + (bias - mean * factor)).astype(x.dtype)
 
 
 class CosineClassifier(nn.Module):

@@ -138,7 +138,7 @@ class Steps:
 
         paired = bool(SAMPLERS[fields.sampler].options["partner"])
         inputs = self._inputs(batch, f"config.stages.{stage}.batch_size", paired, self.steps_per_call)
-        arguments = state, self._data(self.sizes.train), inputs
+        arguments = state, (self._data(self.sizes.train), program.course), inputs
         return self._lower(steps.train_call(program, self._fetch), arguments, steps.TRAIN_CALL)
 
     def evaluate(self, heads: str, batch: int) -> jax.stages.Lowered:

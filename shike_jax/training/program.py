@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 from collections.abc import Callable
 from typing import Any
 
+import flax.struct
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -25,6 +25,23 @@ Array = jax.Array
 PyTree = Any
 
 
+@flax.struct.dataclass
+class Course:
+    """What runs of one program may differ in: arguments of the compiled step, which so serves any length and seed.
+
+    Attributes:
+      key: of the stage, uint32 as `jax.random.key_data` gives it.
+      epochs, steps_per_epoch, steps: int32, length of the stage.
+      first_averaged: int32, the first step whose weights count in a uniform average.
+    """
+
+    key: Any
+    epochs: Any
+    steps_per_epoch: Any
+    steps: Any
+    first_averaged: Any
+
+
 @dataclasses.dataclass(frozen=True)
 class Program:
     """What one stage does in a step.
@@ -38,9 +55,8 @@ class Program:
       optimizer: its update is added to the parameters.
       schedule: step to learning rate, for reports; the optimiser has its own copy.
       newest_share: steps done to the share of the newest weights in their average; None where nothing is averaged.
-      steps: length of the stage.
+      course: key and length of the stage; numbers, or arguments of a compiled step (`during`).
       augment: (images uint8 [b,H,W,3], keys [b], mask=[b]) to normalised float images.
-      key: PRNG key of the stage.
     """
 
     network: models.ExpertNetwork
@@ -51,9 +67,17 @@ class Program:
     optimizer: optax.GradientTransformation
     schedule: Callable[[Any], Any]
     newest_share: Callable[[Array], Array] | None
-    steps: int
+    course: Course
     augment: Callable[..., Array]
-    key: Array
+
+    @property
+    def key(self) -> Array:
+        """PRNG key of the stage."""
+        return jax.random.wrap_key_data(self.course.key)
+
+    def during(self, course: Course) -> Program:
+        """The same program with another key and length."""
+        return dataclasses.replace(self, course=course, **_depending_on_length(self.stage, course))
 
 
 def trained_in(settings: ConfigDict, network: models.ExpertNetwork, params: PyTree) -> PyTree:
@@ -87,37 +111,42 @@ def make_program(
     Args:
       settings: the fields of `config.stages.NAME`.
       params: the network's parameters, or shapes; their names decide what trains.
-      class_counts, augment, key, steps: as in `Program`.
-      steps_per_epoch: for the schedule.
+      class_counts, augment, key: as in `Program`.
+      steps_per_epoch, steps: as in `Course`.
 
     Raises:
       UserError: patterns that match no parameter, an unknown schedule or optimiser, losses that cannot be computed.
     """
     trained = trained_in(settings, network, params)
-    length = StageLength(settings.lr, settings.epochs, steps_per_epoch, settings.warmup_lr, settings.warmup_epochs)
-    function: Callable[..., Array] = SCHEDULES[settings.schedule].function
-    schedule = functools.partial(function, stage=length)
     updated = jax.tree.map(lambda _: True, trained) if settings.decay_frozen else trained
+    first_averaged = max(steps - settings.average_epochs * steps_per_epoch, 0) + 1
+    lengths = map(np.int32, (settings.epochs, steps_per_epoch, steps, first_averaged))
+    stage, course = to_plain(settings), Course(np.asarray(jax.random.key_data(key)), *lengths)
     return Program(
         network=network,
-        stage=to_plain(settings),
+        stage=stage,
         class_counts=jnp.asarray(class_counts),
         trainable=trained,
         updated=updated,
-        optimizer=make_optimizer(
-            settings.optimizer, schedule, settings.momentum, settings.weight_decay, settings.optimizer_options
-        ),
-        schedule=schedule,
-        newest_share=_newest_share(settings, steps_per_epoch, steps),
-        steps=steps,
+        course=course,
         augment=augment,
-        key=key,
+        **_depending_on_length(stage, course),
     )
 
 
-def _newest_share(settings: ConfigDict, steps_per_epoch: int, steps: int) -> Callable[[Array], Array] | None:
-    if settings.average == "none":
-        return None
-    first = max(steps - settings.average_epochs * steps_per_epoch, 0) + 1
-    rule, chosen = AVERAGES[settings.average].function, AverageSettings(settings.average_decay, first)
-    return lambda done: rule(done, chosen)
+def _depending_on_length(stage: dict[str, Any], course: Course) -> dict[str, Any]:
+    """The fields of `Program` that follow from the stage's length: schedule, optimiser, share in the average."""
+    lr, warmup_lr, warmup_epochs = stage["lr"], stage["warmup_lr"], stage["warmup_epochs"]
+    length = StageLength(lr, course.epochs, course.steps_per_epoch, warmup_lr, warmup_epochs)
+    schedule = _with(SCHEDULES[stage["schedule"]].function, length)
+    newest_share = None
+    if stage["average"] != "none":
+        chosen = AverageSettings(stage["average_decay"], course.first_averaged)
+        newest_share = _with(AVERAGES[stage["average"]].function, chosen)
+    options = stage["momentum"], stage["weight_decay"], stage["optimizer_options"]
+    optimizer = make_optimizer(stage["optimizer"], schedule, *options)
+    return {"schedule": schedule, "optimizer": optimizer, "newest_share": newest_share}
+
+
+def _with(function: Callable[[Array, Any], Array], settings: Any) -> Callable[[Array], Array]:
+    return lambda step: function(step, settings)

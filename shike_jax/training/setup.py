@@ -17,7 +17,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from shike_jax import models
-from shike_jax.cluster import parallel
+from shike_jax.cluster import compiled_cache, parallel
 from shike_jax.cluster.coordination import CompileTime
 from shike_jax.cluster.preemption import StopRequest
 from shike_jax.common.extras import optional
@@ -242,6 +242,8 @@ def _load_source(config: ConfigDict, log: RunLog) -> Source:
     sizes = ", ".join(f"{len(part):,} {name}" for name, part in split.parts.items())
     log.line(f"{split.name}: {sizes}, {split.num_classes} classes, split {split.hash[:12]}")
     log.line(parallel.describe())
+    if kept := compiled_cache.folder_in_use():
+        log.line(f"compiled programs are kept in {kept}")
     return source
 
 

@@ -7,12 +7,12 @@ A batch is a dict of arrays of one device's share: `image` uint8 [b,H,W,3], `lab
 from __future__ import annotations
 
 import dataclasses
-import functools
 from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jax import lax
 
@@ -23,7 +23,7 @@ from shike_jax.methods.feature_hooks import HookInputs, active_hooks
 from shike_jax.methods.loss_registry import active_losses, value_of
 from shike_jax.methods.mixing import cutmix, mixup, partners
 from shike_jax.training import randomness, trainable
-from shike_jax.training.program import Program
+from shike_jax.training.program import Course, Program
 from shike_jax.training.state import TrainState
 
 Array = jax.Array
@@ -144,7 +144,7 @@ def _forward(
         features=jnp.stack([pool(maps) for maps in fused]),
         labels=batch["label"],
         class_counts=program.class_counts,
-        progress=state.step / program.steps,
+        progress=state.step / program.course.steps,
     )
     return inputs, batch_stats, mixing
 
@@ -178,38 +178,71 @@ def _mix(stage: dict[str, Any], images: Array, batch: Batch, key: Array) -> tupl
     return mixed, Mixing(lam, everyone["label"][partner])
 
 
-def compile_train(program: Program, fetch: Callable[[PyTree, PyTree], Batch], keys: Array | None = None) -> Any:
-    """Compiles `train_call` over all devices; inputs are [devices, k, ...], and the state is donated."""
-    return parallel.compile_step(train_call(program, fetch, keys), **TRAIN_CALL)
+@dataclasses.dataclass(frozen=True)
+class TrainCall:
+    """A stage's training steps over all devices: (state, data, inputs) -> (state, sums); the state is donated.
+
+    Attributes:
+      compiled: takes the course with the data.
+      course: of the stage, replicated.
+    """
+
+    compiled: Any
+    course: Course
+
+    def __call__(self, state: TrainState, data: PyTree, inputs: PyTree) -> tuple[TrainState, PyTree]:
+        """Makes k steps: `state` and `data` replicated, inputs [devices, k, ...]."""
+        after, sums = self.compiled(state, (data, self.course), inputs)
+        return after, sums
+
+    def lower(self, state: TrainState, data: PyTree, inputs: PyTree) -> Any:
+        """The program for such arguments, traced (`jax.stages.Lowered`)."""
+        return self.compiled.lower(state, (data, self.course), inputs)
+
+    def compiled_from(self, lowered: Any) -> TrainCall:
+        """The same, compiled now from what `lower` has returned."""
+        return dataclasses.replace(self, compiled=lowered.compile())
+
+
+def compile_train(program: Program, fetch: Callable[[PyTree, PyTree], Batch], keys: Array | None = None) -> TrainCall:
+    """Compiles `train_call` over all devices, for the program's course.
+
+    Args:
+      program, fetch: as for `train_call`.
+      keys: of several runs [S], whose programs differ in the key alone; None: one run, with the program's key.
+    """
+    course, several = program.course, keys is not None
+    if keys is not None:
+        course = dataclasses.replace(course, key=np.asarray(jax.random.key_data(keys)))
+    compiled = parallel.compile_step(train_call(program, fetch, several), **TRAIN_CALL)
+    return TrainCall(compiled, parallel.replicate(course))
 
 
 TRAIN_CALL: dict[str, Any] = {"replicated_in": (True, True, False), "donate": True}
 
 
 def train_call(
-    program: Program, fetch: Callable[[PyTree, PyTree], Batch], keys: Array | None = None
-) -> Callable[[TrainState, PyTree, PyTree], tuple[TrainState, PyTree]]:
-    """The steps of one call on each device: a function of the state, the data and inputs [k, ...] to (state, sums).
+    program: Program, fetch: Callable[[PyTree, PyTree], Batch], several: bool = False
+) -> Callable[[TrainState, tuple[PyTree, Course], PyTree], tuple[TrainState, PyTree]]:
+    """The steps of one call on each device: a function of state, (data, course) and inputs [k, ...] to (state, sums).
 
     Args:
-      program: of the stage.
+      program: of the stage; its own course is not used.
       fetch: turns (data, one step's inputs) into a batch; runs inside the compiled step.
-      keys: of several runs [S], whose programs differ in the key alone; None: one run, with the program's key.
+      several: of several runs, which differ in their keys alone.
 
     Returns:
-      The function makes k steps, k being free to vary, and adds their sums. For several runs, states and sums have a
-      leading axis [S], and inputs are [k, S, ...].
+      The function makes k steps, k being free to vary, and adds their sums. For several runs, states, sums and the
+      course's key have a leading axis [S], and inputs are [k, S, ...].
     """
 
-    def one(key: Array, state: TrainState, data: PyTree, item: PyTree) -> tuple[TrainState, PyTree]:
-        return train_step(dataclasses.replace(program, key=key), state, fetch(data, item))
+    def one(course: Course, state: TrainState, data: PyTree, item: PyTree) -> tuple[TrainState, PyTree]:
+        return train_step(program.during(course), state, fetch(data, item))
 
-    def call(state: TrainState, data: PyTree, inputs: PyTree) -> tuple[TrainState, PyTree]:
-        if keys is None:
-            step = functools.partial(one, program.key)
-        else:
-            step = functools.partial(jax.vmap(one, (0, 0, None, 0)), keys)
-        return several_steps(lambda state, item: step(state, data, item), state, inputs)
+    def call(state: TrainState, data_and_course: tuple[PyTree, Course], inputs: PyTree) -> tuple[TrainState, PyTree]:
+        data, course = data_and_course
+        step = jax.vmap(one, (Course(0, None, None, None, None), 0, None, 0)) if several else one
+        return several_steps(lambda state, item: step(course, state, data, item), state, inputs)
 
     return call
 
@@ -242,9 +275,9 @@ def preview(
       item: one step's inputs of the first device.
     """
 
-    def show(data: PyTree, item: PyTree) -> Array:
+    def show(data: PyTree, item: PyTree, key: Array) -> Array:
         batch = fetch(data, item)
         images, mask = batch["image"][:count], batch["mask"][:count]
-        return augmented(program, images, mask, randomness.step_key(program.key, 0), "augment", first=0)
+        return augmented(program, images, mask, key, "augment", first=0)
 
-    return jax.jit(show)(data, item)
+    return jax.jit(show)(data, item, randomness.step_key(program.key, 0))

@@ -209,3 +209,13 @@ def test_mistakes_are_named(argv, names):
 def test_sides_are_built_in_the_order_asked():
     args = step._parse(["--against=torch,plain", "--augment=autoaugment_cifar"])
     assert list(step._makers(args, None)) == ["ours", "ours without augmentation", "torch", "plain"]
+
+
+def test_the_parts_of_a_start_add_up(tmp_path, capsys):
+    command.main(["start", "--config=digits_lt:width=4", f"--json={tmp_path / 'start.json'}"])
+    found = json.loads((tmp_path / "start.json").read_text())["parts"]
+    names = ["imports", "device", "data", "initialisation", "trace", "compile", "first step"]
+    assert list(found) == [*names, "all"]
+    for clock in ("seconds", "processor_seconds"):
+        assert sum(found[name][clock] for name in names) == pytest.approx(found["all"][clock], abs=0.05)
+    assert "compile  " in capsys.readouterr().out
