@@ -62,7 +62,7 @@ class Layer(NamedTuple):
 
     @property
     def flops(self) -> int:
-        """Of the convolution forward; each of its gradients has about as many."""
+        """Operations of the convolution forward; each of its gradients has about as many."""
         if not self.kernel:
             return 0
         batch, height, width, _ = self.inputs

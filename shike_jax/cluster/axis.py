@@ -34,7 +34,7 @@ def sum_over(name: str | None, tree: PyTree) -> PyTree:
     leaves, structure = jax.tree.flatten(tree)
     if len(leaves) < 2 or jax.process_count() == 1:
         return lax.psum(tree, name)
-    # Of the platform that is compiled for, which need not be the one that computes here.
+    # Chosen by the platform that is compiled for, which need not be the one that computes here.
     summed = lax.platform_dependent(leaves, cpu=functools.partial(_by_dtype, name), default=lambda x: lax.psum(x, name))
     return jax.tree.unflatten(structure, summed)
 

@@ -71,7 +71,7 @@ class Terminal:
         self._names, self._top_k, self._per_expert = names, top_k, per_expert
 
     def add(self, files: Files, logits: np.ndarray) -> None:
-        """Prints."""
+        """Prints the classes of each image."""
         for i, file in enumerate(files):
             say(f"{printable(file)}\n  {self._line(logits[:, i].mean(0))}")
             for m, alone in enumerate(logits[:, i] if self._per_expert else ()):
@@ -82,7 +82,7 @@ class Terminal:
         return "  ".join(f"{printable(self._names[c])} {100 * share[c]:.1f} %" for c in best(logits, self._top_k))
 
     def finish(self, skipped: dict[str, str]) -> None:
-        """Nothing is left to do."""
+        """Does nothing: everything has been printed."""
 
 
 class CsvTable:
@@ -97,7 +97,7 @@ class CsvTable:
         self._writer.writerow(["file", *places, *(alone if per_expert else ())])
 
     def add(self, files: Files, logits: np.ndarray) -> None:
-        """Writes rows."""
+        """Writes one row for each image."""
         for i, file in enumerate(files):
             cells = self._cells(logits[:, i].mean(0), self._top_k)
             for alone in logits[:, i] if self._per_expert else ():
@@ -109,7 +109,7 @@ class CsvTable:
         return [cell for c in best(logits, top_k) for cell in (spreadsheet(self._names[c]), f"{share[c]:.6f}")]
 
     def finish(self, skipped: dict[str, str]) -> None:
-        """Nothing is left to do: the file is closed by its owner."""
+        """Does nothing: the file is closed by its owner."""
 
 
 class Arrays:
@@ -122,7 +122,7 @@ class Arrays:
         self._logits: list[np.ndarray] = []
 
     def add(self, files: Files, logits: np.ndarray) -> None:
-        """Keeps them."""
+        """Keeps the logits for the file that `finish` writes."""
         self._files += files
         self._logits.append(logits)
 

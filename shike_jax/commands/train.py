@@ -34,7 +34,7 @@ class _ListFields(argparse.Action):
     """Prints the fields of a configuration and exits."""
 
     def __call__(self, parser: argparse.ArgumentParser, *values: Any) -> None:
-        """Of the values the second is the option's: what a field's lines must hold."""
+        """The second value is the option's: a word that a field's lines must hold."""
         lines = describe_fields(values[1])
         if not lines:
             raise UserError(f"--fields={values[1]}: no field's description holds this; expected a part of one's name")

@@ -143,7 +143,7 @@ def with_classes_of(classifier: Classifier, source: sources.Source) -> sources.S
 
 
 def trained_heads(summary: Mapping[str, Any]) -> str:
-    """Of the sets of classifiers in a summary, the one that the checkpoint's stage trained; else the last one."""
+    """The set of classifiers in a summary that the checkpoint's stage trained; else the last one."""
     trained = summary["checkpoint"]["heads"]
     return trained if trained in summary["heads"] else list(summary["heads"])[-1]
 

@@ -89,7 +89,7 @@ def _backward(stride: int, saved: tuple[Array, Array], grad: Array) -> tuple[Arr
 
 @functools.partial(jax.jit, static_argnums=(3,))  # traced once for all layers of one shape
 def _gradients(x: Array, kernel: Array, grad: Array, stride: int) -> tuple[Array, Array]:
-    """Of the convolution of x [B,H,W,C], from grad [B,h,w,F]: to the input and to the kernel."""
+    """Gradients of the convolution of x [B,H,W,C] with respect to input and kernel, from grad [B,h,w,F]."""
 
     def default(x: Array, kernel: Array, grad: Array) -> tuple[Array, Array]:
         return jax.vjp(functools.partial(_plain, stride=stride), x, kernel)[1](grad)

@@ -108,7 +108,7 @@ def _moments(x: Array, mask: Array | None, axis_name: str | None) -> tuple[Array
 
 @jax.jit
 def _normalised(x: Array, mean: Array, var: Array, scale: Array, bias: Array) -> Array:
-    """Of x [B,H,W,C], with numbers [C]: in their dtype, returned in that of x."""
+    """Normalises x [B,H,W,C] by numbers [C]; computed in their dtype, returned in that of x."""
     factor = scale * lax.rsqrt(var)
     return (x.astype(factor.dtype) * factor + (bias - mean * factor)).astype(x.dtype)
 

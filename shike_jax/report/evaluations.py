@@ -65,7 +65,7 @@ def _read(path: Path, run: Run) -> dict[str, Any]:
 
 
 def _digest(run: Run) -> str | None:
-    """Of the weights that the run ended with; None where the run has not kept any that can be read."""
+    """The digest of the weights that the run ended with; None where the run has not kept any that can be read."""
     try:
         return digest_of(run.path)
     except UserError:

@@ -224,7 +224,7 @@ def _division_sizes(summary: Mapping[str, Any]) -> dict[str, int]:
 
 
 def _scores(summary: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Of the set of classifiers that the run trained last."""
+    """The scores of the set of classifiers that the run trained last."""
     return summary["heads"][trained_heads(summary)]
 
 

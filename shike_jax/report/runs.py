@@ -31,12 +31,12 @@ class Run:
 
     @property
     def config(self) -> dict[str, Any]:
-        """Of the run, nested dicts."""
+        """The configuration of the run, as nested dicts."""
         return self.results["config"]
 
     @property
     def seed(self) -> int:
-        """Of the run."""
+        """The seed of the run."""
         return self.results["seed"]
 
     @property
@@ -47,7 +47,7 @@ class Run:
 
     @property
     def epochs(self) -> tuple[int, ...]:
-        """Of each stage."""
+        """The epochs of each stage."""
         return tuple(stage["epochs"] for stage in self.results["stages"])
 
     @property
@@ -60,7 +60,7 @@ class Run:
 
     @property
     def depths(self) -> tuple[int, ...]:
-        """Of the experts."""
+        """The shared stage of each expert."""
         return tuple(self.config["model"]["depths"])
 
     @property

@@ -126,7 +126,7 @@ class Waiting:
     """Passes items on, and adds up the seconds for which the next one had to be waited for."""
 
     def __init__(self, items: Iterable[Any]) -> None:
-        """Args: items: whatever comes late."""
+        """Args: items: an iterator that may make its reader wait."""
         self._items, self.seconds = iter(items), 0.0
 
     def __iter__(self) -> Iterator[Any]:
