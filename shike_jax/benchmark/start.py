@@ -52,7 +52,7 @@ def main(argv: Sequence[str]) -> None:
         "compiled_programs_kept": kept is not None,
         "parts": seconds,
     }
-    measure.write({**found, **measure.origin("start", argv)}, args.json)
+    measure.write({**found, **measure.origin("python -m shike_jax benchmark start", argv)}, args.json)
 
 
 def age() -> float:
