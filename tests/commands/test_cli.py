@@ -92,7 +92,7 @@ def test_help_of_the_command_lists_all(capsys):
     ("main", "typed", "words"),
     [
         (cli.main, "trian", "; did you mean 'train'? see shike-jax --help"),
-        (benchmark.main, "steps", "'steps' is no command; expected one of step, parts, input, run"),
+        (benchmark.main, "steps", "'steps' is no command; expected one of step, parts, input, start, run"),
         (summary.main, "--fast", "the following arguments are required: workdir"),
         (summary.main, "absent", "absent/results.json: no such file; expected the work directory of a finished run"),
     ],
