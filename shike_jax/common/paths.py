@@ -26,9 +26,9 @@ def given_path(value: Any, name: str) -> str:
     """The text of a path that a caller from Python gave as `name`, `~` expanded.
 
     Raises:
-      UserError: neither a text nor a path.
+      UserError: neither a text nor a path, or an empty text.
     """
-    if not isinstance(value, str | os.PathLike):
+    if not isinstance(value, str | os.PathLike) or not os.fspath(value):
         raise UserError(f"{name}={value!r}: expected a path")
     return str(expanded(os.fspath(value)))
 

@@ -162,6 +162,9 @@ def _parsed(define: Callable[..., Any], arguments: list[str], path: str, stages:
         raise UserError(_unknown_field(error, arguments) or _explain(error, path)) from error
     except Exception as error:  # flags, ml_collections and the file itself raise many kinds
         raise UserError(_explain(error, path)) from error
+    if not isinstance(config, ConfigDict):
+        kind = type(config).__name__
+        raise UserError(f"--config={path}: get_config returned a {kind}; expected a ConfigDict, as schema.base() gives")
     config.init_from = expanded(config.init_from)
     for name in ("root", "data_dir", "train_list", "val_list", "test_list", "table"):
         config.data[name] = expanded(config.data[name])

@@ -129,6 +129,8 @@ def train(
     folder = Path(given_path(workdir, "workdir"))
     compiled = CompileTime.total if started is None else 0.0  # by this process before this run
     started = started or time.monotonic()
+    if config.seeds and (folder / "config.json").exists():
+        raise UserError(f"--workdir={folder}: holds a run of one seed; expected a new folder for config.seeds")
     runs = {folder / f"seed{seed}": _of_seed(config, seed) for seed in config.seeds} or {folder: config}
     with contextlib.ExitStack() as held:
         held.enter_context(quieted(config.log))

@@ -4,6 +4,7 @@ import pytest
 
 from shike_jax import config as schema
 from shike_jax.commands import train as main
+from shike_jax.common.paths import given_path
 from shike_jax.config import to_plain, with_defaults
 from shike_jax.config.field import Field
 from shike_jax.config.fields import FIELDS, may_change, tells_apart
@@ -72,6 +73,19 @@ def test_true_is_no_number_and_a_typing_error_in_a_file_is_named():
         del config.stages.classifier.lr
     with pytest.raises(UserError, match=r"config\.stages\.classifier\.lr is missing: expected a number of at least 0"):
         schema.validate(config)
+
+
+@pytest.mark.parametrize(("text", "kind"), [("return 3", "int"), ("pass", "NoneType")])
+def test_a_file_that_gives_no_configuration_is_one_line(tmp_path, text, kind):
+    (tmp_path / "mine.py").write_text(f"def get_config(text=''):\n    {text}\n")
+    with pytest.raises(UserError, match=rf"mine.py: get_config returned a {kind}; expected a ConfigDict"):
+        parse_config([f"--config={tmp_path / 'mine.py'}"])
+
+
+@pytest.mark.parametrize("path", ["", 3, None])
+def test_a_path_that_is_none_is_one_line(path):
+    with pytest.raises(UserError, match=r"workdir=.*: expected a path"):
+        given_path(path, "workdir")
 
 
 def test_every_default_is_admitted_by_its_own_field():

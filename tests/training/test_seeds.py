@@ -92,6 +92,10 @@ def test_stopped_and_continued_seeds_equal_their_runs_alone(tmp_path, monkeypatc
 def test_seeds_must_differ_and_need_images_on_the_device(tmp_path, monkeypatch):
     with pytest.raises(UserError, match=r"config.seeds=\(1, 1\): expected different whole numbers"):
         config("seeds=(1,1)")
+    (tmp_path / "alone").mkdir()
+    (tmp_path / "alone" / "config.json").write_text("{}")
+    with pytest.raises(UserError, match=r"alone: holds a run of one seed; expected a new folder"):
+        loop.train(config("seeds=(1,2)"), tmp_path / "alone")
     monkeypatch.setattr(jax, "process_count", lambda: 2)
     with pytest.raises(UserError, match=r"config.seeds=\(1, 2\): expected one process, not 2"):
         loop.train(config("seeds=(1,2)"), tmp_path / "none")
