@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 from ml_collections import ConfigDict
+from PIL import Image
 
 from shike_jax.data.images import center_crop, random_resized_crop
 from shike_jax.data.types import Source, allowed_faults
@@ -21,6 +22,7 @@ from shike_jax.data.views import host_augment
 from shike_jax.errors import UserError
 
 Batch = dict[str, Any]
+BLOCKS_OF_A_THREAD = 4
 CHUNK = 8  # images of one task: keeps the threads' bookkeeping small compared with the decoding
 
 
@@ -54,6 +56,9 @@ class HostPipeline:
         self._stop, self._limit = config.data.bad_image == "stop", config.data.bad_image_limit
         self._bad: set[int] = set()
         self._threads = threads or config.data.threads or _usable_cores()
+        # Pillow keeps the memory of closed images for the next ones (its PILLOW_BLOCKS_MAX), so that the system need
+        # not hand it out and clear it for every image: decoding, crop and result of each thread.
+        Image.core.set_blocks_max(max(Image.core.get_blocks_max(), BLOCKS_OF_A_THREAD * self._threads))
         self._ahead = ahead
 
     def batches(self, plan: Mapping[str, np.ndarray]) -> Iterator[Batch]:
