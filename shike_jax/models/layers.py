@@ -8,11 +8,12 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 
 from shike_jax.cluster.axis import sum_over
 from shike_jax.kernels.convolution import convolve
-from shike_jax.models.initial import he_normal, uniform
+from shike_jax.models.initial import he_normal, ones, uniform, zeros
 
 Array = jax.Array
 
@@ -59,10 +60,10 @@ class BatchNorm(nn.Module):
     def __call__(self, x: Array, *, train: bool, mask: Array | None = None) -> Array:
         """Normalises x [B,H,W,C]; mask float [B] (1 = real example) or None when every example is real."""
         channels, kind = x.shape[-1], param_dtype(x.dtype)
-        scale = self.param("scale", nn.initializers.ones, (channels,), kind)
-        bias = self.param("bias", nn.initializers.zeros, (channels,), kind)
-        running_mean = self.variable("batch_stats", "mean", jnp.zeros, (channels,), kind)
-        running_var = self.variable("batch_stats", "var", jnp.ones, (channels,), kind)
+        scale = self.param("scale", ones, (channels,), kind)
+        bias = self.param("bias", zeros, (channels,), kind)
+        running_mean = self.variable("batch_stats", "mean", np.zeros, (channels,), kind)
+        running_var = self.variable("batch_stats", "var", np.ones, (channels,), kind)
         if train:
             mean, var, count = _moments(x.astype(kind), mask, self.axis_name)
             if not self.is_initializing():  # a collection that is collected only when it is asked for
@@ -78,6 +79,8 @@ class BatchNorm(nn.Module):
                 rate = jnp.where(count > 0, self.momentum, 0).astype(kind)
                 running_mean.value += rate * (mean - running_mean.value)
                 running_var.value += rate * (unbiased - running_var.value)
+        elif self.is_initializing():  # the statistics are 0 and 1: no program is needed for their part
+            return (x.astype(kind) * np.array((1 + self.epsilon) ** -0.5, kind)).astype(x.dtype)
         else:
             mean, var = running_mean.value, running_var.value
         return _normalised(x, mean, var + self.epsilon, scale, bias)
@@ -159,7 +162,7 @@ class ClassScales(nn.Module):
     @nn.compact
     def __call__(self, logits: Array) -> Array:
         """Returns logits."""
-        return logits * self.param("scale", nn.initializers.ones, (self.classes,), logits.dtype)
+        return logits * self.param("scale", ones, (self.classes,), logits.dtype)
 
 
 def param_dtype(dtype: Any) -> Any:
@@ -174,4 +177,4 @@ def _normalise(x: Array, axis: int) -> Array:
 
 
 def _unit_columns(key: Array, shape: tuple[int, int], dtype: Any) -> Array:
-    return _normalise(uniform(1.0)(key, shape, dtype), 0)
+    return _normalise(jnp.asarray(uniform(1.0)(key, shape, dtype)), 0)
