@@ -15,10 +15,11 @@ _EPILOG = """\
 examples:
   python -m shike_jax convert --model=resnet152 --source=resnet152.pth --target=weights/resnet152
   python -m shike_jax convert --model=shike_resnet32_cifar --source=best.pth.tar --target=weights/shike
-  python -m shike_jax convert --model=resnet152 --source=weights/resnet152 --target=resnet152.safetensors --reverse
+  python -m shike_jax convert --reverse --source=runs/if100 --target=if100.safetensors
 
 A converted checkpoint serves `--config.init_from` of training, evaluation and prediction. PyTorch is not needed, and
-pickled files cannot run code: anything but tensors, containers and numbers in them is refused.
+pickled files cannot run code: anything but tensors, containers and numbers in them is refused. What --reverse writes
+names its network; docs/pytorch_model.py loads it with PyTorch.
 """
 
 
@@ -28,11 +29,11 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
         "Converts PyTorch weights to a checkpoint of this package, or back with --reverse.",
         _EPILOG,
     )
-    parser.add_argument("--model", required=True, help=f"the network: {', '.join(MODELS)}")
+    about = "default: the one that the source names, as checkpoints and files of --reverse do"
+    parser.add_argument("--model", default="", help=f"the network: {', '.join(MODELS)}; {about}")
     parser.add_argument(
         "--source",
         required=True,
-        type=Path,
         help=f"{', '.join(SUFFIXES)} file; with --reverse a checkpoint or a work directory",
     )
     parser.add_argument(
@@ -56,5 +57,5 @@ def main(argv: Sequence[str]) -> None:
     if args.reverse:
         count = reverse(args.model, args.source, args.target, args.head)
     else:
-        count = convert(args.model, args.source, args.target, args.num_classes, args.weights)
-    print(f"{args.model}: {count} tensors from {args.source} written to {args.target}")
+        count = convert(args.model, Path(args.source), args.target, args.num_classes, args.weights)
+    print(f"{count} tensors of {args.model or args.source} written to {args.target}")

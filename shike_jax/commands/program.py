@@ -16,6 +16,7 @@ COMMANDS = {
         "evaluate": "accuracies of a checkpoint, in detail",
         "predict": "classes of your images: terminal, .csv or .npz",
         "convert": "PyTorch weights to a checkpoint, and back",
+        "save": "a network to give away: safetensors, config.json, a card",
         "export": "a function that runs without this package",
         "inspect": "what a configuration trains on, in numbers and pictures",
         "report": "tables and figures of finished runs",

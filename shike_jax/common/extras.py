@@ -10,6 +10,7 @@ from shike_jax.errors import UserError
 # imported name: what pip calls it, and the extra that holds it
 EXTRAS = {
     "clu": ("clu with TensorFlow and TensorBoard", "tensorboard"),
+    "huggingface_hub": ("huggingface_hub", "hub"),
     "matplotlib": ("matplotlib", "report"),
     "sklearn": ("scikit-learn", "digits"),
     "tensorflow": ("tensorflow-cpu", "tfds"),

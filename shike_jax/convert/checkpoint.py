@@ -4,18 +4,24 @@ from __future__ import annotations
 
 import tempfile
 from pathlib import Path
+from typing import Any
 
-from shike_jax.convert.names import family_of, model_settings, to_state_dict, to_variables
-from shike_jax.convert.reader import read_state_dict, write_state_dict
+from shike_jax.common.text import parse_json, to_json
+from shike_jax.convert.names import MODELS, family_of, model_settings, named, to_state_dict, to_variables
+from shike_jax.convert.reader import read_remark, read_state_dict, write_state_dict
 from shike_jax.errors import UserError
 from shike_jax.models import HEAD_SETS
 from shike_jax.storage.checkpoints import load_weights, save_weights
+
+REMARK = "shike_jax"  # of a .safetensors: the facts about the network as JSON
+FACTS = ("model", "num_classes", "image_size", "resize", "mean", "std", "class_names", "class_counts", "heads")
 
 
 def convert(model: str, source: Path, target: Path, num_classes: int | None = None, kind: str = "") -> int:
     """Writes the PyTorch file `source` as a checkpoint into the folder `target`, wholly or not at all.
 
     Args:
+      model: a name of `MODELS`; empty: the network that the file names, as files of `reverse` do.
       num_classes: to insist on; None: the source's.
       kind: as for `read_state_dict`.
 
@@ -25,25 +31,16 @@ def convert(model: str, source: Path, target: Path, num_classes: int | None = No
     Raises:
       UserError: a target with content, an unreadable source, or tensors that are not those of `model`.
     """
-    family = family_of(model)
     target = target.absolute()
+    meta = _of_family(model) if model else _remembered(source)
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise UserError(f"--target={target}: exists and is not an empty folder")
     state = read_state_dict(source, kind)
     try:
-        variables, num_classes = to_variables(model, state, num_classes)
+        variables, num_classes = to_variables(model or meta["model"], state, num_classes)
     except UserError as error:
         raise UserError(f"{source}: {error}") from error
-    meta = {
-        "model": model_settings(model),
-        "num_classes": num_classes,
-        "source": source.name,
-        "image_size": family.image_size,
-        "resize": family.resize,
-        "mean": list(family.mean),
-        "std": list(family.std),
-        "class_names": None,
-    }
+    meta = {**meta, "num_classes": num_classes, "source": source.name}
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=f".{target.name}.", dir=target.parent) as scratch:
@@ -55,19 +52,40 @@ def convert(model: str, source: Path, target: Path, num_classes: int | None = No
     return len(state)
 
 
-def reverse(model: str, source: Path, target: Path, head: str | None = None) -> int:
+def _of_family(model: str) -> dict[str, Any]:
+    family = family_of(model)
+    view = {"image_size": family.image_size, "resize": family.resize, "mean": family.mean, "std": family.std}
+    return {"model": model_settings(model), **view, "class_names": None}
+
+
+def _remembered(source: Path) -> dict[str, Any]:
+    text = read_remark(source, REMARK)
+    if not text:
+        raise UserError(f"--model is missing: {source} does not name its network; expected one of {', '.join(MODELS)}")
+    try:
+        facts = parse_json(text)
+        return {name: facts[name] for name in FACTS if name in facts}
+    except (ValueError, TypeError) as error:
+        raise UserError(f"{source}: its remark {REMARK} is damaged ({error}); give --model") from error
+
+
+def reverse(model: str, source: Path | str, target: Path, head: str | None = None) -> int:
     """Writes the checkpoint `source` as a PyTorch state dict to the file `target`; returns the number of tensors.
+
+    Args:
+      model: a name of `MODELS`; empty: the checkpoint's own network.
 
     Raises:
       UserError: an unreadable checkpoint or one of another network, a target that exists, `head` is needed or unknown.
     """
-    family_of(model)
+    if model:
+        family_of(model)
     if head is not None and head not in HEAD_SETS:
         raise UserError(f"--head={head}: expected {' or '.join(HEAD_SETS)}")
-    variables, _ = load_weights(source)
+    variables, meta = load_weights(source)
     try:
-        state = to_state_dict(model, variables, head)
+        state = to_state_dict(model or named(meta["model"]), variables, head)
     except UserError as error:
         raise UserError(f"{source}: {error}") from error
-    write_state_dict(target, state)
+    write_state_dict(target, state, {REMARK: to_json({name: meta[name] for name in FACTS if name in meta})})
     return len(state)

@@ -1,9 +1,14 @@
-"""PyTorch's tensor names and layouts, and ours: one table of rules per family, both directions."""
+"""PyTorch's tensor names and layouts, and ours: one table of rules per family, both directions.
+
+A network is given as `model`: a name of `MODELS`, or the fields of `config.model` of any network of this package, whose
+names are the authors', continued to other backbones.
+"""
 
 from __future__ import annotations
 
 import dataclasses
 import functools
+import json
 import re
 from collections.abc import Mapping
 from typing import Any
@@ -15,7 +20,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 
 from shike_jax.common import colours
 from shike_jax.errors import UserError
-from shike_jax.models import DEFAULTS, build_model
+from shike_jax.models import BACKBONES, DEFAULTS, build_model
 
 Rules = tuple[tuple[str, str], ...]
 
@@ -34,7 +39,7 @@ _TORCHVISION: Rules = (
     (r"heads/\w+/expert0", "fc"),  # the one classifier fills both sets
 )
 _AUTHORS: Rules = (
-    (r"expert(\d+)/stage3/block(\d+)/", r"layer3s.\1.\2."),
+    (r"expert(\d+)/stage(\d+)/block(\d+)/", r"layer\2s.\1.\3."),
     (r"expert(\d+)/align/conv(\d+)", r"shallow_exps.\1.convs.StridedConv\2.conv.0"),
     (r"expert(\d+)/align/bn(\d+)", r"shallow_exps.\1.convs.StridedConv\2.conv.1"),
     (r"shortcut_conv", "shortcut.0"),
@@ -79,26 +84,54 @@ MODELS: dict[str, tuple[Family, dict[str, Any]]] = {
 }
 
 
-def family_of(name: str) -> Family:
-    """The family of a model name; `UserError` for an unknown one."""
-    if name not in MODELS:
-        raise UserError(f"--model={name}: expected one of {', '.join(MODELS)}")
-    return MODELS[name][0]
+Model = str | Mapping[str, Any]
 
 
-def model_settings(name: str) -> dict[str, Any]:
-    """The fields of `config.model`, as a plain dict, that build the network called `name`."""
-    family_of(name)
-    return {**DEFAULTS, **MODELS[name][1]}
+def family_of(model: Model) -> Family:
+    """The family of a network; `UserError` for an unknown name."""
+    if not isinstance(model, str):
+        if model["backbone"] not in BACKBONES:
+            raise UserError(f"{model['backbone']} is no network of this package: its PyTorch form is not known")
+        axis = 1 if model["head"] == "cosine" else 0
+        return dataclasses.replace(_AUTHORS_CIFAR, classes_axis=axis)
+    if model not in MODELS:
+        raise UserError(f"--model={model}: expected one of {', '.join(MODELS)}")
+    return MODELS[model][0]
+
+
+def model_settings(model: Model) -> dict[str, Any]:
+    """The fields of `config.model`, as a plain dict, that build a network."""
+    family_of(model)
+    return {**DEFAULTS, **(MODELS[model][1] if isinstance(model, str) else model)}
+
+
+def named(settings: Mapping[str, Any]) -> Model:
+    """The name in `MODELS` of a network with these fields of `config.model`; the fields themselves without one."""
+    known = (name for name in MODELS if all(_has(settings, *field) for field in model_settings(name).items()))
+    return next(known, settings)
+
+
+def _has(settings: Mapping[str, Any], field: str, value: Any) -> bool:
+    """Whether a field has a value; JSON makes lists of tuples, and older checkpoints lack newer fields."""
+    found = settings.get(field, DEFAULTS.get(field))
+    return tuple(found) == tuple(value) if isinstance(value, list | tuple) else found == value
+
+
+def _template(model: Model, num_classes: int) -> dict[str, tuple[int, ...]]:
+    return _traced(json.dumps(model_settings(model)), num_classes)
 
 
 @functools.lru_cache(maxsize=8)
-def _template(name: str, num_classes: int) -> dict[str, tuple[int, ...]]:
+def _traced(settings: str, num_classes: int) -> dict[str, tuple[int, ...]]:
     """Our path -> shape, found by tracing the network's initialisation (nothing is computed)."""
-    network = build_model(model_settings(name), num_classes)
+    network = build_model(json.loads(settings), num_classes)
     images = jnp.zeros((1, 32, 32, 3))  # parameters do not depend on the image size
     tree = jax.eval_shape(lambda key: network.init(key, images), jax.random.key(0))
     return {path: leaf.shape for path, leaf in flatten_dict(tree, sep="/").items()}
+
+
+def _called(model: Model) -> str:
+    return model if isinstance(model, str) else f"this network of {model['backbone']}"
 
 
 def torch_name(family: Family, path: str) -> str:
@@ -124,7 +157,7 @@ def _listed(items: list[str], most: int = 4) -> str:
     return ", ".join(items[:most]) + (f" and {len(items) - most} more" if len(items) > most else "")
 
 
-def _check(name: str, present: Mapping[str, Any], expected: Mapping[str, tuple[int, ...]]) -> None:
+def _check(model: Model, present: Mapping[str, Any], expected: Mapping[str, tuple[int, ...]]) -> None:
     """`UserError` that names the first missing, unexpected and misshapen arrays."""
     missing = [key for key in expected if key not in present]
     extra = [key for key in present if key not in expected]
@@ -137,29 +170,29 @@ def _check(name: str, present: Mapping[str, Any], expected: Mapping[str, tuple[i
     if any(problems.values()):
         most = 4 // sum(map(bool, problems.values()))
         text = "; ".join(f"{problem}: {_listed(items, most)}" for problem, items in problems.items() if items)
-        raise UserError(f"these are not the tensors of {name}: {text}")
+        raise UserError(f"these are not the tensors of {_called(model)}: {text}")
 
 
-def without_head(name: str, state: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+def without_head(model: Model, state: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     """The tensors of a backbone alone, for a warm start that discards its classifier anyway.
 
     What lies outside the backbone's own modules goes: classifiers of any shape, projections, prototypes.
     """
-    family = family_of(name)
-    own = {torch_name(family, path).partition(".")[0] for path in _template(name, 1) if "/heads/" not in path}
+    family = family_of(model)
+    own = {torch_name(family, path).partition(".")[0] for path in _template(model, 1) if "/heads/" not in path}
     return {key: array for key, array in state.items() if key.partition(".")[0] in own}
 
 
-def has_head(name: str, state: Mapping[str, np.ndarray]) -> bool:
+def has_head(model: Model, state: Mapping[str, np.ndarray]) -> bool:
     """Whether the state has the classifiers of the family, and nothing else next to the backbone."""
-    family = family_of(name)
-    heads = {torch_name(family, path) for path in _template(name, 1) if "/heads/" in path}
+    family = family_of(model)
+    heads = {torch_name(family, path) for path in _template(model, 1) if "/heads/" in path}
     matrix = state.get(family.classifier)
-    return state.keys() - without_head(name, state).keys() == heads and matrix is not None and matrix.ndim == 2
+    return state.keys() - without_head(model, state).keys() == heads and matrix is not None and matrix.ndim == 2
 
 
 def to_variables(
-    name: str,
+    model: Model,
     state: Mapping[str, np.ndarray],
     num_classes: int | None = None,
     dtype: Any = np.float32,
@@ -168,7 +201,7 @@ def to_variables(
     """A PyTorch state dict as variables {`params`, `batch_stats`}.
 
     Args:
-      name: one of `MODELS`.
+      model: which network.
       state: name -> array in PyTorch's layouts, of any float dtype.
       num_classes: C; None takes it from the classifier's shape.
       dtype: of the variables.
@@ -180,17 +213,17 @@ def to_variables(
     Raises:
       UserError: unknown model; missing, unexpected, misshapen tensors; tensors that are not of a float dtype.
     """
-    family = family_of(name)
+    family = family_of(model)
     num_classes = num_classes if head else 1
     if num_classes is None:
         matrix = state.get(family.classifier)
         if matrix is None or matrix.ndim != 2:
-            raise UserError(f"these are not the tensors of {name}: missing: the matrix {family.classifier}")
+            raise UserError(f"these are not the tensors of {_called(model)}: missing: the matrix {family.classifier}")
         num_classes = matrix.shape[family.classes_axis]
     if num_classes < 1:
         raise UserError(f"--num_classes={num_classes}: expected a positive number")
-    template = {path: shape for path, shape in _template(name, num_classes).items() if head or "/heads/" not in path}
-    _check(name, state, {torch_name(family, path): _torch_shape(family, shape) for path, shape in template.items()})
+    template = {path: shape for path, shape in _template(model, num_classes).items() if head or "/heads/" not in path}
+    _check(model, state, {torch_name(family, path): _torch_shape(family, shape) for path, shape in template.items()})
     for key, array in state.items():
         if not jnp.issubdtype(array.dtype, jnp.floating):
             raise UserError(f"{key} has dtype {array.dtype}, expected a float dtype")
@@ -203,24 +236,25 @@ def to_variables(
     return unflatten_dict(flat, sep="/"), num_classes
 
 
-def to_state_dict(name: str, variables: Mapping[str, Any], head: str | None = None) -> dict[str, np.ndarray]:
+def to_state_dict(model: Model, variables: Mapping[str, Any], head: str | None = None) -> dict[str, np.ndarray]:
     """The inverse of `to_variables`, bit for bit.
 
     Args:
-      name: one of `MODELS`.
+      model: which network.
       variables: {`params`, `batch_stats`}, as trained or converted.
       head: the set of classifiers to write where PyTorch's network has only one; needed if the two differ.
 
     Raises:
       UserError: unknown model, variables of another network, or a choice of `head` is needed.
     """
-    family = family_of(name)
+    family = family_of(model)
     flat = {path: np.asarray(leaf) for path, leaf in flatten_dict(variables, sep="/").items()}
-    kernel = flat.get("params/heads/classifier/expert0/kernel")
+    kernel = flat.get("params/heads/representation/expert0/kernel")
     if kernel is None:
-        raise UserError(f"the checkpoint is not one of {name}: it has no heads/classifier/expert0/kernel")
-    template = _template(name, kernel.shape[-1])
-    _check(name, flat, template)
+        missing = "it has no heads/representation/expert0/kernel"
+        raise UserError(f"the checkpoint is not one of {_called(model)}: {missing}")
+    template = _template(model, kernel.shape[-1])
+    _check(model, flat, template)
     state: dict[str, np.ndarray] = {}
     chosen_first = sorted(template, key=lambda path: head is not None and f"/heads/{head}/" not in path)
     for path in chosen_first:
@@ -229,5 +263,5 @@ def to_state_dict(name: str, variables: Mapping[str, Any], head: str | None = No
         if key not in state:
             state[key] = array
         elif head is None and array.tobytes() != state[key].tobytes():
-            raise UserError(f"the two sets of classifiers differ and {name} has one: choose it by --head")
+            raise UserError(f"the two sets of classifiers differ and {_called(model)} has one: choose it by --head")
     return state

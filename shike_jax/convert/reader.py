@@ -12,8 +12,9 @@ from typing import Any, BinaryIO, cast
 import numpy as np
 
 from shike_jax.common.text import say
-from shike_jax.convert import pickles, safetensors
+from shike_jax.convert import pickles
 from shike_jax.errors import UserError
+from shike_jax.storage import tensor_file
 
 _PICKLED = (".pth", ".pth.tar", ".pt", ".bin", ".ckpt", ".pkl", ".pyth")
 SUFFIXES = (".npz", ".safetensors", *_PICKLED)  # in upper case too
@@ -132,7 +133,8 @@ def read_state_dict(path: str | os.PathLike, kind: str = "", tell: Tell = say) -
         if name.endswith((".npz", ".safetensors")):
             if kind == "averaged":
                 raise UserError("no averaged weights inside; expected another --weights")
-            return _clean((_read_npz(path) if name.endswith(".npz") else safetensors.read(path)).items())
+            arrays = _read_npz(path) if name.endswith(".npz") else tensor_file.from_bytes(path.read_bytes())[0]
+            return _clean(arrays.items())
         if name.endswith(_PICKLED):
             return _clean(_read_pickled(path, kind, lambda line: tell(f"{path}: {line}")))
         raise UserError(f"unknown suffix; expected {', '.join(SUFFIXES)}")
@@ -152,8 +154,21 @@ def _new_file(path: Path) -> Iterator[BinaryIO]:
         partial.unlink(missing_ok=True)
 
 
-def write_state_dict(path: str | os.PathLike, arrays: Mapping[str, np.ndarray]) -> None:
-    """Writes name -> array to a new `.npz` or `.safetensors`, wholly or not at all.
+def read_remark(path: str | os.PathLike, name: str) -> str:
+    """A remark that `write_state_dict` put into a `.safetensors`; empty where there is none, and for other files."""
+    path = Path(path)
+    if not path.name.lower().endswith(".safetensors") or not path.is_file():
+        return ""
+    try:
+        return tensor_file.from_bytes(path.read_bytes())[1].get(name, "")
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from error
+
+
+def write_state_dict(
+    path: str | os.PathLike, arrays: Mapping[str, np.ndarray], remarks: Mapping[str, str] | None = None
+) -> None:
+    """Writes name -> array to a new `.npz` or `.safetensors`, wholly or not at all; only the latter keeps remarks.
 
     Raises:
         UserError: the file exists, its folder does not, the suffix is unknown, or a dtype does not fit the format.
@@ -166,7 +181,7 @@ def write_state_dict(path: str | os.PathLike, arrays: Mapping[str, np.ndarray]) 
             raise UserError("unknown suffix; expected .npz or .safetensors")
         with _new_file(path) as file:
             if path.suffix == ".safetensors":
-                safetensors.write(file, arrays)
+                file.write(tensor_file.to_bytes(arrays, remarks))
                 return
             for name, array in arrays.items():
                 if array.dtype.kind not in "biufc":

@@ -21,7 +21,7 @@ from shike_jax.common.paths import given_path
 from shike_jax.common.text import say
 from shike_jax.errors import UserError
 from shike_jax.models import HEAD_SETS, ExpertNetwork, build_model
-from shike_jax.storage.checkpoints import load_weights, save_weights
+from shike_jax.storage.checkpoints import give_away, load_weights, push_weights
 
 PyTree = Any
 BATCH = 128  # images on the device at once
@@ -89,7 +89,7 @@ class Classifier:
         return self._in_batches(self._checked(images), self._pooled)
 
     def save(self, folder: str | os.PathLike[str]) -> None:
-        """Writes the classifier into a new folder, from which `load` reads it.
+        """Writes the classifier into a new folder, from which `load` reads it: safetensors, config.json and a card.
 
         Raises:
           UserError: the folder is not empty, or cannot be written.
@@ -102,9 +102,26 @@ class Classifier:
         try:
             if place.exists() and not (place.is_dir() and not any(place.iterdir())):
                 raise UserError(f"save: {place} is not empty; expected a new folder")
-            save_weights(place, to_host(self.variables), {**self.meta, "heads": self.heads})
+            give_away(place, to_host(self.variables), {**self.meta, "heads": self.heads})
         except OSError as error:
             raise UserError(f"save: {place} cannot be written ({error.strerror or error})") from error
+
+    def push(self, name: str, *, private: bool = False) -> str:
+        """Writes the classifier to Hugging Face's hub, from which `load("hf://OWNER/NAME")` reads it.
+
+        Needs the extra `hub` and a login of its own (`hf auth login`).
+
+        Args:
+          name: OWNER/NAME; made where it is missing, with a new version where it is there.
+          private: of a new one: whether only its owner sees it.
+
+        Returns:
+          `hf://OWNER/NAME`.
+
+        Raises:
+          UserError: another name, no login, or the hub cannot be reached.
+        """
+        return push_weights(name, to_host(self.variables), {**self.meta, "heads": self.heads}, private)
 
     @functools.cached_property
     def _logits(self) -> Callable[[PyTree, ArrayLike], jax.Array]:
@@ -191,7 +208,8 @@ def load(path: str | os.PathLike[str], heads: str = "", *, mirror: bool = False)
     """A classifier from a run or converted weights.
 
     Args:
-      path: a run's work directory, its weights/STAGE, converted weights, or what `Classifier.save` wrote.
+      path: a run's work directory, its weights/STAGE, converted weights, what `Classifier.save` wrote, or
+        `hf://OWNER/NAME[@REVISION]` (extra `hub`).
       heads: the set of classifiers; empty: the one that the checkpoint's stage trained, else `classifier`.
       mirror: see the attribute; for networks that were trained with flips. Twice the work.
 

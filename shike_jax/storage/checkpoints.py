@@ -33,7 +33,7 @@ from shike_jax.cluster import parallel
 from shike_jax.common.atomic import write_json
 from shike_jax.common.text import parse_json, to_json
 from shike_jax.errors import UserError
-from shike_jax.storage import manifest
+from shike_jax.storage import exchange, manifest
 from shike_jax.storage.reading import Damaged, is_forbidden, is_of_the_system, patiently
 
 PyTree = Any
@@ -224,19 +224,36 @@ def save_weights(directory: Any, variables: PyTree, meta: Meta) -> None:
     parallel.barrier("weights written")
 
 
+def give_away(directory: Any, variables: PyTree, meta: Meta) -> None:
+    """Writes a network's variables as `exchange.save` does, which `load_weights` reads; arguments as `save_weights`."""
+    tree = to_tree(variables)
+    exchange.save(_absolute(directory), tree, {**meta, "digest": digest(tree)})
+
+
+def push_weights(name: str, variables: PyTree, meta: Meta, private: bool) -> str:
+    """As `give_away`, to a hub; returns the address. Other arguments as `exchange.push`."""
+    tree = to_tree(variables)
+    return exchange.push(name, tree, {**meta, "digest": digest(tree)}, private)
+
+
 def load_weights(directory: Any) -> tuple[PyTree, Meta]:
-    """Reads weights: a folder of `save_weights`, one that holds such a folder as `weights`, or a work directory.
+    """Reads weights: a folder of `save_weights` or `give_away`, one that holds such a folder as `weights`, a work
+    directory, or `hf://OWNER/NAME`.
 
     Of a work directory, the weights at the end of its last finished stage are read.
 
     Raises:
       UserError: nothing there, or damaged.
     """
-    path = _absolute(directory)
+    hub = str(directory).startswith(exchange.PREFIX)
+    path = exchange.fetch(str(directory)) if hub else _absolute(directory)
     if not path.exists():
         raise UserError(f"checkpoint {directory}: no such folder")
-    if (path / "weights" / "variables").is_dir():  # results that were given away: one set of weights next to them
+    # Results that were given away: one set of weights next to them.
+    if (path / "weights" / "variables").is_dir() or (path / "weights" / exchange.WEIGHTS).exists():
         path = path / "weights"
+    if (path / exchange.WEIGHTS).exists():
+        return patiently(f"checkpoint {path}", lambda: _read_given(path))
     if (path / "weights").is_dir():
         stages = [(p, _read(p, "variables")) for p in (path / "weights").iterdir() if not _temporary(p)]
         if not stages:
@@ -254,6 +271,13 @@ def remove_unfinished(directory: Any) -> None:
         for child in path.iterdir():
             if _temporary(child):
                 child.rmtree()
+
+
+def _read_given(path: epath.Path) -> tuple[PyTree, Meta]:
+    tree, meta = exchange.load(path)
+    if "digest" in meta and digest(tree) != meta["digest"]:
+        raise Damaged(f"checkpoint {path} is damaged: its arrays do not match their digest")
+    return tree, meta
 
 
 def _read(path: epath.Path, item: str) -> tuple[PyTree, Meta]:

@@ -83,6 +83,7 @@ def save_stage_weights(run: Run, stage: Stage, variables: PyTree) -> None:
         "stage": stage.name,
         "stage_index": stage.index,
         "split_hash": run.source.split.hash,
+        "scores": {name: run.history["stages"][-1].get(name) for name in SCORES},
         "config": to_plain(run.config),
         "version": __version__,
     }

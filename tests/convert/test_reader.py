@@ -366,22 +366,17 @@ def test_safetensors_written_by_hand(tmp_path):
 @pytest.mark.parametrize(
     ("data", "problem"),
     [
-        (b"\x01\x02", "truncated"),
-        (struct.pack("<Q", 10**9) + b"{}", "truncated"),
-        (safetensors_bytes("{nonsense"), "not JSON"),
-        (safetensors_bytes("[]"), "not a JSON object"),
-        (safetensors_bytes('{"w": {}, "w": {}}'), "twice"),
-        (safetensors_bytes({"w": entry(dtype="F31")}), "entry of w"),
-        (safetensors_bytes({"w": entry(shape=[-2, -3])}), "entry of w"),
-        (safetensors_bytes({"w": entry(shape=[2, 2])}), "gives w 24 bytes"),
-        (safetensors_bytes({"w": entry(offsets=[4, 28])}), "begin at byte 4"),
-        (safetensors_bytes({"w": entry(), "v": entry(offsets=[8, 32])}), "begin at byte 8"),
-        (safetensors_bytes({"w": entry()}, b"\0" * 20), "truncated: w ends at byte 24 of 20"),
-        (safetensors_bytes({"w": entry()}, b"\0" * 25), "1 bytes follow"),
+        (b"\x01\x02", "not a whole safetensors file"),
+        (struct.pack("<Q", 10**9) + b"{}", "not a whole"),
+        (safetensors_bytes("{nonsense"), "not a whole"),
+        (safetensors_bytes({"w": entry(dtype="F31")}), "not a whole"),
+        (safetensors_bytes({"w": entry(dtype="F8_E8M0", shape=(24,))}), "element type F8_E8M0; expected one of F16"),
+        (safetensors_bytes({"w": entry()}, b"\0" * 20), "not a whole"),
+        (safetensors_bytes({"w": entry()}, b"\0" * 25), "not a whole"),
         (safetensors_bytes({}, b""), "no tensors inside"),
     ],
 )
-def test_inconsistent_safetensors(data, problem, tmp_path):
+def test_damaged_safetensors(data, problem, tmp_path):
     path = tmp_path / "bad.safetensors"
     path.write_bytes(data)
     with pytest.raises(UserError, match=problem) as caught:

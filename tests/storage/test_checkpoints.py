@@ -348,7 +348,8 @@ def test_weights_of_a_stage_replace_those_of_an_earlier_run(tmp_path):
     """So that weights are those of the results, whatever a removed run has left."""
     config = parse_config(digits())[0]
     stage = SimpleNamespace(name="representation", index=0, settings=config.stages.representation)
-    run = SimpleNamespace(config=config, workdir=tmp_path, source=sources.load(config.data))
+    history = {"stages": [{"top1": 50.0}]}
+    run = SimpleNamespace(config=config, workdir=tmp_path, source=sources.load(config.data), history=history)
     for seed in (1, 2):
         save_stage_weights(run, stage, make_variables(seed))
         np.testing.assert_array_equal(load_weights(tmp_path)[0]["params"]["w"], make_variables(seed)["params"]["w"])

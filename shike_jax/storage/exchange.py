@@ -1,0 +1,155 @@
+"""A network as people give it away: a folder of model.safetensors, config.json and README.md, local or on a hub.
+
+The tensors are the network's own variables under their paths, with dots: `params.trunk.conv1.kernel`. config.json holds
+what a checkpoint knows of the network, and a digest of all tensors; README.md begins with the metadata that hubs read.
+"""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from etils import epath
+from flax import traverse_util
+
+from shike_jax.common.extras import optional
+from shike_jax.common.text import markdown, parse_json, to_json
+from shike_jax.errors import UserError
+from shike_jax.storage import tensor_file
+
+PyTree = Any
+WEIGHTS, CONFIG, CARD = "model.safetensors", "config.json", "README.md"
+PREFIX = "hf://"
+
+
+def save(folder: epath.Path, tree: PyTree, meta: Mapping[str, Any]) -> None:
+    """Writes the three files, the weights last: a folder without them is no network.
+
+    Args:
+      folder: path or bucket URL, made where it is missing.
+      tree: variables {`params`, `batch_stats`} as host arrays.
+      meta: of the checkpoint, with its digest. Paths of this machine in its configuration are left out.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    meta = {"library_name": "shike_jax", **_without_paths(meta)}
+    (folder / CONFIG).write_text(to_json(meta, indent=1) + "\n")
+    (folder / CARD).write_text(_card(meta))
+    arrays = {path: np.asarray(leaf) for path, leaf in traverse_util.flatten_dict(tree, sep=".").items()}
+    (folder / WEIGHTS).write_bytes(tensor_file.to_bytes(arrays, {"format": "flax"}))
+
+
+def load(folder: epath.Path) -> tuple[PyTree, dict[str, Any]]:
+    """Variables and facts of a folder that `save` wrote.
+
+    Raises:
+      UserError: damaged files, or without config.json.
+    """
+    try:
+        if not (folder / CONFIG).exists():
+            raise UserError(f"no {CONFIG} next to {WEIGHTS}")
+        meta = parse_json((folder / CONFIG).read_text())
+        arrays, _ = tensor_file.from_bytes((folder / WEIGHTS).read_bytes())
+    except ValueError as error:
+        raise UserError(f"{folder / CONFIG} is damaged ({error})") from error
+    except UserError as error:
+        raise UserError(f"{folder / WEIGHTS}: {error}") from error
+    return traverse_util.unflatten_dict(arrays, sep="."), meta
+
+
+def fetch(name: str) -> epath.Path:
+    """The local copy of a hub's network OWNER/NAME (perhaps OWNER/NAME@REVISION), loaded where it is not there yet.
+
+    Raises:
+      UserError: not such a name, no such network, or the hub cannot be reached.
+    """
+    place, _, revision = name.removeprefix(PREFIX).partition("@")
+    _check_name(place)
+    hub = optional("huggingface_hub", f"{PREFIX}{place}")
+    try:
+        found = hub.snapshot_download(place, revision=revision or None, allow_patterns=[WEIGHTS, CONFIG, CARD])
+    except Exception as error:  # the library's own errors, and those of what it connects with
+        raise UserError(f"{PREFIX}{place}: cannot be loaded ({_line(error)})") from error
+    return epath.Path(found)
+
+
+def push(name: str, tree: PyTree, meta: Mapping[str, Any], private: bool) -> str:
+    """Writes a network to a hub as OWNER/NAME, where it is made if it is missing; returns its address.
+
+    Raises:
+      UserError: not such a name, no permission (the library's own login is used), or the hub cannot be reached.
+    """
+    place = name.removeprefix(PREFIX)
+    _check_name(place)
+    hub = optional("huggingface_hub", "push")
+    with tempfile.TemporaryDirectory() as scratch:
+        save(epath.Path(scratch), tree, meta)
+        try:
+            hub.create_repo(place, private=private, exist_ok=True)
+            hub.upload_folder(repo_id=place, folder_path=str(Path(scratch)), commit_message="A network of shike_jax")
+        except Exception as error:
+            raise UserError(f"{PREFIX}{place}: cannot be written ({_line(error)})") from error
+    return f"{PREFIX}{place}"
+
+
+def _check_name(place: str) -> None:
+    if len(parts := place.split("/")) != 2 or not all(parts):
+        raise UserError(f"{PREFIX}{place}: expected {PREFIX}OWNER/NAME")
+
+
+def _line(error: Exception) -> str:
+    return " ".join(str(error).split())[:200] or type(error).__name__
+
+
+def _without_paths(value: Any) -> Any:
+    """Plain data in which absolute paths are empty: they name a machine, and lead nowhere on another one."""
+    if isinstance(value, Mapping):
+        return {key: _without_paths(item) for key, item in value.items()}
+    return "" if isinstance(value, str) and value.startswith(("/", "~")) else value
+
+
+def _card(meta: Mapping[str, Any]) -> str:
+    """README.md: metadata as YAML (JSON is YAML), then what the network is and how it is used."""
+    model, classes, scores = meta["model"], meta["num_classes"], meta.get("scores") or {}
+    data = (meta.get("config") or {}).get("data", {})
+    name = (meta.get("config") or {}).get("name") or f"{model['backbone']} of {classes} classes"
+    described: dict[str, Any] = {
+        "library_name": "shike_jax",
+        "pipeline_tag": "image-classification",
+        "tags": ["image-classification", "long-tailed-recognition", "jax", "flax"],
+        "metrics": ["accuracy"],
+    }
+    if scores.get("top1") is not None:
+        task = {"type": "image-classification"}
+        dataset = {"name": data.get("name") or name, "type": data.get("name") or "image-folder"}
+        metric = {"type": "accuracy", "value": round(scores["top1"] / 100, 4)}
+        described["model-index"] = [
+            {"name": name, "results": [{"task": task, "dataset": dataset, "metrics": [metric]}]}
+        ]
+    experts = len(model["depths"])
+    kind = f"{experts} experts on a {model['backbone']} (SHIKE, CVPR 2023)" if experts > 1 else f"A {model['backbone']}"
+    side, counts = meta["image_size"], meta.get("class_counts") or ()
+    lines = [
+        *("---", *(f"{key}: {json.dumps(value)}" for key, value in described.items()), "---", ""),
+        *(f"# {markdown(name)}", ""),
+        f"{kind}, a classifier of {classes} classes for long-tailed data; input {side} x {side} pixels, RGB.",
+    ]
+    if counts:
+        lines.append(f"Trained on {sum(counts):,} images, {max(counts):,} to {min(counts):,} of a class.")
+    shown = {k: v for k, v in scores.items() if isinstance(v, int | float) and k in ("top1", "many", "medium", "few")}
+    if shown:
+        lines += ["", f"| {' | '.join(shown)} |", "|---" * len(shown) + "|"]
+        lines += [f"| {' | '.join(f'{value:.2f}' for value in shown.values())} |", "", "Accuracy in percent."]
+    lines += [
+        *("", "```python", "import shike_jax as sj", ""),
+        'classifier = sj.load("PATH OR hf://OWNER/NAME")',
+        f"classes, probabilities = classifier.predict(images)  # uint8 [N, {side}, {side}, 3]",
+        "```",
+        "",
+        "`config.json` holds the names of the classes, the pixels' mean and std, and how it was trained. With PyTorch: "
+        "`python -m shike_jax convert --reverse`.",
+    ]
+    return "\n".join(lines) + "\n"
