@@ -1,4 +1,4 @@
-"""Arrays as one safetensors file, by the library of that name."""
+"""Arrays as one safetensors file, by the library of that name, which is imported when it is needed."""
 
 from __future__ import annotations
 
@@ -7,8 +7,6 @@ from collections.abc import Mapping
 
 import ml_dtypes
 import numpy as np
-import safetensors
-from safetensors.numpy import save
 
 from shike_jax.errors import UserError
 
@@ -30,6 +28,8 @@ def from_bytes(data: bytes) -> tuple[dict[str, np.ndarray], dict[str, str]]:
     Raises:
       UserError: truncated, or not of this format.
     """
+    import safetensors
+
     try:
         tensors = safetensors.deserialize(data)
     except safetensors.SafetensorError as error:
@@ -49,7 +49,10 @@ def to_bytes(arrays: Mapping[str, np.ndarray], remarks: Mapping[str, str] | None
     Raises:
       UserError: an element type that the format does not have.
     """
+    from safetensors import SafetensorError
+    from safetensors.numpy import save
+
     try:
         return save({name: np.asarray(array, order="C") for name, array in arrays.items()}, dict(remarks or {}) or None)
-    except safetensors.SafetensorError as error:
+    except SafetensorError as error:
         raise UserError(f"safetensors cannot hold these arrays ({error})") from error
