@@ -75,6 +75,7 @@ def parts(config: ConfigDict) -> Iterator[str]:
     from shike_jax.data.feeds import make_feeds
     from shike_jax.data.views import device_augment
     from shike_jax.training import loop, randomness
+    from shike_jax.training.loss_variables import with_losses
     from shike_jax.training.program import make_program
     from shike_jax.training.state import start_stage
     from shike_jax.training.steps import compile_train
@@ -94,11 +95,12 @@ def parts(config: ConfigDict) -> Iterator[str]:
     axis = parallel.AXIS if config.train.sync_bn else None
     network = models.build_model(config.model, source.split.num_classes, dtype=jnp.dtype(config.dtype), axis_name=axis)
     variables = models.init_variables(network, config.seed, config.data.image_size)
+    counts = source.split.class_counts
+    variables = with_losses(variables, [settings], models.sizes_of(network), counts, config.seed)
     key = randomness.stage_key(config.seed, 0)
     each = sampling.steps_per_epoch(len(labels), settings.batch_size, settings.keep_last)
     augment = device_augment(config, network.dtype)
-    counts, steps = source.split.class_counts, each * settings.epochs
-    program = make_program(settings, network, variables["params"], counts, augment, key, each, steps)
+    program = make_program(settings, network, variables["params"], counts, augment, key, each, each * settings.epochs)
     averages = program.newest_share is not None
     state = parallel.replicate(start_stage(variables, program.optimizer, program.updated, averages))
     order = randomness.order_key(key)

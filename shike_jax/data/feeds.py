@@ -27,10 +27,13 @@ class Feed(Protocol):
     data: Any
     steps_together: bool  # whether a call may hold several steps
 
-    def calls(self, plan: Plan, first: int, together: int, seed: int | None) -> Iterator[tuple[int, Any]]:
+    def calls(
+        self, plan: Plan, first: int, together: int, seed: int | None, views: int = 0
+    ) -> Iterator[tuple[int, Any]]:
         """Yields (steps in the call, inputs [local devices, steps, b, ...]) from step `first` of the plan on.
 
-        `seed` is that of the epoch's training views; None asks for evaluation views.
+        `seed` is that of the epoch's training views; None asks for evaluation views. `views` asks for so many more
+        views of each image, as `views` of the batch where they differ before the device augments them.
         """
 
     def fetch(self, data: Any, item: Any) -> Batch:
@@ -50,8 +53,10 @@ class DeviceFeed:
         """Sends images uint8 [N,H,W,3] and labels int32 [N] to all devices."""
         self.data = parallel.replicate({"image": images, "label": labels.astype(np.int32)})
 
-    def calls(self, plan: Plan, first: int, together: int, seed: int | None) -> Iterator[tuple[int, Any]]:
-        """See `Feed`; `seed` is not needed, the device augments by step."""
+    def calls(
+        self, plan: Plan, first: int, together: int, seed: int | None, views: int = 0
+    ) -> Iterator[tuple[int, Any]]:
+        """See `Feed`; `seed` and `views` are not needed, the device augments by step."""
         steps = len(plan["mask"])
         for start in range(first, steps, together):
             part = {name: values[start : start + together] for name, values in plan.items()}
@@ -78,16 +83,18 @@ class HostFeed:
 
     steps_together = False
 
-    def __init__(self, make_pipeline: Callable[[Plan, int, int | None], Iterator[Batch]]) -> None:
-        """Args: make_pipeline: (this process's share of the plan, first step, seed) to an iterator of batches."""
+    def __init__(self, make_pipeline: Callable[[Plan, int, int | None, int], Iterator[Batch]]) -> None:
+        """Args: make_pipeline: (a process's share of the plan, first step, seed, views) to batches."""
         self.data = parallel.replicate({"none": np.zeros(1, np.float32)})
         self._make_pipeline = make_pipeline
 
-    def calls(self, plan: Plan, first: int, together: int, seed: int | None) -> Iterator[tuple[int, Any]]:
+    def calls(
+        self, plan: Plan, first: int, together: int, seed: int | None, views: int = 0
+    ) -> Iterator[tuple[int, Any]]:
         """See `Feed`; one step a call."""
         plan = {**plan, "position": np.broadcast_to(np.arange(plan["mask"].shape[1]), plan["mask"].shape)}
         local = {name: np.stack([_share(row) for row in values]) for name, values in plan.items()}
-        for batch in self._make_pipeline(local, first, seed):
+        for batch in self._make_pipeline(local, first, seed, views):
             shares = parallel.split_batch(batch, per_process=True)
             yield 1, jax.tree.map(lambda x: x[:, None], shares)
 

@@ -67,11 +67,12 @@ class HostPipeline:
         Args:
           plan: `index` int32 [steps, B] into the part and `mask` float32 [steps, B]; with `seed` uint32 [steps, B, 2]
             the training view, a function of that seed alone, else the evaluation view. `partner` and `partner_seed`
-            are the same of a second image each (sampling of pairs).
+            are the same of a second image each (sampling of pairs). `view_seed1`, `view_seed2` ... ask for further
+            training views of the first.
 
         Yields:
-          `image` uint8 [B, S, S, 3], `label` int32 [B], `mask` float32 [B] (0: padding or unreadable), and with a
-          partner `partner` {`image`, `label`}.
+          `image` uint8 [B, S, S, 3], `label` int32 [B], `mask` float32 [B] (0: padding or unreadable), with a partner
+          `partner` {`image`, `label`}, and with further views `views`, a tuple of images.
 
         Raises:
           UserError: an unreadable image under policy `stop`, more of them than the limit allows, or a class of the part
@@ -98,12 +99,18 @@ class HostPipeline:
         if "partner" in row:
             batch["partner"] = {}
             views.append((batch["partner"], row["partner"], row.get("partner_seed")))
+        further: list[Batch] = []
+        while f"view_seed{len(further) + 1}" in row:
+            further.append({})
+            views.append((further[-1], row["index"], row[f"view_seed{len(further)}"]))
         for view, index, seeds in views:
             view["label"] = self._labels[index].astype(np.int32)
             images = view["image"] = np.zeros((size, self._size, self._size, 3), np.uint8)
             for start in range(0, size, CHUNK):
                 chunk = range(start, min(start + CHUNK, size))
                 tasks.append(pool.submit(self._fill, images, batch["mask"], index, seeds, chunk))
+        if further:
+            batch["views"] = tuple(view["image"] for view in further)
         return batch, tasks
 
     def _fill(
@@ -159,19 +166,20 @@ def short_side(data: ConfigDict) -> int:
     return data.resize or data.image_size * 8 // 7
 
 
-def make_pipeline(
-    source: Source, config: ConfigDict, part: str
-) -> Callable[[Mapping[str, np.ndarray], int, int | None], Iterator[Batch]]:
-    """Returns `batches(plan, first, seed)` over one part, from step `first` of an epoch's plan on.
+def make_pipeline(source: Source, config: ConfigDict, part: str) -> Callable[..., Iterator[Batch]]:
+    """Returns `batches(plan, first, seed, views=0)` over one part, from step `first` of an epoch's plan on.
 
     The plan holds this process's columns of `index`, `mask` and `position` (in the global batch), each [steps, b]. With
-    a seed the training views are a function of (seed, step, position); without one come evaluation views.
+    a seed the training views are a function of (seed, step, position); without one come evaluation views. `views` more
+    of each image come as `views`, a tuple of images.
     """
     pipeline = HostPipeline(source, part, config)
 
-    def batches(plan: Mapping[str, np.ndarray], first: int, seed: int | None) -> Iterator[Batch]:
+    def batches(plan: Mapping[str, np.ndarray], first: int, seed: int | None, views: int = 0) -> Iterator[Batch]:
         if seed is not None:
             seeds = {"seed": plan["position"], "partner_seed": ~plan["position"]}
+            # Positions are far below: a batch has at most 2**20 images.
+            seeds |= {f"view_seed{number}": plan["position"] + (number << 24) for number in range(1, views + 1)}
             plan = {**plan, **{name: view_seeds(seed, position) for name, position in seeds.items()}}
         return pipeline.batches({name: values[first:] for name, values in plan.items()})
 

@@ -1,16 +1,33 @@
 """The losses that configurations give weights to, and what each of them receives (`LossInputs`).
 
-A registered loss is a pure function of `LossInputs`, and of the parameters that it declares, to float [B]. Those that
-come with the package call the plain functions of `losses`; their parameters carry the loss's name, so that a user's own
-never have the same.
+A registered loss is a pure function of `LossInputs`, and of the parameters that it declares, to float [B]. One that has
+layers or remembers something is a Flax module, registered with `module=True`; it is called with `LossInputs` too:
+
+    @LOSSES.register("centres", parameters={"centres_rate": 0.1}, module=True, views=2)
+    class Centres(nn.Module):
+        centres_rate: float = 0.1
+
+        @nn.compact
+        def __call__(self, inputs): ...
+
+Its parameters train where a pattern of `stage.train` matches `losses/centres/...`. Its other variables, whatever their
+collection, are carried from step to step like running averages of batch normalisation. Both begin with the run, lie in
+its checkpoints and are left out of what is served.
+
+Those that come with the package call the plain functions of `losses`; their parameters carry the loss's name, so that a
+user's own never have the same.
 """
 
 from __future__ import annotations
 
+import copy
 import dataclasses
+import traceback
+import zlib
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
@@ -19,18 +36,30 @@ from shike_jax.methods import losses
 from shike_jax.methods.registry import Choice, Entry, Number, Registry
 
 Array = jax.Array
+PyTree = Any
+
+
+def _itself(x: Any) -> Any:
+    return x
 
 
 @dataclasses.dataclass(frozen=True)
 class LossInputs:
-    """What a registered loss may use.
+    """What a registered loss may use. B is a device's share of the global batch.
 
     Attributes:
       logits: float32 [M,B,C] of the M experts.
-      features: float32 [M,B,F], the pooled features that the classifiers receive.
+      features: float32 [M,B,F], the pooled features that the classifiers receive. A network without features has none.
       labels: int32 [B].
-      class_counts: int [C], training images of each class.
+      class_counts: int [C], training images of each class; numbers, not traced.
       progress: float32 [], the share of the stage's steps that are done, 0 at its start.
+      mask: float32 [B], 1 for real examples and 0 for padding, whose values count nowhere.
+      key: PRNG keys [B], by the loss, the step and the image's place in the global batch: the same on any number of
+        devices.
+      views: features [M,B,F] of each further, independently augmented view of the images: `views=2` gives one. They are
+        never mixed, and normalised with their own batch statistics.
+      gather: a function of an array [B,...] of this device to the arrays of all devices, in the order of the global
+        batch; differentiable. The identity where there is one device.
     """
 
     logits: Array
@@ -38,16 +67,35 @@ class LossInputs:
     labels: Array
     class_counts: Array
     progress: Array
+    mask: Array | None = None
+    key: Array | None = None
+    views: tuple[Array, ...] = ()
+    gather: Callable[[Any], Any] = _itself
 
 
+def _check_loss(entry: Entry[Callable[..., Any]]) -> None:
+    is_module = isinstance(entry.function, type) and issubclass(entry.function, nn.Module)
+    if entry.options["module"] != is_module:
+        found, expected = ("a Flax module", True) if is_module else ("no subclass of flax.linen.Module", False)
+        raise ValueError(f"loss {entry.name!r} is {found}: expected module={expected}")
+    views = entry.options["views"]
+    if isinstance(views, bool) or not isinstance(views, int) or not 1 <= views <= MOST_VIEWS:
+        raise ValueError(f"loss {entry.name!r}: views={views!r}, expected a whole number from 1 to {MOST_VIEWS}")
+
+
+MOST_VIEWS = 16
 # A loss is a pure function of `LossInputs` (and of the parameters that it declares) to float [B], per example.
 # `uses_labels=False` says that the labels do not matter, so that mixed images need it once instead of for both labels.
 # `balances=True` says that it makes up for the class counts: what it trains assumes all classes to be equally frequent.
-LOSSES: Registry[Callable[..., Array]] = Registry("loss", given=1, uses_labels=True, balances=False)
+# `module=True`: a Flax module, called once a step, under mixing too: with the images' own labels. `views`: how many
+# independently augmented views of the images it wants, the one that the logits are of included.
+LOSSES: Registry[Callable[..., Any]] = Registry(
+    "loss", given=1, check=_check_loss, uses_labels=True, balances=False, module=False, views=1
+)
 FORM = {"form": Choice(losses.FORMS)}
 
 
-def active_losses(fields: Mapping[str, Any]) -> list[tuple[Entry[Callable[..., Array]], float, dict[str, Any]]]:
+def active_losses(fields: Mapping[str, Any]) -> list[tuple[Entry[Callable[..., Any]], float, dict[str, Any]]]:
     """The losses that a stage trains with: (registered loss, weight, its parameters) for each weight that is not 0.
 
     Args:
@@ -57,56 +105,157 @@ def active_losses(fields: Mapping[str, Any]) -> list[tuple[Entry[Callable[..., A
     return [(entry, fields[entry.name], {name: fields[name] for name in entry.parameters}) for entry in used]
 
 
-def value_of(entry: Entry[Callable[..., Array]], inputs: LossInputs, parameters: Mapping[str, Any]) -> Array:
-    """The value of a registered loss, float [B].
+def further_views(fields: Mapping[str, Any]) -> int:
+    """How many views of each image a stage's losses want besides the one that the logits are of."""
+    return max((entry.options["views"] for entry, _, _ in active_losses(fields)), default=1) - 1
+
+
+def number_of(name: str) -> int:
+    """A number that tells losses apart in random keys, whatever else is registered: uint32."""
+    return zlib.crc32(name.encode())
+
+
+class LossFailed(UserError):
+    """A loss raised an exception of its own; perhaps only for the sizes that it was tried with."""
+
+
+def value_of(
+    entry: Entry[Callable[..., Any]],
+    inputs: LossInputs,
+    parameters: Mapping[str, Any],
+    variables: Mapping[str, PyTree] | None = None,
+) -> tuple[Array, dict[str, PyTree]]:
+    """The value of a registered loss.
+
+    Args:
+      variables: {collection: tree} of a module.
+
+    Returns:
+      float [B], and what a module's variables other than its parameters are afterwards.
 
     Raises:
-      UserError: the function asks for what `LossInputs` does not have, or returns something else.
+      UserError: the function asks for what `LossInputs` does not have, returns something else, or fails.
     """
+    variables, after = variables or {}, {}
+    features: Any = inputs.features
+    if features is None:
+        inputs = copy.copy(inputs)
+        object.__delattr__(inputs, "features")
     try:
-        value = entry.function(inputs, **parameters)
-    except AttributeError as error:
-        if error.obj is not inputs:
-            raise
-        known = ", ".join(field.name for field in dataclasses.fields(LossInputs))
-        raise UserError(f"loss {entry.name!r} uses inputs.{error.name}: expected one of {known}") from error
+        if entry.options["module"]:
+            carried = [name for name in variables if name != "params"]
+            value, after = entry.function(**parameters).apply(variables, inputs, mutable=carried)
+        else:
+            value = entry.function(inputs, **parameters)
+    except UserError:
+        raise
+    except Exception as error:
+        raise _explained(entry.name, error, inputs) from error
     wanted = inputs.labels.shape
     if not hasattr(value, "dtype") or value.shape != wanted or not jnp.issubdtype(value.dtype, jnp.floating):
         what = f"{value.dtype} {value.shape}" if hasattr(value, "dtype") else type(value).__name__
         raise UserError(f"loss {entry.name!r} returned {what}: expected a float for each image of the batch, {wanted}")
-    return value
+    return value, dict(after)
 
 
-def check_losses(fields: Mapping[str, Any], experts: int, features: int, classes: int) -> None:
+def _explained(name: str, error: Exception, inputs: LossInputs) -> UserError:
+    if isinstance(error, AttributeError) and error.obj is inputs:
+        if error.name == "features":
+            return UserError(f"loss {name!r} uses inputs.features: the network has no method `features`")
+        known = ", ".join(field.name for field in dataclasses.fields(LossInputs))
+        return UserError(f"loss {name!r} uses inputs.{error.name}: expected one of {known}")
+    frames = traceback.extract_tb(error.__traceback__)
+    own = [frame for frame in frames if "site-packages" not in frame.filename and not frame.filename.startswith("<")]
+    where = f"{own[-1].filename.rpartition('/')[2]}:{own[-1].lineno}"
+    if isinstance(error, BRANCHES):
+        return UserError(
+            f"loss {name!r} ({where}) asks for the value of an array while the step is compiled: expected jnp.where, "
+            "jax.lax.cond or a mask instead of `if`, int() or NumPy"
+        )
+    reason = " ".join(str(error).split())[:200]
+    return LossFailed(f"loss {name!r} ({where}) failed: {type(error).__name__}: {reason}")
+
+
+BRANCHES = (
+    jax.errors.ConcretizationTypeError,
+    jax.errors.TracerArrayConversionError,
+    jax.errors.TracerIntegerConversionError,
+    jax.errors.NonConcreteBooleanIndexError,
+)
+
+
+def zeros_like_a_batch(experts: int, features: int | None, class_counts: Any, images: int, views: int) -> LossInputs:
+    """Inputs of the right shapes, for finding mistakes and for the first values of a module's variables.
+
+    Args:
+      features: F; None: a network without features.
+      class_counts: [C].
+      images: B.
+      views: how many, the first one included.
+    """
+    shape = (experts, images, features or 0)
+    return LossInputs(
+        logits=jnp.zeros((experts, images, len(class_counts)), jnp.float32),
+        features=None if features is None else jnp.zeros(shape, jnp.float32),  # type: ignore[arg-type]
+        labels=jnp.zeros((images,), jnp.int32),
+        class_counts=jnp.asarray(class_counts),
+        progress=jnp.zeros((), jnp.float32),
+        mask=jnp.ones((images,), jnp.float32),
+        key=jax.random.split(jax.random.key(0), images),
+        views=(jnp.zeros(shape, jnp.float32),) * (views - 1),
+    )
+
+
+def first_variables(
+    entry: Entry[Callable[..., Any]], parameters: Mapping[str, Any], inputs: LossInputs, key: Array
+) -> dict[str, PyTree]:
+    """The variables {collection: tree} that a module begins with; none of a function.
+
+    Raises:
+      UserError: the module fails.
+    """
+    if not entry.options["module"]:
+        return {}
+    try:
+        # Compiled as one program: a loss's layers are few, and op by op would take longer.
+        return dict(jax.jit(lambda key: entry.function(**parameters).init(key, inputs))(key))
+    except UserError:
+        raise
+    except Exception as error:
+        raise _explained(entry.name, error, inputs) from error
+
+
+def check_losses(fields: Mapping[str, Any], experts: int, features: int | None, class_counts: Any) -> None:
     """Finds mistakes of a stage's losses before anything is trained, without computing.
 
     Args:
       fields: of `config.stages.NAME.loss`.
-      experts, features, classes: M, F and C.
+      experts, features, class_counts: as for `zeros_like_a_batch`.
 
     Raises:
       UserError: as `value_of`.
     """
-    images = 4
-    shaped = jax.ShapeDtypeStruct
-    arrays = {
-        "logits": shaped((experts, images, classes), jnp.float32),
-        "features": shaped((experts, images, features), jnp.float32),
-        "labels": shaped((images,), jnp.int32),
-        "class_counts": shaped((classes,), jnp.int32),
-        "progress": shaped((), jnp.float32),
-    }
     for entry, _, parameters in active_losses(fields):
+        views = entry.options["views"]
+        if views > 1 and features is None:
+            raise UserError(f"loss {entry.name!r} asks for views={views}: the network has no method `features`")
 
-        def value(arrays: dict[str, Array], entry: Any = entry, parameters: Any = parameters) -> Array:
-            return value_of(entry, LossInputs(**arrays), parameters)
+        def value(key: Array, entry: Any = entry, parameters: Any = parameters, views: int = views) -> Array:
+            inputs = zeros_like_a_batch(experts, features, class_counts, 4, views)
+            inputs = dataclasses.replace(inputs, **_traced(inputs, key))
+            return value_of(entry, inputs, parameters, first_variables(entry, parameters, inputs, key))[0]
 
         try:
-            jax.eval_shape(value, arrays)
-        except UserError:
-            raise
-        except Exception:  # perhaps for want of real arrays or devices; if not, it fails in training too
+            jax.eval_shape(value, jax.random.key(0))
+        except LossFailed:  # perhaps for want of devices or of other sizes; if not, it fails in training too
             continue
+
+
+def _traced(inputs: LossInputs, key: Array) -> dict[str, Any]:
+    """The arrays of a step that are not known when it is compiled."""
+    unknown = jax.random.uniform(key)
+    names = ("logits", "features", "labels", "progress", "mask", "views")
+    return jax.tree.map(lambda x: (x + unknown).astype(x.dtype), {name: getattr(inputs, name) for name in names})
 
 
 def describe_losses(fields: Mapping[str, Any]) -> list[dict[str, Any]]:

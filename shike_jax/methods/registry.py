@@ -66,16 +66,23 @@ class Registry(Generic[Function]):
         def spread(inputs): ...
     """
 
-    def __init__(self, kind: str, given: int | None = None, **options: Any) -> None:
+    def __init__(
+        self,
+        kind: str,
+        given: int | None = None,
+        check: Callable[[Entry[Function]], None] | None = None,
+        **options: Any,
+    ) -> None:
         """Nothing is registered yet.
 
         Args:
           kind: what an entry is, for messages.
           given: how many arguments a function gets before its parameters, which are then compared with the declared
             ones; None: they are not.
+          check: raises ValueError for an entry that cannot serve.
           options: allowed options of `register` with their defaults.
         """
-        self.kind, self._given = kind, given
+        self.kind, self._given, self._check = kind, given, check
         self._options = options
         self._entries: dict[str, Entry[Function]] = {}
 
@@ -107,7 +114,10 @@ class Registry(Generic[Function]):
             self._check_names(name, parameters or {})
             if self._given is not None:
                 self._check_signature(name, function, parameters or {})
-            self._entries[name] = Entry(name, function, dict(parameters or {}), {**self._options, **options})
+            entry = Entry(name, function, dict(parameters or {}), {**self._options, **options})
+            if self._check is not None:
+                self._check(entry)
+            self._entries[name] = entry
             return function
 
         return add
@@ -125,7 +135,10 @@ class Registry(Generic[Function]):
         """What can be seen before the function is called."""
         of = inspect.signature(function).parameters.values()
         plain = [p for p in of if p.kind not in (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)]
-        own = plain[self._given :]
+        if isinstance(function, type):  # a module: its fields are the parameters, and it is called with the rest
+            own = [p for p in plain if p.name not in ("parent", "name")]
+        else:
+            own = plain[self._given :]
         undeclared = [p.name for p in own if p.default is inspect.Parameter.empty and p.name not in parameters]
         if undeclared:
             expected = f"parameters={{{undeclared[0]!r}: its default}} in `register`"
@@ -172,6 +185,7 @@ class Registry(Generic[Function]):
 
 
 def _origin(function: Callable[..., Any]) -> str:
-    """The file that a function was written in."""
-    code = getattr(function, "__code__", None)
+    """The file that a function, or a class that can be called, was written in."""
+    written = function.__call__ if isinstance(function, type) else function
+    code = getattr(inspect.unwrap(written), "__code__", None)
     return code.co_filename if code is not None else getattr(function, "__module__", "?")

@@ -24,6 +24,7 @@ __all__ = [
     "init_variables",
     "list_models",
     "num_parameters",
+    "sizes_of",
 ]
 
 # What `config.model` holds where nothing is said, by which `create_model` fills in.
@@ -162,6 +163,11 @@ def _network(
         dtype,
         axis_name,
     )
+
+
+def sizes_of(network: ExpertNetwork) -> tuple[int, int]:
+    """How many experts a network has, M, and how many pooled features each of their classifiers receives, F."""
+    return len(network.depths), network.spec.channels(len(network.spec.blocks))
 
 
 def init_variables(network: ExpertNetwork, seed: int, image_size: int) -> dict[str, Any]:

@@ -17,13 +17,16 @@ from ml_collections import ConfigDict
 
 from shike_jax import models
 from shike_jax.cluster import parallel
-from shike_jax.data import sampling, views
+from shike_jax.data import sampling
 from shike_jax.data.feeds import fetch_rows
 from shike_jax.data.splits import longtail_counts
+from shike_jax.data.views import device_augment, is_decoded_on_host
 from shike_jax.errors import UserError
 from shike_jax.evaluation.evaluator import PREDICT_CALL, make_predict, predict_call
 from shike_jax.methods import SAMPLERS
+from shike_jax.methods.loss_registry import further_views
 from shike_jax.training import steps
+from shike_jax.training.loss_variables import with_losses
 from shike_jax.training.program import make_program
 from shike_jax.training.state import TrainState
 from shike_jax.training.trainable import select
@@ -102,7 +105,7 @@ class Steps:
         """
         train = self.config.train
         steps = train.steps_per_call or 1
-        if steps > 1 and views.is_decoded_on_host(self.config.data):
+        if steps > 1 and is_decoded_on_host(self.config.data):
             expected = "0 or 1, as images that are decoded on the host come one batch a call"
             raise UserError(f"config.train.steps_per_call={steps}: expected {expected}")
         return steps
@@ -117,7 +120,10 @@ class Steps:
         Raises:
           UserError: the batch cannot be split evenly.
         """
-        variables, network = self._variables(), self._network()
+        network, config, counts = self._network(), self.config, self.sizes.class_counts
+        stages, sizes = [config.stages[name] for name in config.run], models.sizes_of(network)
+        losses = jax.eval_shape(lambda: with_losses({}, stages, sizes, counts, config.seed))
+        variables = {kind: {**tree, **losses[kind]} for kind, tree in self._variables().items()}
         fields = self.config.stages[stage]
         each = sampling.steps_per_epoch(self.sizes.train, batch, fields.keep_last)
         program = make_program(
@@ -125,7 +131,7 @@ class Steps:
             network,
             variables["params"],
             self.sizes.class_counts,
-            views.device_augment(self.config, network.dtype, self.platform),
+            device_augment(self.config, network.dtype, self.platform),
             jax.random.key(self.config.seed),
             steps_per_epoch=each,
             steps=each * fields.epochs,
@@ -137,7 +143,8 @@ class Steps:
         state = TrainState(step, variables["params"], variables["batch_stats"], opt_state, average)
 
         paired = bool(SAMPLERS[fields.sampler].options["partner"])
-        inputs = self._inputs(batch, f"config.stages.{stage}.batch_size", paired, self.steps_per_call)
+        views = further_views(fields.loss)
+        inputs = self._inputs(batch, f"config.stages.{stage}.batch_size", paired, self.steps_per_call, views)
         arguments = state, (self._data(self.sizes.train), program.course), inputs
         return self._lower(steps.train_call(program, self._fetch), arguments, steps.TRAIN_CALL)
 
@@ -161,7 +168,7 @@ class Steps:
 
     def _data(self, images: int) -> PyTree:
         """What every device holds of a part: all of its images where they are small."""
-        if views.is_decoded_on_host(self.config.data):
+        if is_decoded_on_host(self.config.data):
             return {}
         size = self.config.data.image_size
         return {
@@ -169,7 +176,7 @@ class Steps:
             "label": jax.ShapeDtypeStruct((images,), jnp.int32),
         }
 
-    def _inputs(self, batch: int, field: str, paired: bool = False, steps: int = 1) -> PyTree:
+    def _inputs(self, batch: int, field: str, paired: bool = False, steps: int = 1, views: int = 0) -> PyTree:
         """Shapes [devices, steps, b, ...] of what a call gets of the batches."""
         count, side = len(self.devices), self.config.data.image_size
         if batch % count:
@@ -178,11 +185,13 @@ class Steps:
         def shaped(*rest: int, dtype: Any = jnp.int32) -> jax.ShapeDtypeStruct:
             return jax.ShapeDtypeStruct((count, steps, batch // count, *rest), dtype)
 
-        images: PyTree = {"image": shaped(side, side, 3, dtype=jnp.uint8), "label": shaped()}
-        if not views.is_decoded_on_host(self.config.data):
-            images = {"index": shaped()}
-        partner = {"partner": images.get("index", images)} if paired else {}
-        return {**images, **partner, "mask": shaped(dtype=jnp.float32)}
+        mask = {"mask": shaped(dtype=jnp.float32)}
+        if not is_decoded_on_host(self.config.data):
+            return {"index": shaped(), **({"partner": shaped()} if paired else {}), **mask}
+        pixels = shaped(side, side, 3, dtype=jnp.uint8)
+        images: PyTree = {"image": pixels, "label": shaped()}
+        further = {"views": (pixels,) * views} if views else {}
+        return {**images, **({"partner": images} if paired else {}), **further, **mask}
 
     def _fetch(self, data: PyTree, inputs: PyTree) -> PyTree:
         return fetch_rows(data, inputs) if data else inputs

@@ -20,6 +20,7 @@ from shike_jax.cluster.coordination import CompileTime
 from shike_jax.cluster.preemption import Preempted
 from shike_jax.data import sampling
 from shike_jax.errors import UserError
+from shike_jax.methods.loss_registry import further_views
 from shike_jax.storage.trouble import check_present
 from shike_jax.training import outcome, randomness
 from shike_jax.training.finite import check_variables
@@ -149,7 +150,8 @@ def calls(run: Run, stage: Stage, step: int) -> Iterator[tuple[int, int, PyTree]
     left = stage.steps - epoch * stage.steps_per_epoch
     plan = {name: rows[:left] for name, rows in plan.items()}
     together = steps_per_call(run.config, feed.steps_together, stage.steps_per_epoch)
-    for done, inputs in feed.calls(plan, first, together, randomness.host_seed(run.config.seed, stage.index, epoch)):
+    seed, views = randomness.host_seed(run.config.seed, stage.index, epoch), further_views(settings.loss)
+    for done, inputs in feed.calls(plan, first, together, seed, views):
         yield done, int(np.sum(plan["mask"][first : first + done])), inputs
         first += done
 

@@ -19,6 +19,7 @@ from shike_jax.methods.loss_registry import describe_losses
 from shike_jax.methods.scores import describe_scores
 from shike_jax.storage.checkpoints import save_weights
 from shike_jax.storage.trouble import check_present
+from shike_jax.training.loss_variables import of_network
 from shike_jax.training.setup import Run, Stage
 from shike_jax.training.state import TrainState
 
@@ -87,7 +88,7 @@ def save_stage_weights(run: Run, stage: Stage, variables: PyTree) -> None:
         "config": to_plain(run.config),
         "version": __version__,
     }
-    save_weights(run.workdir / "weights" / stage.name, variables, meta)
+    save_weights(run.workdir / "weights" / stage.name, of_network(variables), meta)
 
 
 def hyperparameters(config: ConfigDict) -> dict[str, float | int | str | bool]:
@@ -119,7 +120,7 @@ def results(run: Run, variables: PyTree) -> dict[str, Any]:
         "losses": {name: describe_losses(run.config.stages[name].loss) for name in run.config.run},
         "name": run.config.name,
         "seed": run.config.seed,
-        "num_parameters": models.num_parameters(variables["params"]),
+        "num_parameters": models.num_parameters(of_network(variables)["params"]),
         "split": run.source.split.summary(),
         "part": evaluated_part(run.config.data),
         "bad_images": {"count": len(bad), "limit": run.config.data.bad_image_limit, "list": bad},

@@ -17,8 +17,9 @@ from shike_jax import models
 from shike_jax.config import to_plain
 from shike_jax.methods import AVERAGES, SCHEDULES, StageLength
 from shike_jax.methods.averaging import AverageSettings
-from shike_jax.methods.loss_registry import check_losses
+from shike_jax.methods.loss_registry import active_losses, check_losses
 from shike_jax.methods.optimizers import make_optimizer
+from shike_jax.training.loss_variables import ROOM
 from shike_jax.training.trainable import trainable_mask
 
 Array = jax.Array
@@ -80,20 +81,21 @@ class Program:
         return dataclasses.replace(self, course=course, **_depending_on_length(self.stage, course))
 
 
-def trained_in(settings: ConfigDict, network: models.ExpertNetwork, params: PyTree) -> PyTree:
+def trained_in(settings: ConfigDict, network: models.ExpertNetwork, params: PyTree, class_counts: np.ndarray) -> PyTree:
     """What a stage trains, as booleans like params; finds the mistakes of its patterns and losses without computing.
 
     Args:
-      settings, network, params: as for `make_program`.
+      settings, network, params, class_counts: as for `make_program`.
 
     Raises:
       UserError: patterns that match no parameter, losses that cannot be computed.
     """
-    experts = params["heads"]["representation"]
-    check_losses(settings.loss, len(experts), *experts["expert0"]["kernel"].shape)
+    check_losses(settings.loss, *models.sizes_of(network), class_counts)
     # A set of classifiers that the stage does not use has no gradient: as in PyTorch, weight decay leaves it alone too.
-    unused = tuple(f"heads/{heads}/" for heads in models.HEAD_SETS if heads not in network.sets_used_by(settings.heads))
-    return trainable_mask(params, settings.train, unused)
+    unused = [f"heads/{heads}/" for heads in models.HEAD_SETS if heads not in network.sets_used_by(settings.heads)]
+    used = [entry.name for entry, _, _ in active_losses(settings.loss)]
+    unused += [f"{ROOM}/{name}/" for name in params.get(ROOM, {}) if name not in used]
+    return trainable_mask(params, settings.train, tuple(unused))
 
 
 def make_program(
@@ -117,7 +119,7 @@ def make_program(
     Raises:
       UserError: patterns that match no parameter, an unknown schedule or optimiser, losses that cannot be computed.
     """
-    trained = trained_in(settings, network, params)
+    trained = trained_in(settings, network, params, class_counts)
     updated = jax.tree.map(lambda _: True, trained) if settings.decay_frozen else trained
     first_averaged = max(steps - settings.average_epochs * steps_per_epoch, 0) + 1
     lengths = map(np.int32, (settings.epochs, steps_per_epoch, steps, first_averaged))

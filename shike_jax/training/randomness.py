@@ -13,7 +13,16 @@ import numpy as np
 Array = jax.Array
 
 # Roles within a step: folded into the key of the step.
-ROLES = {"augment": 0, "augment_partner": 1, "mixup": 2, "feature_hooks": 3, "cutmix": 4, "which_mixing": 5}
+ROLES = {
+    "augment": 0,
+    "augment_partner": 1,
+    "mixup": 2,
+    "feature_hooks": 3,
+    "cutmix": 4,
+    "which_mixing": 5,
+    "losses": 6,
+    "views": 7,
+}
 # The order of a stage's examples is drawn from the key of the stage, under a number that no step reaches.
 ORDER = 2**31 - 1
 # So are order and augmentation of the images that BN statistics are estimated on.
@@ -51,9 +60,14 @@ def hook_key(step: Array, place: int) -> Array:
     return key if place == 0 else jax.random.fold_in(key, place)
 
 
-def example_keys(step: Array, role: str, first: Array | int, count: int) -> Array:
-    """The keys [count] of the examples at positions first, first + 1, ... of the global batch."""
+def example_keys(step: Array, role: str, first: Array | int, count: int, number: int = 0) -> Array:
+    """The keys [count] of the examples at positions first, first + 1, ... of the global batch.
+
+    Args:
+      number: tells uses of one role apart.
+    """
     key = role_key(step, role)
+    key = jax.random.fold_in(key, number) if number else key
     return jax.vmap(lambda position: jax.random.fold_in(key, position))(first + jnp.arange(count))
 
 

@@ -34,6 +34,7 @@ from shike_jax.evaluation.evaluator import Evaluator
 from shike_jax.storage.checkpoints import Checkpoints, remove_unfinished, restore_into
 from shike_jax.storage.logs import Progress, RunLog
 from shike_jax.training import randomness
+from shike_jax.training.loss_variables import with_losses
 from shike_jax.training.overview import parameter_table
 from shike_jax.training.plan import StagePlan, examples_left, plan_stages
 from shike_jax.training.profile import Profile
@@ -150,6 +151,9 @@ def prepare(config: ConfigDict, workdir: Path, log: RunLog) -> tuple[Run, Stage,
     variables = models.init_variables(network, config.seed, config.data.image_size)
     if weights is not None:
         variables = _warm_started(run, weights, variables)
+    stages, counts = [plan.settings for plan in run.plans], source.split.class_counts
+    variables = with_losses(variables, stages, models.sizes_of(network), counts, config.seed)
+    variables = jax.tree.map(np.asarray, variables)
     if tree is None:
         _show_parameters(run, variables["params"])
     stage = make_stage(run, position.stage, variables["params"])
@@ -200,7 +204,9 @@ def _record(workdir: Path, source: Source, log: RunLog, fresh: bool) -> None:
 
 def _show_parameters(run: Run, params: PyTree) -> None:
     """The parts of the network in the log, and with `config.log=debug` every array."""
-    trained = {plan.name: trained_in(plan.settings, run.network, params) for plan in run.plans}
+    trained = {
+        plan.name: trained_in(plan.settings, run.network, params, run.source.split.class_counts) for plan in run.plans
+    }
     for line in parameter_table(params, trained):
         run.log.line(line)
     if run.config.log == "debug":

@@ -1,7 +1,8 @@
 """The training step: a pure per-device function, and its compilation over devices and over steps.
 
 A batch is a dict of arrays of one device's share: `image` uint8 [b,H,W,3], `label` int32 [b], `mask` float32 [b]
-(1 = real example), and `partner` {`image`, `label`} when a sampler draws pairs.
+(1 = real example), `partner` {`image`, `label`} when a sampler draws pairs, and `views`, a tuple of further `image`s,
+when a loss wants several views of images that are cropped on the host.
 """
 
 from __future__ import annotations
@@ -20,9 +21,9 @@ from shike_jax.cluster import parallel
 from shike_jax.methods import LossInputs
 from shike_jax.methods.averaging import moved_average, uphill
 from shike_jax.methods.feature_hooks import HookInputs, active_hooks
-from shike_jax.methods.loss_registry import active_losses, value_of
+from shike_jax.methods.loss_registry import active_losses, further_views, number_of, value_of
 from shike_jax.methods.mixing import cutmix, mixup, partners
-from shike_jax.training import randomness, trainable
+from shike_jax.training import loss_variables, randomness, trainable
 from shike_jax.training.program import Course, Program
 from shike_jax.training.state import TrainState
 
@@ -51,7 +52,10 @@ def train_step(program: Program, state: TrainState, batch: Batch) -> tuple[Train
     def objective(trained: PyTree) -> tuple[Array, tuple[PyTree, dict[str, Array]]]:
         params = trainable.merge(trained, trainable.select(state.params, program.trainable, False))
         inputs, batch_stats, mixing = _forward(program, params, state, batch, key)
-        sums = {name: jnp.sum(value * batch["mask"]) for name, value in loss_terms(program, inputs, mixing).items()}
+        terms, carried = loss_terms(program, params, state.batch_stats, inputs, mixing, key)
+        if carried:
+            batch_stats = {**batch_stats, loss_variables.ROOM: carried}
+        sums = {name: jnp.sum(value * batch["mask"]) for name, value in terms.items()}
         correct = jnp.argmax(jnp.mean(inputs.logits, 0), -1) == batch["label"]
         sums["correct"] = jnp.sum(correct * batch["mask"])
         sums["count"] = jnp.sum(batch["mask"])
@@ -68,14 +72,22 @@ def train_step(program: Program, state: TrainState, batch: Batch) -> tuple[Train
         grads = parallel.psum(grads)
     if program.network.axis_name is None:
         batch_stats = averaged_over_devices(batch_stats, batch["mask"])
+    elif loss_variables.ROOM in batch_stats:
+        carried = averaged_over_devices(batch_stats[loss_variables.ROOM], batch["mask"])
+        batch_stats = {**batch_stats, loss_variables.ROOM: carried}
     return update(program, state, grads, batch_stats), sums
 
 
 def averaged_over_devices(batch_stats: PyTree, mask: Array) -> PyTree:
-    """Running averages that each device has of its own: their mean over the devices with real examples."""
+    """Running averages that each device has of its own: their mean over the devices with real examples.
+
+    Whole numbers, such as counters, are left as they are.
+    """
     real = jnp.any(mask > 0)
 
     def mean(x: Array) -> Array:
+        if not jnp.issubdtype(x.dtype, jnp.floating):
+            return x
         return parallel.psum(x * real) / jnp.maximum(parallel.psum(real.astype(x.dtype)), 1)
 
     return jax.tree.map(mean, batch_stats)
@@ -95,17 +107,39 @@ def update(program: Program, state: TrainState, grads: PyTree, batch_stats: PyTr
     return TrainState(state.step + 1, params, batch_stats, opt_state, average)
 
 
-def loss_terms(program: Program, inputs: LossInputs, mixing: Mixing | None) -> dict[str, Array]:
-    """The weighted total (`loss`) and each unweighted term that has a weight, per example [b]."""
-    total, terms = jnp.zeros_like(inputs.labels, inputs.logits.dtype), {}
+def loss_terms(
+    program: Program, params: PyTree, batch_stats: PyTree, inputs: LossInputs, mixing: Mixing | None, key: Array
+) -> tuple[dict[str, Array], dict[str, PyTree]]:
+    """The losses of this device's share of a batch.
+
+    Args:
+      params, batch_stats: with those of losses that are modules.
+      inputs: with all views.
+      mixing: None: the images are not mixed.
+      key: of the step.
+
+    Returns:
+      The weighted total (`loss`) and each unweighted term that has a weight, per example [b]; and {name: {collection:
+      tree}}, what the losses that carry variables from step to step have made of them, those of other stages included.
+    """
+    total, terms, carried = jnp.zeros_like(inputs.labels, inputs.logits.dtype), {}, {}
+    first, count = parallel.device_index() * len(inputs.labels), len(inputs.labels)
     for entry, weight, parameters in active_losses(program.stage["loss"]):
-        value = value_of(entry, inputs, parameters)
-        if mixing is not None and entry.options["uses_labels"]:
-            other = value_of(entry, dataclasses.replace(inputs, labels=mixing.partner_labels), parameters)
+        own = dataclasses.replace(
+            inputs,
+            key=randomness.example_keys(key, "losses", first, count, number_of(entry.name)),
+            views=inputs.views[: entry.options["views"] - 1],
+        )
+        variables = loss_variables.of_loss(entry.name, params, batch_stats)
+        value, after = value_of(entry, own, parameters, variables)
+        if after:
+            carried[entry.name] = after
+        if mixing is not None and entry.options["uses_labels"] and not entry.options["module"]:
+            other, _ = value_of(entry, dataclasses.replace(own, labels=mixing.partner_labels), parameters)
             value = mixing.lam * value + (1 - mixing.lam) * other
         terms[entry.name] = value
         total = total + weight * value
-    return {"loss": total, **terms}
+    return {"loss": total, **terms}, {**batch_stats.get(loss_variables.ROOM, {}), **carried}
 
 
 def _forward(
@@ -132,31 +166,43 @@ def _forward(
     def pool(maps: Array) -> Array:
         return jnp.mean(maps.astype(jnp.promote_types(maps.dtype, jnp.float32)), (1, 2))
 
-    fused, batch_stats = features(images, state.batch_stats)
+    own_stats = {name: tree for name, tree in state.batch_stats.items() if name != loss_variables.ROOM}
+    fused, batch_stats = features(images, own_stats)
     hooks, partner = active_hooks(stage), None
     if any(entry.options["pairs"] for entry, _ in hooks):
         partner_images = augmented(program, batch["partner"]["image"], mask, key, "augment_partner")
         partner, batch_stats = features(partner_images, batch_stats)
     for place, (entry, strength) in enumerate(hooks):
         fused = entry.function(HookInputs(fused, partner, randomness.hook_key(key, place), strength))
+    views = []
+    for number in range(further_views(stage["loss"])):
+        pixels = batch["views"][number] if "views" in batch else batch["image"]
+        maps, batch_stats = features(augmented(program, pixels, mask, key, "views", number=number + 1), batch_stats)
+        views.append(jnp.stack([pool(one) for one in maps]))
     inputs = LossInputs(
         logits=network.apply({"params": params}, fused, stage["heads"], method="classify"),
         features=jnp.stack([pool(maps) for maps in fused]),
         labels=batch["label"],
         class_counts=program.class_counts,
         progress=state.step / program.course.steps,
+        mask=mask,
+        views=tuple(views),
+        gather=parallel.all_gather,
     )
     return inputs, batch_stats, mixing
 
 
-def augmented(program: Program, images: Array, mask: Array, key: Array, role: str, first: Any = None) -> Array:
+def augmented(
+    program: Program, images: Array, mask: Array, key: Array, role: str, first: Any = None, number: int = 0
+) -> Array:
     """Normalised images [b,H,W,3], each augmented by the key of its position in the global batch.
 
     Args:
       first: position of the first image; None: where this device's share of the batch begins.
+      number: as for `randomness.example_keys`.
     """
     first = parallel.device_index() * len(images) if first is None else first
-    return program.augment(images, randomness.example_keys(key, role, first, len(images)), mask=mask)
+    return program.augment(images, randomness.example_keys(key, role, first, len(images), number), mask=mask)
 
 
 def _mix(stage: dict[str, Any], images: Array, batch: Batch, key: Array) -> tuple[Array, Mixing]:

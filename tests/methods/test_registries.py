@@ -241,14 +241,14 @@ def test_the_parameters_of_a_loss_are_those_it_declares(losses):
 def test_a_loss_that_cannot_be_computed_is_named_before_training(losses, function, said):
     losses.register("mine")(function)
     with pytest.raises(UserError, match=f"^loss 'mine' {said}"):
-        check_losses({"ce": 1.0, "mine": 0.5}, experts=3, features=8, classes=5)
-    check_losses({"ce": 1.0, "mine": 0.0}, experts=3, features=8, classes=5)
+        check_losses({"ce": 1.0, "mine": 0.5}, 3, 8, np.ones(5))
+    check_losses({"ce": 1.0, "mine": 0.0}, 3, 8, np.ones(5))
 
 
 def test_a_loss_that_needs_devices_or_other_sizes_is_left_to_training(losses):
     losses.register("over_devices")(lambda inputs: jax.lax.psum(inputs.logits[0, :, 0], "devices"))
     losses.register("of_ten")(lambda inputs: inputs.logits[0].reshape(10, 32)[0])
-    check_losses({"over_devices": 1.0, "of_ten": 1.0}, experts=3, features=8, classes=5)
+    check_losses({"over_devices": 1.0, "of_ten": 1.0}, 3, 8, np.ones(5))
 
 
 def test_the_first_sets_weights_train_where_the_second_scales_them():
