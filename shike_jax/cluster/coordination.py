@@ -12,7 +12,7 @@ import jax
 from jax._src import clusters, distributed
 
 _COMPILE_EVENTS = "/jax/core/compile/"
-_barriers = itertools.count()
+_barriers, _exchanges = itertools.count(), itertools.count()
 
 
 def detected_processes() -> int | None:
@@ -40,6 +40,17 @@ def coordinator_address() -> str | None:
 def wait_at_barrier(name: str, seconds: float) -> None:
     """Waits until every process has come to its n-th barrier."""
     client().wait_at_barrier(f"{name}/{next(_barriers)}", timeout_in_ms=int(seconds * 1000))
+
+
+def exchanged(name: str, text: str, seconds: float) -> list[str]:
+    """Every process's n-th text of that name, in the order of the processes."""
+    place = f"{name}/{next(_exchanges)}/"
+    client().key_value_set(place + str(jax.process_index()), text)
+    wait_at_barrier(name, seconds)
+    texts = [client().blocking_key_value_get(place + str(i), int(seconds * 1000)) for i in range(jax.process_count())]
+    wait_at_barrier(name, seconds)
+    client().key_value_delete(place + str(jax.process_index()))
+    return texts
 
 
 class CompileTime:

@@ -9,9 +9,9 @@ axis is bound: under plain `jax.jit` a step runs on one device, whose sums are t
 from __future__ import annotations
 
 import hashlib
+import json
 import math
 import os
-import pickle
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -27,7 +27,6 @@ from shike_jax.errors import UserError
 
 AXIS = "devices"
 BARRIER_SECONDS = 6 * 3600
-BROADCAST_BYTES = 1 << 24
 BACKENDS = ("pmap", "shard_map")
 PyTree = Any
 _backend = BACKENDS[0]
@@ -151,6 +150,24 @@ def replicate(tree: PyTree) -> PyTree:
 def to_host(tree: PyTree) -> PyTree:
     """Copies a replicated pytree to NumPy arrays (each process from its own first device)."""
     return jax.tree.map(_local_value, tree)
+
+
+def to_global(tree: PyTree) -> PyTree:
+    """A replicated pytree as global arrays, which state that they are replicated over the devices of all processes.
+
+    Those of `pmap` speak of this process's devices only; nothing is copied. Host arrays stay as they are.
+    """
+    if jax.process_count() == 1:
+        return tree
+    sharding = NamedSharding(Mesh(np.array(jax.devices()), (AXIS,)), PartitionSpec())
+
+    def spoken_for(leaf: Any) -> Any:
+        if not isinstance(leaf, jax.Array) or not leaf.is_fully_addressable:
+            return leaf
+        parts = [shard.data for shard in leaf.addressable_shards]
+        return jax.make_array_from_single_device_arrays(leaf.shape, sharding, parts)
+
+    return jax.tree.map(spoken_for, tree)
 
 
 def _local_value(leaf: Any) -> np.ndarray:
@@ -307,45 +324,20 @@ def barrier(name: str) -> None:
 
 
 def from_main(value: Any) -> Any:
-    """The main process's value (anything that can be pickled), on every process; what the others pass is ignored."""
-    if jax.process_count() == 1:
-        return value
-    from jax.experimental import multihost_utils
-
-    barrier("value from the main process")  # what takes long comes before: collectives have a time limit on the CPU
-    own = np.frombuffer(pickle.dumps(value, protocol=5), np.uint8) if is_main() else np.zeros(0, np.uint8)
-    size = int(_lengths(own)[0])
-    each = BROADCAST_BYTES if size > BROADCAST_BYTES // 256 else BROADCAST_BYTES // 256  # two shapes to compile
-    parts = []
-    for start in range(0, size, each):
-        part = np.zeros(each, np.uint8)
-        part[: len(own[start : start + each])] = own[start : start + each]
-        parts.append(np.asarray(multihost_utils.broadcast_one_to_all(part)).astype(np.uint8))
-    return pickle.loads(np.concatenate(parts)[:size].tobytes())
+    """The main process's value (plain data), on every process; what the others pass is ignored."""
+    return _exchanged(value if is_main() else None)[0]
 
 
 def gather(value: Any) -> list[Any]:
-    """Every process's value (anything that can be pickled), in the order of the processes, on every process."""
+    """Every process's value (plain data), in the order of the processes, on every process."""
+    return _exchanged(value)
+
+
+def _exchanged(value: Any) -> list[Any]:
     if jax.process_count() == 1:
         return [value]
-    from jax.experimental import multihost_utils
-
-    barrier("values of all processes")  # see from_main
-    own = np.frombuffer(pickle.dumps(value, protocol=5), np.uint8)
-    sizes = _lengths(own)
-    each = BROADCAST_BYTES // 256  # rounding up keeps the number of compiled shapes small
-    padded = np.zeros(-(-int(sizes.max()) // each) * each, np.uint8)
-    padded[: len(own)] = own
-    everyone = np.asarray(multihost_utils.process_allgather(padded))
-    return [pickle.loads(one[:size].tobytes()) for one, size in zip(everyone, sizes, strict=True)]
-
-
-def _lengths(own: np.ndarray) -> np.ndarray:
-    """Every process's number of bytes, int64 [processes]; sent as bytes, as JAX's integers end at 2 GiB."""
-    from jax.experimental import multihost_utils
-
-    length = np.array([len(own)], np.int64).view(np.uint8)
-    return np.asarray(multihost_utils.process_allgather(length), np.uint8).view(np.int64)[:, 0]
+    texts = coordination.exchanged("shike_jax/values", json.dumps(value), BARRIER_SECONDS)
+    return [json.loads(text) for text in texts]
 
 
 def is_main() -> bool:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
-from pathlib import Path
 
+from shike_jax.common.buckets import place
 from shike_jax.common.parser import Parser
 from shike_jax.convert.checkpoint import HEAD_SETS, convert, reverse
 from shike_jax.convert.names import MODELS
@@ -37,7 +37,7 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
         help=f"{', '.join(SUFFIXES)} file; with --reverse a checkpoint or a work directory",
     )
     parser.add_argument(
-        "--target", required=True, type=Path, help="folder to write, absent or empty; with --reverse a new file"
+        "--target", required=True, type=place, help="folder to write, absent or empty; with --reverse a new file"
     )
     parser.add_argument("--num_classes", type=int, help="number of classes to insist on (default: the source's)")
     about = "of a file with both, the averaged or the raw weights (default: averaged, and this is said)"
@@ -57,5 +57,5 @@ def main(argv: Sequence[str]) -> None:
     if args.reverse:
         count = reverse(args.model, args.source, args.target, args.head)
     else:
-        count = convert(args.model, Path(args.source), args.target, args.num_classes, args.weights)
+        count = convert(args.model, place(args.source), args.target, args.num_classes, args.weights)
     print(f"{count} tensors of {args.model or args.source} written to {args.target}")

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Iterable, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from shike_jax.cluster import compiled_cache, cpu
+from shike_jax.common.buckets import place
 from shike_jax.common.parser import Parser
 from shike_jax.common.quiet import quiet_third_parties
 from shike_jax.common.text import aligned, printable, say
@@ -146,7 +146,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--part", help="train, val or test; default: the configuration's data.test_part, test")
     parser.add_argument("--heads", default="both", choices=(*HEAD_SETS, "both"), help="sets of classifiers")
     parser.add_argument("--config", metavar="FILE[:ARGS]", help="other data; --config.field=value changes fields")
-    parser.add_argument("--output", type=Path, metavar="FILE", help=".json or .npz to write")
+    parser.add_argument("--output", type=place, metavar="FILE", help=".json or .npz to write")
     adjusting = parser.add_argument_group("adjustment to the shares of the classes in the images to classify")
     adjusting.add_argument("--prior", metavar="P", help="uniform (default), train or a JSON file")
     names = ", ".join(post_hoc.ADJUSTMENTS)

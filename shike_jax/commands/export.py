@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-import tempfile
 import time
 import zipfile
 from collections.abc import Callable, Sequence
@@ -16,6 +15,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from jax import export as jax_export
 
 from shike_jax.common import atomic
+from shike_jax.common.buckets import place
 from shike_jax.common.parser import Parser
 from shike_jax.common.provenance import versions
 from shike_jax.common.text import parse_json
@@ -143,17 +143,13 @@ def export(classifier: Classifier, target: Path, kind: str = "jax") -> None:
     Raises:
       UserError: the folder holds something already or cannot be written; TensorFlow is needed and absent.
     """
-    target = target.absolute()
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise UserError(f"--output={target}: exists and is not an empty folder")
     try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=f".{target.name}.", dir=target.parent) as scratch:
-            finished = Path(scratch) / "exported"
+        with atomic.new_folder(target) as finished:
             finished.mkdir()
             WRITERS[kind](classifier, finished)
             atomic.write_json(finished / "model.json", describe(classifier))
-            finished.rename(target)  # replaces an empty folder
     except OSError as error:
         raise UserError(f"--output={target}: {error.strerror or error}") from error
 
@@ -204,8 +200,8 @@ def parser() -> Parser:
         metavar="DIR",
         help="a run's work directory, its weights/STAGE, or converted weights",
     )
-    found.add_argument("--output", type=Path, metavar="DIR", help="folder to write; new or empty")
-    found.add_argument("--again", type=Path, metavar="DIR", help="an export whose function is made again, in place")
+    found.add_argument("--output", type=place, metavar="DIR", help="folder to write; new or empty")
+    found.add_argument("--again", type=place, metavar="DIR", help="an export whose function is made again, in place")
     found.add_argument(
         "--head", default="", metavar="SET", help="representation or classifier; default: what the run trained last"
     )
@@ -227,5 +223,4 @@ def main(argv: Sequence[str]) -> None:
     if not args.checkpoint or not args.output:
         raise UserError("--checkpoint and --output are needed, or --again; see python -m shike_jax export --help")
     export(load(args.checkpoint, args.head, mirror=args.mirror), args.output, args.format)
-    size = sum(file.stat().st_size for file in args.output.rglob("*") if file.is_file())
-    print(f"{args.output}: {', '.join(sorted(p.name for p in args.output.iterdir()))} ({size / 1e6:.1f} MB)")
+    print(f"{args.output}: {', '.join(sorted(p.name for p in args.output.iterdir()))}")

@@ -7,13 +7,13 @@ import contextlib
 import csv
 import os
 import sys
-import tempfile
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import Protocol, TextIO
 
 import numpy as np
 
+from shike_jax.common import atomic
+from shike_jax.common.buckets import place
 from shike_jax.common.parser import Parser
 from shike_jax.common.progress import meter, unseen
 from shike_jax.common.text import printable, say, spreadsheet
@@ -215,7 +215,9 @@ def parser() -> Parser:
     )
     found.add_argument("--images", required=True, nargs="+", metavar="PATH", help="what to classify; see below")
     found.add_argument("more", nargs="*", metavar="PATH", help=argparse.SUPPRESS)  # --images=a.jpg b.jpg
-    found.add_argument("--output", metavar="FILE", help="a .csv or .npz to write; without it the terminal is used")
+    found.add_argument(
+        "--output", type=place, metavar="FILE", help="a .csv or .npz to write; without it the terminal is used"
+    )
     found.add_argument(
         "--head", default="", metavar="SET", help="representation or classifier; default: what the run trained last"
     )
@@ -233,7 +235,7 @@ def main(argv: Sequence[str]) -> int:
     for name in ("top_k", "batch_size"):
         if getattr(args, name) < 1:
             raise UserError(f"--{name}={getattr(args, name)}: expected at least 1")
-    kind = Path(args.output).suffix.lower() if args.output else ""
+    kind = args.output.suffix.lower() if args.output else ""
     if kind not in ("", ".csv", ".npz") or (args.output and not kind):
         raise UserError(f"--output={args.output}: expected a name ending in .csv or .npz")
     classifier = load(args.checkpoint, args.head, mirror=args.mirror)
@@ -254,12 +256,11 @@ def _to_file(
     args: argparse.Namespace, kind: str, classifier: Classifier, images: Sequence[str], top_k: int
 ) -> dict[str, str]:
     """Predicts into a temporary file that takes its name when it is complete."""
-    output = Path(args.output).absolute()
+    output = args.output
     names, experts = classifier.class_names, len(classifier.network.depths)
     try:
         output.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=f".{output.name}.", dir=output.parent) as scratch:
-            partial = Path(scratch) / output.name
+        with atomic.replacing(output) as partial:
             if kind == ".npz":
                 sink: Sink = Arrays(str(partial), names, top_k)
                 count, skipped = predict(classifier, images, sink, args.batch_size, show=True)
@@ -267,7 +268,6 @@ def _to_file(
                 with partial.open("w", newline="", encoding="utf-8") as file:
                     sink = CsvTable(file, names, top_k, args.per_expert, experts)
                     count, skipped = predict(classifier, images, sink, args.batch_size, show=True)
-            os.replace(partial, output)
     except OSError as error:
         raise UserError(f"--output={args.output}: {error.strerror or error}") from error
     say(f"{args.output}: {count} images, {len(skipped)} skipped")

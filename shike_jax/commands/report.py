@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
+import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from shike_jax.common import buckets
+from shike_jax.common.buckets import place
 from shike_jax.common.extras import optional
 from shike_jax.common.parser import Parser
 from shike_jax.common.quiet import quiet_third_parties
@@ -205,15 +209,15 @@ def main(argv: Sequence[str]) -> None:
     parser = Parser("python -m shike_jax report", "Collects finished runs into tables and figures.", _EPILOG)
     parser.add_argument(
         "--runs",
-        type=Path,
+        type=place,
         nargs="+",
         action="extend",
         required=True,
         metavar="DIR",
         help="folders with work directories, at any depth; repeatable",
     )
-    parser.add_argument("more", type=Path, nargs="*", metavar="DIR", help=argparse.SUPPRESS)  # --runs=a b
-    parser.add_argument("--output", type=Path, required=True, metavar="DIR", help="folder to write to")
+    parser.add_argument("more", type=place, nargs="*", metavar="DIR", help=argparse.SUPPRESS)  # --runs=a b
+    parser.add_argument("--output", type=place, required=True, metavar="DIR", help="folder to write to")
     parser.add_argument("--no-evaluate", action="store_true", help="compute nothing; use evaluations that exist")
     parser.add_argument(
         "--reference",
@@ -228,7 +232,7 @@ def main(argv: Sequence[str]) -> None:
     quiet_third_parties("info")
     folders = [*args.runs, *args.more]
     for folder in folders:
-        if not folder.is_dir():
+        if not folder.is_dir():  # of a bucket: nothing below
             raise UserError(f"--runs={folder}: no such folder")
     runs, unreadable = collect(folders)
     runs, damaged = sound(runs)
@@ -239,7 +243,13 @@ def main(argv: Sequence[str]) -> None:
         raise UserError(f"--runs={' '.join(map(str, folders))}: no results.json below; expected finished runs")
     references = [curves.of_csv(path) for path in args.reference]
     try:
-        sections = write(by_dataset(runs), args.output, not args.no_evaluate, references, problems)
+        with contextlib.ExitStack() as held:
+            folder = args.output
+            if buckets.in_bucket(folder):
+                folder = Path(held.enter_context(tempfile.TemporaryDirectory(prefix="shike_jax-")))
+            sections = write(by_dataset(runs), folder, not args.no_evaluate, references, problems)
+            if folder != args.output:
+                buckets.upload(folder, args.output)
     except OSError as error:
         raise UserError(f"--output={args.output}: {error.strerror or error}") from error
     for section in sections:

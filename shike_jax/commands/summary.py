@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 
+from shike_jax.common import atomic
+from shike_jax.common.buckets import place
 from shike_jax.common.extras import optional
 from shike_jax.common.parser import Parser
 from shike_jax.common.text import parse_json, printable, say
@@ -22,7 +23,7 @@ def main(argv: Sequence[str]) -> None:
     """Runs the command."""
     description = "Prints a finished run's table and draws its figure."
     parser = Parser("python -m shike_jax summary", description, _EPILOG)
-    parser.add_argument("workdir", type=Path, help="work directory of a finished run")
+    parser.add_argument("workdir", type=place, help="work directory of a finished run")
     workdir = parser.parse_args(argv).workdir
     path = workdir / "results.json"
     if not path.is_file():
@@ -36,7 +37,8 @@ def main(argv: Sequence[str]) -> None:
     from shike_jax.report.tables import stage_table
 
     figure = workdir / "accuracy_by_count.png"
-    accuracy_by_count(results, figure)
+    with atomic.replacing(figure) as partial:
+        accuracy_by_count(results, partial)
     say(f"\n{printable(results['split']['name'])}, accuracy in percent\n{stage_table(results)}\n")
     say(f"results      {path}\nlogs         {workdir / 'log.txt'}, {workdir / 'metrics.jsonl'}")
     say(f"checkpoints  {workdir / 'weights'}\nfigure       {figure}")

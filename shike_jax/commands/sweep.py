@@ -12,6 +12,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+from shike_jax.common.buckets import place
 from shike_jax.common.parser import Parser
 from shike_jax.errors import UserError
 from shike_jax.training.jobs import Job, make_jobs
@@ -154,7 +155,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = Parser("python -m shike_jax sweep", "Trains many settings and seeds.", _EPILOG)
     parser.add_argument("sweep", choices=("table4", "table5", "seeds", "grid"))
     parser.add_argument("--config", metavar="FILE[:ARGS]", help="configuration; --config.FIELD=VALUE changes it")
-    parser.add_argument("--workdir", type=Path, required=True, help="directory of all runs")
+    parser.add_argument("--workdir", type=place, required=True, help="directory of all runs")
     parser.add_argument("--seeds", default="0", help="such as 0,1,2 (default 0)")
     parser.add_argument("--set", action="append", default=[], metavar="FIELD=V,V", help="an axis of a grid; repeatable")
     parser.add_argument("--rows", default="", metavar="ROW,ROW", help="only these rows (* matches anything)")

@@ -6,10 +6,10 @@ import argparse
 import sys
 import time
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 from shike_jax.cluster import preemption
+from shike_jax.common.buckets import place
 from shike_jax.common.parser import Parser
 from shike_jax.common.quiet import quiet_third_parties
 from shike_jax.common.text import say
@@ -53,7 +53,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--config", metavar="FILE[:ARGUMENTS]", help=about)
     about = "list the fields that --config.FIELD=VALUE sets (those whose description holds WORD) and exit"
     parser.add_argument("--fields", nargs="?", const="", metavar="WORD", action=_ListFields, help=about)
-    parser.add_argument("--workdir", type=Path, help="directory of the run; created, or continued")
+    parser.add_argument("--workdir", type=place, help="folder or gs://BUCKET/NAME of the run; created, or continued")
     about = "join the job that JAX finds around this process: auto (where it has several processes), on or off"
     parser.add_argument("--distributed", choices=("auto", "on", "off"), default="auto", help=about)
     parser.add_argument("--coordinator", metavar="HOST:PORT", help="address of process 0 of a multi-process job")

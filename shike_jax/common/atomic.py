@@ -4,19 +4,26 @@ from __future__ import annotations
 
 import contextlib
 import os
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from shike_jax.common import buckets
 from shike_jax.common.text import to_json
 
 
 @contextlib.contextmanager
-def replacing(path: Path) -> Iterator[Path]:
-    """Yields a name next to `path` to write to; the file takes its place when the body succeeds.
+def replacing(path: Any) -> Iterator[Path]:
+    """Yields a local name to write to; the file takes the place of `path` when the body succeeds.
 
-    The name keeps the suffix. When the body fails, `path` is as it was and nothing else is left.
+    The name keeps the suffix; it lies next to `path`, or in a temporary folder where that is in a bucket. When the body
+    fails, `path` is as it was and nothing else is left.
     """
+    if buckets.in_bucket(path):
+        with buckets.staged(path) as partial:
+            yield partial
+        return
     partial = path.with_name(f".{os.getpid()}.{path.name}")
     try:
         yield partial
@@ -25,12 +32,30 @@ def replacing(path: Path) -> Iterator[Path]:
         partial.unlink(missing_ok=True)
 
 
-def write_text(path: Path, text: str) -> None:
+@contextlib.contextmanager
+def new_folder(target: Any) -> Iterator[Path]:
+    """Yields a local folder to fill, which takes the place of `target` when the body succeeds.
+
+    Args:
+      target: a folder that is absent or empty; of a bucket nothing is there before everything is complete locally.
+    """
+    if buckets.in_bucket(target):
+        with buckets.staged(target) as finished:
+            yield finished
+        return
+    target = target.absolute()
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f".{target.name}.", dir=target.parent) as scratch:
+        yield (finished := Path(scratch) / "finished")
+        finished.rename(target)  # replaces an empty folder
+
+
+def write_text(path: Any, text: str) -> None:
     """Writes a text file."""
     with replacing(path) as partial:
         partial.write_text(text)
 
 
-def write_json(path: Path, value: Any) -> None:
+def write_json(path: Any, value: Any) -> None:
     """Writes a JSON file; numbers that are not finite become null."""
     write_text(path, to_json(value, indent=1) + "\n")

@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable, Sequence
 from importlib import metadata
 
+from shike_jax.common import buckets
 from shike_jax.common.text import say
 from shike_jax.common.version import __version__
 from shike_jax.errors import UserError
@@ -35,4 +36,10 @@ def run_main(main: Callable[[Sequence[str]], int | None], argv: Sequence[str] | 
         code = 130
     except BrokenPipeError:  # `... | head`
         code = 0
+    except Exception as error:
+        said = buckets.trouble(error)
+        if said is None:
+            raise
+        say(f"error: {said}", file=sys.stderr)
+        code = said.status
     sys.exit(code)

@@ -11,7 +11,9 @@ from shike_jax.errors import UserError
 EXTRAS = {
     "clu": ("clu with TensorFlow and TensorBoard", "tensorboard"),
     "huggingface_hub": ("huggingface_hub", "hub"),
+    "gcsfs": ("gcsfs", "gcs"),
     "matplotlib": ("matplotlib", "report"),
+    "s3fs": ("s3fs", "s3"),
     "sklearn": ("scikit-learn", "digits"),
     "tensorflow": ("tensorflow-cpu", "tfds"),
     "tensorflow_datasets": ("tensorflow-datasets", "tfds"),

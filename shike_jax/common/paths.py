@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from shike_jax.common.buckets import place
 from shike_jax.errors import UserError
 
 # What Pillow reads everywhere; `.avif` only where Pillow was built with it, and otherwise an image that is left out.
@@ -22,8 +23,8 @@ def expanded(value: Any) -> Any:
     return value.expanduser() if isinstance(value, Path) and str(value).startswith("~") else value
 
 
-def given_path(value: Any, name: str) -> str:
-    """The text of a path that a caller from Python gave as `name`, `~` expanded.
+def given_text(value: Any, name: str) -> str:
+    """The text of a path or a name that a caller from Python gave as `name`, `~` expanded.
 
     Raises:
       UserError: neither a text nor a path, or an empty text.
@@ -31,6 +32,15 @@ def given_path(value: Any, name: str) -> str:
     if not isinstance(value, str | os.PathLike) or not os.fspath(value):
         raise UserError(f"{name}={value!r}: expected a path")
     return str(expanded(os.fspath(value)))
+
+
+def given_path(value: Any, name: str) -> Any:
+    """The place (`buckets.place`) that a caller from Python gave as `name`, `~` expanded.
+
+    Raises:
+      UserError: neither a text nor a path, an empty text, or a URL that is not understood.
+    """
+    return place(given_text(value, name))
 
 
 def is_image(name: str) -> bool:

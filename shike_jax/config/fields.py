@@ -183,6 +183,7 @@ FIELDS: dict[str, Field] = {
     "train.checkpoint_every_epochs": Field(1, "0: only at the end of a stage", low=0, free=True),
     "train.checkpoint_every_steps": Field(0, "in addition; 0: off", low=0, free=True),
     "train.keep_checkpoints": Field(2, "newest ones; the end of each stage is always kept", low=1, free=True),
+    "train.keep_every_steps": Field(0, "checkpoints at its multiples stay too; 0: off", low=0, free=True),
     "train.log_every_steps": Field(50, "0: off", low=0, free=True),
     "train.tensorboard": Field(
         True, "event files in WORKDIR/tensorboard; False: TensorFlow stays out, a quicker start", free=True

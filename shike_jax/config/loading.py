@@ -12,7 +12,7 @@ from typing import Any
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
-from shike_jax.common.paths import expanded, given_path
+from shike_jax.common.paths import expanded, given_text
 from shike_jax.config import GONE, base, gone_line, stated, validate, without_gone
 from shike_jax.config.fields import fields_of, may_change
 from shike_jax.errors import UserError, nearest
@@ -65,7 +65,7 @@ def load_config(name: str | os.PathLike[str], **arguments: Any) -> ConfigDict:
     (0.05, 50.0)
     >>> config.stages.representation.lr = 0.1
     """
-    name = given_path(name, "load_config: name")
+    name = given_text(name, "load_config: name")
     find_config(name.partition(":")[0], "load_config: ")
     words = [str(arguments.pop("preset"))] if "preset" in arguments else []
     words += [f'{key}="{value}"' if "," in str(value) else f"{key}={value}" for key, value in arguments.items()]

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import tempfile
 from pathlib import Path
 from typing import Any
 
+from shike_jax.common import atomic
 from shike_jax.common.text import parse_json, to_json
 from shike_jax.convert.names import MODELS, family_of, model_settings, named, to_state_dict, to_variables
 from shike_jax.convert.reader import read_remark, read_state_dict, write_state_dict
@@ -31,7 +31,6 @@ def convert(model: str, source: Path, target: Path, num_classes: int | None = No
     Raises:
       UserError: a target with content, an unreadable source, or tensors that are not those of `model`.
     """
-    target = target.absolute()
     meta = _of_family(model) if model else _remembered(source)
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise UserError(f"--target={target}: exists and is not an empty folder")
@@ -42,11 +41,8 @@ def convert(model: str, source: Path, target: Path, num_classes: int | None = No
         raise UserError(f"{source}: {error}") from error
     meta = {**meta, "num_classes": num_classes, "source": source.name}
     try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=f".{target.name}.", dir=target.parent) as scratch:
-            finished = Path(scratch) / "weights"
+        with atomic.new_folder(target) as finished:
             save_weights(finished, variables, meta)
-            finished.rename(target)  # replaces an empty folder
     except OSError as error:
         raise UserError(f"--target={target}: {error}") from error
     return len(state)

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import os
 from typing import Any
 
+from shike_jax.common.buckets import place
 from shike_jax.common.text import say
 from shike_jax.convert.names import MODELS, has_head, to_variables, without_head
 from shike_jax.convert.reader import SUFFIXES, Tell, read_state_dict
@@ -16,7 +16,7 @@ PyTree = Any
 
 def is_file(source: str) -> bool:
     """Whether a source is a PyTorch file rather than a checkpoint, by its name."""
-    return source.lower().endswith(SUFFIXES) and not os.path.isdir(source)
+    return source.lower().endswith(SUFFIXES) and not place(source).is_dir()
 
 
 def read_pretrained(source: str, backbone: str, tell: Tell = say) -> tuple[PyTree, tuple[str, ...] | None]:

@@ -11,6 +11,7 @@ from typing import Any, BinaryIO, cast
 
 import numpy as np
 
+from shike_jax.common.buckets import downloaded, place
 from shike_jax.common.text import say
 from shike_jax.convert import pickles
 from shike_jax.errors import UserError
@@ -125,7 +126,11 @@ def read_state_dict(path: str | os.PathLike, kind: str = "", tell: Tell = say) -
             and numbers, two different tensors of one name, no tensors at all, or none of the kind asked for. One line
             that names the file.
     """
-    path = Path(path)
+    with downloaded(place(path)) as local:
+        return _read(local, kind, tell)
+
+
+def _read(path: Path, kind: str, tell: Tell) -> dict[str, np.ndarray]:
     name = path.name.lower()
     try:
         if not path.is_file():
@@ -156,11 +161,11 @@ def _new_file(path: Path) -> Iterator[BinaryIO]:
 
 def read_remark(path: str | os.PathLike, name: str) -> str:
     """A remark that `write_state_dict` put into a `.safetensors`; empty where there is none, and for other files."""
-    path = Path(path)
-    if not path.name.lower().endswith(".safetensors") or not path.is_file():
+    file = place(path)
+    if not file.name.lower().endswith(".safetensors") or not file.is_file():
         return ""
     try:
-        return tensor_file.from_bytes(path.read_bytes())[1].get(name, "")
+        return tensor_file.from_bytes(file.read_bytes())[1].get(name, "")
     except UserError as error:
         raise UserError(f"{path}: {error}") from error
 

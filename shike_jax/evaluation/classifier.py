@@ -17,7 +17,7 @@ from jax.typing import ArrayLike
 
 from shike_jax.augment import make_eval_transform
 from shike_jax.cluster.parallel import find_devices, to_host
-from shike_jax.common.paths import given_path
+from shike_jax.common.paths import given_path, given_text
 from shike_jax.common.text import say
 from shike_jax.errors import UserError
 from shike_jax.models import HEAD_SETS, ExpertNetwork, build_model
@@ -224,7 +224,7 @@ def load(path: str | os.PathLike[str], heads: str = "", *, mirror: bool = False)
     ('0', '1', '2')
     """
     find_devices()
-    variables, meta = load_weights(given_path(path, "load: path"))
+    variables, meta = load_weights(given_text(path, "load: path"))
     heads = heads or meta.get("heads") or "classifier"
     if heads not in HEAD_SETS:
         raise UserError(f"head {heads!r}: expected {' or '.join(HEAD_SETS)}")

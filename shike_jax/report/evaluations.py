@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from shike_jax.common.buckets import downloaded
 from shike_jax.common.text import parse_json, slug
 from shike_jax.config.loading import checkpoint_config
 from shike_jax.errors import UserError
@@ -45,7 +46,7 @@ def evaluation(run: Run, folder: Path, compute: bool) -> dict[str, Any]:
 
 def _read(path: Path, run: Run) -> dict[str, Any]:
     try:
-        with np.load(path) as file:
+        with downloaded(path) as local, np.load(local) as file:
             summary = parse_json(str(file["summary"]))
         about = summary["data"]
         split, part = about["hash"], about.get("part", "test")

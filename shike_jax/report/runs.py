@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from shike_jax.common import buckets
 from shike_jax.common.text import parse_json
 from shike_jax.config import paper, with_defaults
 from shike_jax.config.fields import tells_apart
@@ -131,7 +132,7 @@ def collect(folders: Sequence[Path]) -> tuple[list[Run], list[str]]:
       The runs in order of path, and one line for each file that is not the results of a run.
     """
     runs, problems = [], []
-    paths = sorted({path.resolve() for folder in folders for path in folder.rglob("results.json")})
+    paths = sorted({path for folder in folders for path in buckets.find(folder, "results.json")}, key=str)
     for path in paths:
         try:
             results = parse_json(path.read_text())

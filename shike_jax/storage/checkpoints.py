@@ -1,15 +1,16 @@
 """Orbax checkpoints: the rolling ones of a run, the weights at the end of each stage, and strict restore.
 
-A work directory holds
+A work directory, in a folder or a bucket, holds
 
-    checkpoints/STEP/        state, optimiser and position, newest ones only (written in the background)
+    checkpoints/STEP/        state, optimiser and position: the newest ones, the starts of stages, and every K-th step
     checkpoints/damaged-STEP what was found damaged and set aside
     newest_checkpoint.json   the step saved last
     weights/STAGE/           the network's variables at the end of each stage, with what is needed to rebuild it
 
-Arrays are saved as plain host arrays, once per job, so that any number of devices and processes reads them. Each folder
-holds a manifest with a digest of every file, and a digest over all arrays: a flipped byte is found at restore, not in
-the results.
+Orbax saves the state's global arrays in the background, all processes together; every process reads them from there.
+Three things are done here because Orbax does not do them: a digest over all arrays in the metadata, and a manifest of
+the files, tell damage from a store that does not answer; a damaged checkpoint is set aside and an older one taken,
+where Orbax would end; and a note of the step saved last tells a run whose checkpoints are gone from a new one.
 """
 
 from __future__ import annotations
@@ -17,10 +18,12 @@ from __future__ import annotations
 import functools
 import hashlib
 import itertools
-import json
-import pathlib
-from collections.abc import Callable, Mapping
+import tempfile
+import time
+from collections.abc import Callable, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import jax
@@ -28,10 +31,12 @@ import numpy as np
 import orbax.checkpoint as ocp
 from etils import epath
 from flax import serialization, traverse_util
+from orbax.checkpoint import checkpoint_managers
 
 from shike_jax.cluster import parallel
+from shike_jax.common import buckets
 from shike_jax.common.atomic import write_json
-from shike_jax.common.text import parse_json, to_json
+from shike_jax.common.text import parse_json
 from shike_jax.errors import UserError
 from shike_jax.storage import exchange, manifest
 from shike_jax.storage.reading import Damaged, is_forbidden, is_of_the_system, patiently
@@ -39,7 +44,6 @@ from shike_jax.storage.reading import Damaged, is_forbidden, is_of_the_system, p
 PyTree = Any
 Meta = dict[str, Any]
 _DAMAGED = "damaged-"
-_COMMITTED = "commit_success.txt"  # Orbax asks whether it is there, not what it says
 
 
 def digest(tree: PyTree) -> str:
@@ -53,9 +57,9 @@ def digest(tree: PyTree) -> str:
 
 
 def to_tree(state: PyTree) -> PyTree:
-    """A state as nested dicts of host arrays, without the empty places of frozen parameters."""
-    flat = traverse_util.flatten_dict(serialization.to_state_dict(parallel.to_host(state)), sep="/")
-    return traverse_util.unflatten_dict({k: np.asarray(v) for k, v in flat.items() if v is not None}, sep="/")
+    """A state as nested dicts of arrays, without the empty places of frozen parameters."""
+    flat = traverse_util.flatten_dict(serialization.to_state_dict(state), sep="/")
+    return traverse_util.unflatten_dict({k: v for k, v in flat.items() if v is not None}, sep="/")
 
 
 def restore_into(template: PyTree, tree: PyTree, where: str) -> PyTree:
@@ -84,51 +88,86 @@ def check_names(wanted: set[str], present: set[str], where: str) -> None:
 
 
 class Checkpoints:
-    """The rolling checkpoints of one run: written and read by the main process alone, on behalf of all."""
+    """The rolling checkpoints of one run; all processes of a job call each method together."""
 
-    def __init__(self, workdir: str, keep: int) -> None:
-        """Opens `workdir/checkpoints`; `keep` newest ones stay."""
+    def __init__(self, workdir: Any, keep: int, every: int = 0, always: Iterable[int] = ()) -> None:
+        """Opens `workdir/checkpoints`, of which the `keep` newest stay.
+
+        Args:
+          every: checkpoints at multiples of that step stay too; 0: none.
+          always: so do those of these steps.
+        """
         self.root = _absolute(workdir) / "checkpoints"
-        self._keep = keep
+        policies = checkpoint_managers.preservation_policy
+        stay = [policies.LatestN(keep), policies.CustomSteps(list(always))]
+        self._policy = policies.AnyPreservationPolicy([*stay, policies.EveryNSteps(every)] if every else stay)
+        # In a bucket the main process alone saves, to its own disk, and copies what is complete.
+        self._staging = tempfile.TemporaryDirectory(prefix="shike_jax-") if buckets.in_bucket(self.root) else None
         self._worker = ThreadPoolExecutor(1, "checkpoints")
-        self._saving: Future | None = None
+        self._sealing: Future | None = None
         # Which step was saved last: tells a run whose checkpoints are gone from one that never had any.
-        self._note = pathlib.Path(workdir) / "newest_checkpoint.json"
+        self._note = _absolute(workdir) / "newest_checkpoint.json"
 
     @functools.cached_property
     def _manager(self) -> ocp.CheckpointManager:
         """The Orbax manager, opened at first use (it deletes what an interrupted save left)."""
-        self.root.mkdir(parents=True, exist_ok=True)
-        # Not asynchronous by itself: the manifest comes after it, in the same background thread.
-        options = ocp.CheckpointManagerOptions(
-            max_to_keep=self._keep, create=False, enable_async_checkpointing=False, multiprocessing_options=_alone()
-        )
-        return ocp.CheckpointManager(self.root, options=options)
+        if self._staging is not None:
+            alone = ocp.CheckpointManagerOptions(max_to_keep=1, create=False, multiprocessing_options=_alone())
+            return ocp.CheckpointManager(self._staging.name, options=alone)
+        if parallel.is_main():
+            self.root.mkdir(parents=True, exist_ok=True)
+        parallel.barrier("folder of checkpoints")
+        shared = {"create": False, "cleanup_tmp_directories": True, "preservation_policy": self._policy}
+        return ocp.CheckpointManager(self.root, options=ocp.CheckpointManagerOptions(**shared))
 
     def save(self, step: int, state: PyTree, meta: Meta) -> None:
         """Starts saving in the background; `step` counts over the whole run. Saving a step twice does nothing."""
-        if not parallel.is_main():
-            return
         self._finish()
-        if step in _steps(self.root):
+        if self._staging is not None and not parallel.is_main():
             return
-        # Copies: the devices' buffers are given to the next step, and `meta` goes on changing.
-        tree, text = jax.tree.map(np.array, to_tree(state)), to_json(meta)
-        self._saving = self._worker.submit(self._save, step, tree, json.loads(text))
+        if step in self._manager.all_steps():
+            return
+        tree = to_tree(state)
+        host = parallel.to_host(tree) if parallel.is_main() else None
+        meta = {**meta, "digest": digest(host) if parallel.is_main() else ""}
+        arrays = ocp.args.StandardSave(parallel.to_global(tree) if self._staging is None else host)
+        args = ocp.args.Composite(state=arrays, meta=ocp.args.JsonSave(meta))
+        self._manager.save(step, args=args, force=True)
+        if parallel.is_main():
+            self._sealing = self._worker.submit(self._seal, step)
 
-    def _save(self, step: int, tree: PyTree, meta: Meta) -> None:
-        meta = {**meta, "digest": digest(tree)}
-        args = ocp.args.Composite(state=ocp.args.StandardSave(tree), meta=ocp.args.JsonSave(meta))
-        self._manager.save(step, args=args)
-        _forget_place(self.root / str(step))
-        manifest.write(self.root / str(step))
+    def _seal(self, step: int) -> None:
+        """Adds the manifest when Orbax has finished with a checkpoint, and notes it; main process only."""
+        while self._manager.is_saving_in_progress():
+            time.sleep(0.02)
+        folder = (epath.Path(self._staging.name) if self._staging else self.root) / str(step)
+        if not folder.exists():  # what went wrong is raised by `_finish`
+            return
+        _forget_place(folder)
+        manifest.write(folder)
+        if self._staging is not None:
+            buckets.remove_tree(self.root / str(step))  # parts of an earlier copy that was cut off
+            buckets.upload(Path(folder), self.root / str(step))
+            self._tidy()
         write_json(self._note, {"step": step})
+
+    def _tidy(self) -> None:
+        """Removes from a bucket what the policy does not keep, and copies that were cut off."""
+        found = [SimpleNamespace(step=step) for step in _steps(self.root)]
+        kept = self._policy.should_preserve(found, context=None)
+        stay = {str(one.step) for one, keep in zip(found, kept, strict=True) if keep}
+        for path in list(self.root.iterdir()):
+            if path.name.isdigit() and path.name not in stay:
+                buckets.remove_tree(path)
 
     def _finish(self) -> None:
         """Waits for the save in progress; raises what went wrong in it."""
-        if self._saving is not None:
-            saving, self._saving = self._saving, None
-            saving.result()
+        if "_manager" in vars(self):
+            self._manager.wait_until_finished()
+            self._manager.check_for_errors()
+        if self._sealing is not None:
+            sealing, self._sealing = self._sealing, None
+            sealing.result()
 
     def latest(self) -> str | None:
         """Path of the newest checkpoint, once it is on disk; None without one."""
@@ -145,25 +184,31 @@ class Checkpoints:
         """Waits, then releases everything; nothing can be saved afterwards."""
         self.wait()
         self._worker.shutdown()
+        if self._staging is not None:
+            self._staging.cleanup()
 
     def restore(self, say: Callable[[str], None]) -> tuple[PyTree, Meta] | None:
-        """Reads the newest good checkpoint, for every process; None when there has never been one.
+        """Reads the newest good checkpoint: host arrays, the same on every process; None when there was never one.
 
-          Damaged ones are named (`say`), and renamed to damaged-STEP.
+        Every process reads it once from where it lies, not once for each of its devices.
 
-          Raises:
-            UserError: there are, or have been, checkpoints, but none is good; or they must not be read.
-        TryAgain: one cannot be read now; nothing is changed then, and no older one is taken instead.
+        Damaged ones are named (`say`), and renamed to damaged-STEP.
+
+        Raises:
+          UserError: there are, or have been, checkpoints, but none is good; or they must not be read.
+          TryAgain: one cannot be read now; nothing is changed then, and no older one is taken instead.
         """
-        return parallel.from_main(self._newest_good(say) if parallel.is_main() else None)
-
-    def _newest_good(self, say: Callable[[str], None]) -> tuple[PyTree, Meta] | None:
         known = self._noted_step()
-        for step in reversed(patiently(self.root, lambda: _steps(self.root))):
+        while (step := parallel.from_main(self._newest() if parallel.is_main() else None)) is not None:
+            path = self.root / str(step)
+            if not path.exists():
+                raise UserError(f"{path}: process {jax.process_index()} finds no such folder; expected a shared one")
             try:
-                loaded = _read(self.root / str(step), "state")
-            except Damaged as error:
-                say(f"{error}; set aside as {_set_aside(self.root / str(step))}")
+                loaded = _read(path, "state")
+            except Damaged as error:  # the same bytes: every process comes here
+                parallel.barrier("damaged checkpoint")
+                if parallel.is_main():
+                    say(f"{error}; set aside as {_set_aside(path)}")
                 continue
             if known is not None and step < known:
                 say(f"{self.root}: step {known} had been saved and is not there any more; going on from step {step}")
@@ -176,8 +221,12 @@ class Checkpoints:
             )
         return None
 
+    def _newest(self) -> int | None:
+        steps = patiently(self.root, lambda: _steps(self.root))
+        return steps[-1] if steps else None
+
     def _noted_step(self) -> int | None:
-        if not self._note.exists():
+        if not patiently(self._note, self._note.exists):
             return None
         try:
             return int(parse_json(self._note.read_text())["step"])
@@ -207,20 +256,21 @@ def save_weights(directory: Any, variables: PyTree, meta: Meta) -> None:
     On several processes the main one writes; all return when it has.
 
     Args:
-      directory: path or bucket URL; what is there is replaced.
+      directory: path or bucket URL; what is there is replaced (in a bucket: removed, then written).
       variables: nested dicts of host arrays.
       meta: JSON: `model` (the fields of config.model), `num_classes`, `image_size`, `mean`, `std`, `class_names`,
         `class_counts` (training images of each class), ...
     """
     if parallel.is_main():
-        tree = to_tree(variables)
+        tree = to_tree(parallel.to_host(variables))
         args = ocp.args.Composite(
             variables=ocp.args.StandardSave(tree), meta=ocp.args.JsonSave({**meta, "digest": digest(tree)})
         )
-        with _checkpointer() as checkpointer:
-            checkpointer.save(_absolute(directory), args=args, force=True)
-        _forget_place(_absolute(directory))
-        manifest.write(_absolute(directory))
+        target = _absolute(directory)
+        with buckets.staged(target) as folder, _checkpointer() as checkpointer:
+            checkpointer.save(folder, args=args, force=True)
+            _forget_place(epath.Path(folder))
+            manifest.write(epath.Path(folder))
     parallel.barrier("weights written")
 
 
@@ -247,7 +297,7 @@ def load_weights(directory: Any) -> tuple[PyTree, Meta]:
     """
     hub = str(directory).startswith(exchange.PREFIX)
     path = exchange.fetch(str(directory)) if hub else _absolute(directory)
-    if not path.exists():
+    if not patiently(path, path.exists):
         raise UserError(f"checkpoint {directory}: no such folder")
     # Results that were given away: one set of weights next to them.
     if (path / "weights" / "variables").is_dir() or (path / "weights" / exchange.WEIGHTS).exists():
@@ -255,7 +305,7 @@ def load_weights(directory: Any) -> tuple[PyTree, Meta]:
     if (path / exchange.WEIGHTS).exists():
         return patiently(f"checkpoint {path}", lambda: _read_given(path))
     if (path / "weights").is_dir():
-        stages = [(p, _read(p, "variables")) for p in (path / "weights").iterdir() if not _temporary(p)]
+        stages = [(p, _read(p, "variables")) for p in (path / "weights").iterdir() if is_finished(p)]
         if not stages:
             raise UserError(f"checkpoint {directory}: no stage has been finished yet (weights/ is empty)")
         return max((loaded for _, loaded in stages), key=lambda loaded: loaded[1].get("stage_index", 0))
@@ -269,7 +319,7 @@ def remove_unfinished(directory: Any) -> None:
     path = _absolute(directory)
     if path.exists():
         for child in path.iterdir():
-            if _temporary(child):
+            if not is_finished(child):
                 child.rmtree()
 
 
@@ -286,23 +336,30 @@ def _read(path: epath.Path, item: str) -> tuple[PyTree, Meta]:
     Raises:
       Damaged, UserError, TryAgain: as `patiently` tells them apart.
     """
-    return patiently(f"checkpoint {path}", lambda: _read_once(path, item))
+
+    def read() -> tuple[PyTree, Meta]:
+        with buckets.downloaded(path) as folder:
+            return _read_once(epath.Path(folder), item, path)
+
+    return patiently(f"checkpoint {path}", read)
 
 
-def _read_once(path: epath.Path, item: str) -> tuple[PyTree, Meta]:
-    if changed := manifest.differences(path):
+def _read_once(folder: epath.Path, item: str, path: epath.Path) -> tuple[PyTree, Meta]:
+    """Args: folder: local. path: for messages."""
+    if changed := manifest.differences(folder):
         more = f" and {len(changed) - 1} more" if len(changed) > 1 else ""
         raise Damaged(f"checkpoint {path} is damaged: {changed[0]}{more}")
-    args: Mapping[str, Any] = {item: ocp.args.StandardRestore(), "meta": ocp.args.JsonRestore()}
     checkpointer = _checkpointer()
     try:
-        loaded = checkpointer.restore(path, args=ocp.args.Composite(**args))
+        arrays = ocp.args.StandardRestore(_targets(folder / item))
+        args = ocp.args.Composite(**{item: arrays, "meta": ocp.args.JsonRestore()})
+        loaded = checkpointer.restore(folder, args=args)
         tree, meta = loaded[item], dict(loaded["meta"])
         good = digest(tree) == meta.get("digest")
     except Exception as error:
         # Files that agree with their manifest are good, whatever fails. Without one, a missing or short file can fail
         # anywhere below: parsing, checksums, missing keys.
-        if (path / manifest.NAME).exists() or is_forbidden(error) or is_of_the_system(error):
+        if (folder / manifest.NAME).exists() or is_forbidden(error) or is_of_the_system(error):
             raise
         reason = " ".join(str(error).split())[:160] or type(error).__name__
         raise Damaged(f"checkpoint {path} is damaged: {reason}") from error
@@ -311,6 +368,12 @@ def _read_once(path: epath.Path, item: str) -> tuple[PyTree, Meta]:
     if not good:
         raise Damaged(f"checkpoint {path} is damaged: its arrays do not match their digest")
     return tree, meta
+
+
+def _targets(folder: epath.Path) -> PyTree:
+    """Empty host arrays of what lies there: without them Orbax would look for the devices that saved it."""
+    found = ocp.StandardCheckpointHandler().metadata(folder).tree
+    return jax.tree.map(lambda leaf: np.broadcast_to(np.zeros((), leaf.dtype), leaf.shape), found)
 
 
 def _alone() -> ocp.options.MultiprocessingOptions:
@@ -330,18 +393,23 @@ def _checkpointer() -> ocp.Checkpointer:
 def _forget_place(folder: epath.Path) -> None:
     """Takes the absolute path out of Orbax's marks of completion: weights that are given away do not name a machine."""
     for place in (folder, *(child for child in folder.iterdir() if child.is_dir())):
-        if (place / _COMMITTED).exists():
-            (place / _COMMITTED).write_text("Checkpoint commit was successful")
+        if (place / buckets.COMMITTED).exists():
+            (place / buckets.COMMITTED).write_text("Checkpoint commit was successful")
 
 
 def _steps(root: epath.Path) -> list[int]:
-    return sorted(int(p.name) for p in root.iterdir() if p.name.isdigit()) if root.exists() else []
+    if not root.exists():
+        return []
+    return sorted(int(p.name) for p in root.iterdir() if p.name.isdigit() and is_finished(p))
 
 
-def _temporary(path: epath.Path) -> bool:
-    return "orbax-checkpoint-tmp" in path.name
+def is_finished(path: epath.Path) -> bool:
+    """Whether a save has come to its end there: a folder gets its name then, and in a bucket Orbax's mark."""
+    if buckets.in_bucket(path):
+        return bool((path / buckets.COMMITTED).exists())
+    return "orbax-checkpoint-tmp" not in path.name
 
 
 def _absolute(directory: Any) -> epath.Path:
-    path = epath.Path(directory)
-    return path if "://" in str(directory) else path.expanduser().absolute()
+    path = buckets.place(str(directory))
+    return epath.Path(path if buckets.in_bucket(path) else path.expanduser().absolute())

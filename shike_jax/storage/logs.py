@@ -17,10 +17,15 @@ from shike_jax.common.atomic import write_text
 from shike_jax.common.extras import optional
 from shike_jax.common.text import parse_json, printable, say, to_json
 from shike_jax.errors import UserError
+from shike_jax.storage.mirror import Mirror
 
 
 class RunLog:
-    """Writes `log.txt`, `metrics.jsonl` and TensorBoard files into the work directory; only the main process does."""
+    """Writes `log.txt`, `metrics.jsonl` and TensorBoard files into the work directory; only the main process does.
+
+    Attributes:
+      folder: a local one for files that grow; it is copied to a work directory in a bucket.
+    """
 
     def __init__(self, workdir: Path, level: str, active: bool, tensorboard: bool = True) -> None:
         """Opens the files.
@@ -34,10 +39,19 @@ class RunLog:
         self._level, self._writer = level, None
         self._text: TextIO | None = None
         self._json: TextIO | None = None
+        self._mirror: Mirror | None = None
+        self.folder = workdir
         if active:
-            self._text = (workdir / "log.txt").open("a", buffering=1)
-            self._open_metrics(workdir / "metrics.jsonl")
-            self._writer = self._open_writer(workdir / "tensorboard") if tensorboard else None
+            self._mirror = Mirror(workdir, ("log.txt", "metrics.jsonl"))
+            self.folder = self._mirror.folder
+            self._text = (self.folder / "log.txt").open("a", buffering=1)
+            self._open_metrics(self.folder / "metrics.jsonl")
+            self._writer = self._open_writer(self.folder / "tensorboard") if tensorboard else None
+
+    def flush(self) -> None:
+        """Returns when everything said so far is where it stays, which may be a bucket."""
+        if self._mirror is not None:
+            self._mirror.flush()
 
     def _open_metrics(self, path: Path) -> None:
         self._json = path.open("a", buffering=1)
@@ -162,7 +176,10 @@ class RunLog:
         for file in (self._text, self._json):
             if file is not None:
                 file.close()
+        mirror, self._mirror = self._mirror, None
         self._text = self._json = self._writer = None
+        if mirror is not None:
+            mirror.close()
 
 
 def _step(line: str) -> float:

@@ -17,7 +17,7 @@ NAME = "manifest.json"
 
 
 def write(folder: epath.Path) -> None:
-    """Writes NAME into a finished folder (path or bucket URL): {relative path: SHA-256 in hex} of every file."""
+    """Writes NAME into a finished local folder: {relative path: SHA-256 in hex} of every file."""
     files = {str(p.relative_to(folder)): _digest(p) for p in _files(folder)}
     partial = folder / f".{NAME}"
     partial.write_text(to_json(files, indent=1))
@@ -36,31 +36,20 @@ def differences(folder: epath.Path) -> list[str]:
         listed = dict(parse_json((folder / NAME).read_text()))
     except ValueError as error:
         return [f"{NAME} cannot be read ({error})"]
-    except Exception as error:
-        if _is_missing(folder / NAME, error):
-            return []
-        raise
+    except (FileNotFoundError, NotADirectoryError):
+        return []
     changes = []
     for name, expected in listed.items():
         try:
             if _digest(folder / name) != expected:
                 changes.append(f"{name} has changed")
-        except Exception as error:
-            if not _is_missing(folder / name, error):
-                raise
+        except (FileNotFoundError, NotADirectoryError):
             changes.append(f"{name} is missing")
     return changes
 
 
-def _is_missing(path: epath.Path, error: Exception) -> bool:
-    """Whether reading failed because there is no such file; buckets raise errors of their own kinds."""
-    if isinstance(error, OSError):
-        return isinstance(error, FileNotFoundError | NotADirectoryError)
-    return not path.exists()
-
-
 def _files(folder: epath.Path) -> Iterator[epath.Path]:
-    for path in sorted(folder.iterdir()):  # buckets know no `**`
+    for path in sorted(folder.iterdir()):
         if path.is_dir():
             yield from _files(path)
         else:

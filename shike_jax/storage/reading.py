@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable
 from typing import Any, TypeVar
 
+from shike_jax.common import buckets
 from shike_jax.errors import TryAgain, UserError, causes
 
 Result = TypeVar("Result")
@@ -52,7 +53,7 @@ def patiently(what: Any, read: Callable[[], Result]) -> Result:
 
 def is_forbidden(error: Exception) -> bool:
     """Whether the system, or a library that read for us, says that permission is lacking."""
-    return any(
+    return buckets.is_refused(error) or any(
         (isinstance(cause, OSError) and cause.errno in _FORBIDDEN)
         or "permission denied" in str(cause).lower().replace("_", " ")
         for cause in causes(error)
@@ -60,11 +61,14 @@ def is_forbidden(error: Exception) -> bool:
 
 
 def is_of_the_system(error: Exception) -> bool:
-    """Whether the system failed to give the bytes of a file that is there: the bytes themselves may be good."""
+    """Whether the system failed to give the bytes of a file that is there: the bytes themselves may be good.
+
+    A bucket tells what is damaged by its manifest, and every other failure of an object store is one to try again.
+    """
     missing = (FileNotFoundError, NotADirectoryError, IsADirectoryError)
     found = list(causes(error))
     raised = any(isinstance(cause, OSError | MemoryError) and not isinstance(cause, missing) for cause in found)
-    return raised or any(_OS_ERROR.search(str(cause)) for cause in found)
+    return raised or any(_OS_ERROR.search(str(cause)) for cause in found) or buckets.trouble(error) is not None
 
 
 def _reason(error: Exception) -> str:

@@ -1,4 +1,4 @@
-"""What a disk can do to a run, said in one line."""
+"""What a disk or an object store can do to a run, said in one line."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import errno
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from shike_jax.common import buckets
 from shike_jax.errors import UserError, causes
 from shike_jax.storage.checkpoints import newest_checkpoint
 
@@ -31,18 +32,21 @@ def disk_trouble(error: BaseException | None) -> str:
 
 @contextlib.contextmanager
 def naming_disk_trouble(workdir: Path, runs: Sequence[Path] = ()) -> Iterator[None]:
-    """What a disk does to a run in here becomes one line with its newest checkpoint.
+    """What a disk or a store does to a run in here becomes one line; that of a disk names its newest checkpoint.
 
     Args:
       workdir: as the user named it.
       runs: the directories of several runs below it; empty: it is one run's.
 
     Raises:
-      UserError: the disk takes no more.
+      UserError: the disk takes no more, or an object store refuses what this user may not do.
+      TryAgain: an object store failed in another way.
     """
     try:
         yield
     except Exception as error:
+        if buckets.in_bucket(workdir) and (said := buckets.trouble(error)):
+            raise type(said)(f"--workdir={workdir}: {said}") from error
         if reason := disk_trouble(error):
             good = ", ".join(filter(None, map(newest_checkpoint, runs or [workdir]))) or "none"
             message = f"--workdir={workdir}: {reason}; last good checkpoint: {good}; make room and start again"

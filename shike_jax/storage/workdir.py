@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import shutil
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -12,10 +11,13 @@ from pathlib import Path
 from typing import Any
 
 from shike_jax.cluster import preemption
+from shike_jax.common import buckets
 from shike_jax.common.atomic import write_json
 from shike_jax.common.text import parse_json
 from shike_jax.config.fields import may_change, with_defaults
 from shike_jax.errors import UserError
+from shike_jax.storage import lease
+from shike_jax.storage.checkpoints import is_finished
 
 CLAIM_SECONDS = 600  # how long a process that uses the same work directory is waited for
 
@@ -24,7 +26,7 @@ def examine(path: Path, config: Mapping[str, Any], tell: Callable[[str], None] |
     """What a run of this configuration would find in a work directory; changes nothing but a damaged results.json.
 
     Args:
-      path: the directory, which exists.
+      path: the directory.
       config: the run's configuration as plain data.
       tell: gets a line for each speed switch of version 0.1 that the run there had on.
 
@@ -35,7 +37,7 @@ def examine(path: Path, config: Mapping[str, Any], tell: Callable[[str], None] |
       UserError: the directory holds something else, or what a run of another configuration has saved.
     """
     saved = path / "config.json"
-    if not saved.exists() and any(p.name != "log.txt" for p in path.iterdir()):
+    if not saved.exists() and path.exists() and any(p.name not in ("log.txt", lease.NAME) for p in path.iterdir()):
         raise UserError(f"--workdir={path}: not empty and not a run of this program; expected a new directory")
     differ = _differing(saved, config, tell)
     if differ and _has_saved(path):
@@ -75,12 +77,8 @@ def opened(path: Path, config: Mapping[str, Any]) -> Iterator[dict[str, Any] | N
     Raises:
       UserError: not writable, in use, or it belongs to another configuration. Nothing is changed then.
     """
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"--workdir={path}: cannot be created ({error.strerror})") from error
-    if not os.access(path, os.W_OK):
-        raise UserError(f"--workdir={path}: not writable")
+    if not buckets.in_bucket(path):
+        _make(path)
     finished = examine(path, config, print)
     if finished is not None:
         yield finished
@@ -98,13 +96,22 @@ def opened(path: Path, config: Mapping[str, Any]) -> Iterator[dict[str, Any] | N
             raise
 
 
+def _make(path: Path) -> None:
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"--workdir={path}: cannot be created ({error.strerror})") from error
+    if not os.access(path, os.W_OK):
+        raise UserError(f"--workdir={path}: not writable")
+
+
 @contextlib.contextmanager
 def claimed(path: Path, patience: float = CLAIM_SECONDS) -> Iterator[None]:
     """Keeps other processes out of a work directory while the body runs: two would overwrite each other's checkpoints.
 
     A process that is there already is waited for: a job that was stopped may take a while to end, and its successor
     should not fail for that. The lock lies on the directory itself and ends with the process, however that ends; a
-    file system without locks gives none.
+    file system without locks gives none. In a bucket it is a lease (`lease`).
 
     Args:
       path: the directory.
@@ -114,12 +121,41 @@ def claimed(path: Path, patience: float = CLAIM_SECONDS) -> Iterator[None]:
       UserError: another process still has it.
       Preempted: asked to stop while waiting.
     """
+    waiting = _Waiting(path, patience)
+    with _leased(path, waiting) if buckets.in_bucket(path) else _locked(path, waiting):
+        yield
+
+
+class _Waiting:
+    """Waits for another process to leave a work directory, with a word at the beginning and a limit."""
+
+    def __init__(self, path: Path, patience: float) -> None:
+        self._path, self._patience, self._until = path, patience, time.monotonic() + patience
+        self._said = False
+
+    def a_moment(self, seconds: float = 0.5) -> None:
+        """Raises UserError when it has lasted too long, Preempted when asked to stop."""
+        path, patience = self._path, self._patience
+        if time.monotonic() >= self._until:
+            raise UserError(
+                f"--workdir={path}: in use by another process, still after {patience:.0f} s; stop that first"
+            )
+        if preemption.asked():
+            raise preemption.Preempted(f"stopped while another process was using {path}: nothing was begun")
+        if not self._said:
+            print(f"{path} is in use by another process: waiting for its end (at most {patience:.0f} s)")
+        self._said = True
+        time.sleep(seconds)
+
+
+@contextlib.contextmanager
+def _locked(path: Path, waiting: _Waiting) -> Iterator[None]:
     try:
         import fcntl
     except ImportError:  # Windows
         yield
         return
-    descriptor, waited, until = os.open(path, os.O_RDONLY), False, time.monotonic() + patience
+    descriptor = os.open(path, os.O_RDONLY)
     try:
         while True:
             try:
@@ -129,43 +165,59 @@ def claimed(path: Path, patience: float = CLAIM_SECONDS) -> Iterator[None]:
                 os.close(descriptor)  # the process that was waited for has removed its directory
                 path.mkdir(parents=True, exist_ok=True)
                 descriptor = os.open(path, os.O_RDONLY)
-                continue
             except BlockingIOError:
-                if time.monotonic() >= until:
-                    raise UserError(
-                        f"--workdir={path}: in use by another process, still after {patience:.0f} s; stop that first"
-                    ) from None
+                waiting.a_moment()
             except OSError:
                 break
-            if preemption.asked():
-                raise preemption.Preempted(f"stopped while another process was using {path}: nothing was begun")
-            if not waited:
-                print(f"{path} is in use by another process: waiting for its end (at most {patience:.0f} s)")
-            waited = True
-            time.sleep(0.5)
         yield
     finally:
         os.close(descriptor)
 
 
+_leases: dict[Any, lease.Lease] = {}  # that this process holds, by work directory
+
+
+@contextlib.contextmanager
+def _leased(path: Any, waiting: _Waiting) -> Iterator[None]:
+    own = lease.Lease(path)
+    known, since = None, time.monotonic()
+    while True:
+        found = own.seen()
+        if found is None and own.take():
+            break
+        if found != known:
+            known, since = found, time.monotonic()
+        elif found is not None and time.monotonic() - since > lease.LEASE_SECONDS:
+            own.abandoned(found)  # nobody has renewed it: its job was killed
+            continue
+        waiting.a_moment()
+    _leases[path] = own
+    try:
+        yield
+    finally:
+        _leases.pop(path).release()
+
+
 def discard_untrained(path: Path) -> None:
     """Removes what a run that has saved no step wrote, so that a corrected command can begin."""
-    if _has_saved(path):
-        return
-    _remove_start(path)
-    if path.exists() and not any(path.iterdir()):
-        path.rmdir()
+    if not _has_saved(path):
+        _remove_start(path)
+        if not buckets.in_bucket(path) and path.exists() and not any(path.iterdir()):
+            path.rmdir()
+    if path in _leases:  # this process may end without coming to the end of `claimed`
+        _leases[path].release()
 
 
 def _has_saved(path: Path) -> bool:
     """Whether a run has saved a step, a stage's weights or results here; a save that was cut off does not count."""
     names = ("checkpoints/*", "weights/*", "newest_checkpoint.json", "results.json")
-    return any("orbax-checkpoint-tmp" not in found.name for name in names for found in path.glob(name))
+    found = (found for name in names for found in path.glob(name))
+    return any(is_finished(one) if one.is_dir() else True for one in found)
 
 
 def _remove_start(path: Path) -> None:
     for name in ("tensorboard", "profile", "checkpoints", "weights"):
-        shutil.rmtree(path / name, ignore_errors=True)
+        buckets.remove_tree(path / name)
     names = ("log.txt", "metrics.jsonl", "split.csv", "files.npz", "config.json")  # without the last it is no run's
     for name in names:
         (path / name).unlink(missing_ok=True)
@@ -180,7 +232,7 @@ def _read_results(path: Path) -> dict[str, Any] | None:
     except (ValueError, KeyError, TypeError) as error:
         aside = path.with_name(f"damaged-{path.name}")
         print(f"{path} is damaged ({type(error).__name__}: {error}); set aside as {aside.name}", file=sys.stderr)
-        os.replace(path, aside)
+        path.replace(aside)
         return None
 
 

@@ -126,7 +126,7 @@ def train(
     ('digits_lt', 3, 10)
     """
     _check(config)
-    folder = Path(given_path(workdir, "workdir"))
+    folder = _workdir(workdir)
     compiled = CompileTime.total if started is None else 0.0  # by this process before this run
     started = started or time.monotonic()
     if config.seeds and (folder / "config.json").exists():
@@ -156,6 +156,14 @@ def train(
             member.run.history["seconds"]["compile"] += compiling / len(members)
         _train(members, results)
     return [results[place] for place in runs] if config.seeds else results[folder]
+
+
+def _workdir(given: str | os.PathLike[str]) -> Path:
+    place = given_path(given, "workdir")
+    if str(place).startswith("s3://"):
+        expected = "a folder or gs://BUCKET/NAME (results and weights can be read from and written to S3)"
+        raise UserError(f"--workdir={place}: Orbax saves no checkpoints in S3; expected {expected}")
+    return place
 
 
 def _check(config: ConfigDict) -> None:

@@ -32,8 +32,9 @@ def share_bad_images(run: Run) -> None:
     """Exchanges between all processes, which call this together, what each of them could not read."""
     if run.source.images is not None:
         return
-    for unreadable in parallel.gather(run.source.report.unreadable.copy()):
-        run.source.report.unreadable.update(unreadable)
+    own = [[*key, reason] for key, reason in run.source.report.unreadable.copy().items()]
+    for found in parallel.gather(own):
+        run.source.report.unreadable.update({(part, name): reason for part, name, reason in found})
     run.history["bad_images"] = run.source.report.bad_images()
 
 
@@ -55,6 +56,7 @@ def save_checkpoint(run: Run, stage: Stage, state: TrainState, step: int) -> Non
     if parallel.is_main():
         check_present(run.workdir)
     share_bad_images(run)
+    run.log.flush()  # a run that continues from here finds its records up to here
     run.checkpoints.save(stage.steps_before + step, state, position(run, stage, step))
 
 

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from shike_jax.common import atomic
+from shike_jax.common.buckets import downloaded
 from shike_jax.data.files import stamps
 from shike_jax.data.types import Source
 
@@ -30,7 +31,7 @@ def changed_files(workdir: Path, source: Source) -> str:
     if not source.root or not (workdir / NAME).exists():
         return ""
     sizes, times, first, total = 0, 0, "", 0
-    with np.load(workdir / NAME) as known:
+    with downloaded(workdir / NAME) as local, np.load(local) as known:
         for name, part in source.split.parts.items():
             now = stamps(source.root, part.members)
             other_size, other = now[:, 0] != known[name][:, 0], (now != known[name]).any(1)

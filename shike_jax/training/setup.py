@@ -122,14 +122,16 @@ def prepare(config: ConfigDict, workdir: Path, log: RunLog) -> tuple[Run, Stage,
       UserError: anything a user can fix in the data, the configuration or the work directory.
     """
     source = _load_source(config, log)
-    checkpoints = Checkpoints(str(workdir), config.train.keep_checkpoints)
+    plans = plan_stages(config, len(source.split.parts["train"]))
+    starts = [plan.steps_before for plan in plans[1:]]  # of stages: the ends of those before
+    checkpoints = Checkpoints(workdir, config.train.keep_checkpoints, config.train.keep_every_steps, starts)
     position, tree = _restored(checkpoints, workdir, source, log)
     if parallel.is_main():
         _record(workdir, source, log, fresh=tree is None)
     position.history.setdefault("starts", []).append(_start(config, position))
     axis = parallel.AXIS if config.train.sync_bn else None
     network = models.build_model(config.model, source.split.num_classes, dtype=jnp.dtype(config.dtype), axis_name=axis)
-    feeds, plans = make_feeds(source, config), plan_stages(config, len(source.split.parts["train"]))
+    feeds = make_feeds(source, config)
     run = Run(
         config=config,
         workdir=workdir,
@@ -142,7 +144,7 @@ def prepare(config: ConfigDict, workdir: Path, log: RunLog) -> tuple[Run, Stage,
         checkpoints=checkpoints,
         stop=StopRequest(),
         progress=Progress(examples_left(plans, position.stage, position.step)),
-        profile=Profile(config.train.profile, workdir / "profile", parallel.is_main()),
+        profile=Profile(config.train.profile, log.folder / "profile", parallel.is_main()),
         history=position.history,
     )
     weights = None

@@ -7,11 +7,9 @@ import signal
 import time
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax.traverse_util import flatten_dict
-from jax.experimental import multihost_utils
 
 from shike_jax.cluster import parallel
 from shike_jax.errors import UserError
@@ -243,31 +241,6 @@ def test_batches_are_split_by_process_and_device(monkeypatch):
     monkeypatch.setattr(jax, "device_count", lambda: 4)
     assert parallel.split_batch({"x": np.arange(8)})["x"].tolist() == [[4, 5], [6, 7]]
     assert parallel.split_batch({"x": np.arange(4)}, per_process=True)["x"].tolist() == [[0, 1], [2, 3]]
-
-
-@pytest.mark.parametrize("exchange", [parallel.from_main, parallel.gather])
-def test_values_of_two_gib_and_more_say_how_long_they_are(monkeypatch, exchange):
-    """What is sent of the length, as JAX hands it on without 64-bit integers; the value itself is not touched."""
-    sent = []
-
-    class Sent(Exception):
-        pass
-
-    def hand_on(array):
-        sent.append(np.asarray(jnp.asarray(array)))
-        raise Sent
-
-    length = 2**31 + 5
-    monkeypatch.setattr(jax, "process_count", lambda: 2)
-    monkeypatch.setattr(parallel, "barrier", lambda name: None)
-    monkeypatch.setattr(parallel.pickle, "dumps", lambda value, protocol: np.zeros(length, np.uint8))
-    for name in ("process_allgather", "broadcast_one_to_all"):
-        monkeypatch.setattr(multihost_utils, name, hand_on)
-    with pytest.raises(Sent):
-        exchange("a large value")
-    assert sent[0].tolist() == [5, 0, 0, 128, 0, 0, 0, 0]  # little-endian
-    monkeypatch.setattr(multihost_utils, "process_allgather", lambda array: np.stack([sent[0], array]))
-    assert parallel._lengths(np.zeros(7, np.uint8)).tolist() == [length, 7]
 
 
 def test_one_process_needs_no_agreement():

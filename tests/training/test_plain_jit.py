@@ -35,7 +35,8 @@ class Alike(nn.Module):
 
     @nn.compact
     def __call__(self, inputs):
-        one, other = jnp.tanh(nn.Dense(3, param_dtype=jnp.float64)(jnp.stack([inputs.features.mean(0), inputs.views[0].mean(0)])))
+        views = jnp.stack([inputs.features.mean(0), inputs.views[0].mean(0)])
+        one, other = jnp.tanh(nn.Dense(3, param_dtype=jnp.float64)(views))
         one = one + 0.01 * jax.vmap(lambda key: jax.random.normal(key, (3,)))(inputs.key)
         everyone, real = inputs.gather(other), inputs.gather(inputs.mask)
         seen = self.variable("queue", "mean", jnp.zeros, (3,))
