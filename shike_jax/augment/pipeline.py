@@ -6,6 +6,9 @@ nor on the device that computes it.
 
 from __future__ import annotations
 
+import dataclasses
+import functools
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -15,11 +18,11 @@ import numpy as np
 
 from shike_jax.augment import policies, selection
 from shike_jax.errors import UserError
+from shike_jax.methods.tables import POLICIES
 
 Array = jax.Array
 
 CROPS = ("pad", "none")
-POLICIES = ("none", "autoaugment_cifar", "randaugment")
 
 # Vectorised branches at once on an accelerator: bounds the memory of large images (83 of 224 x 224, 4096 of 32 x 32).
 _PIXELS_AT_ONCE = 1 << 22
@@ -30,7 +33,7 @@ class _Plan(NamedTuple):
 
     corner: Array  # int32 [2]: row and column of the crop in the padded image
     flip: Array  # bool
-    choice: policies.Choice | None
+    choice: Any  # of the policy; None without one
     hole: Array  # int32 [2]: row and column of the centre of Cutout
 
 
@@ -40,7 +43,7 @@ def make_train_augment(
     pad: int,
     flip: bool,
     policy: str,
-    policy_args: Mapping[str, float],
+    policy_args: Mapping[str, Any],
     cutout: int,
     mean: Sequence[float],
     std: Sequence[float],
@@ -52,8 +55,8 @@ def make_train_augment(
       crop: "pad" (pad with zeros, then cut the original size at a uniform position) or "none".
       pad: pixels added on each side by "pad".
       flip: whether to mirror left and right with probability 1/2.
-      policy: "none", "autoaugment_cifar" or "randaugment".
-      policy_args: for "randaugment": layers, magnitude (0 to 10), magnitude_std, prob. Empty otherwise.
+      policy: "none", or a registered one such as "autoaugment_cifar" or "randaugment".
+      policy_args: its parameters; for "randaugment": layers, magnitude (0 to 10), magnitude_std, prob.
       cutout: side of the square set to black (before normalisation) about a uniform centre, cut at the edges; 0 is off.
       mean, std: per channel, on the scale 0 .. 1.
       dtype: of the result.
@@ -61,20 +64,24 @@ def make_train_augment(
     Returns:
       fn(images, keys, *, mask=None): images uint8 [B, H, W, C] and one PRNG key per example [B] (typed or raw) ->
       `dtype` [B, H, W, C]. With a `mask` [B], the examples where it is 0 (padding) come back as zeros.
-      C is 3, or as many as `mean` has where the policy is "none".
+      C is 3, or as many as `mean` has where the policy is "none" or one of your own. Arrays of other kinds [B, ...] are
+      taken too, without crop, flip and Cutout: see `make_eval_transform`.
 
     Raises:
       UserError: an unknown crop or policy. Ranges are those of the fields of a configuration (`config/fields.py`).
     """
-    for what, name, known in (("crop", crop, CROPS), ("policy", policy, POLICIES)):
+    for what, name, known in (("crop", crop, CROPS), ("policy", policy, ("none", *POLICIES))):
         if name not in known:
             raise UserError(f"augmentation {what} {name!r}: expected one of {', '.join(known)}")
     normalise = _normaliser(mean, std, dtype)
     border = pad if crop == "pad" else 0
 
     def augment(images: Array, keys: Array, *, mask: Array | None = None) -> Array:
-        _, height, width, channels = images.shape
-        rules = _policy(policy, policy_args, height, width, channels, mean)
+        if images.ndim != 4 and (border or flip or cutout):
+            fields = "config.augment.crop='none', flip=False and cutout=0"
+            raise UserError(f"arrays of shape {images.shape[1:]}: expected {fields}, which only images have")
+        height, width = images.shape[1:3] if images.ndim == 4 else (1, 1)
+        rules = _policy(policy, policy_args, images, mean)
 
         def plan(key: Array) -> _Plan:
             at, mirror, chosen, hole = jax.random.split(key, 4)
@@ -95,21 +102,24 @@ def make_train_augment(
         if cutout:
             images = jnp.where(_holes(plans.hole, cutout, height, width), 0, images)
         out = normalise(images)
-        return out if mask is None else jnp.where(mask.reshape(-1, 1, 1, 1) > 0, out, 0)
+        return out if mask is None else jnp.where(mask.reshape(-1, *[1] * (out.ndim - 1)) > 0, out, 0)
 
     return augment
 
 
 def make_eval_transform(*, mean: Sequence[float], std: Sequence[float], dtype: Any) -> Callable[[Array], Array]:
-    """Builds fn(images uint8 [B, H, W, C]) -> (images / 255 - mean) / std in `dtype`, mean and std on 0 .. 1."""
+    """Builds fn(images uint8 [B, H, W, C]) -> (images / 255 - mean) / std in `dtype`, mean and std on 0 .. 1.
+
+    Floating arrays [B, ...] come back in `dtype`, whole numbers that are no images as they are.
+    """
     return _normaliser(mean, std, dtype)
 
 
 def _for_each(function: Callable[..., Array], images: Array, plans: _Plan) -> Array:
     """function(branch, image, plan) for each example: one after the other on a CPU, where only the chosen operation is
     then computed (an order of magnitude less work); all at once, in chunks of bounded memory, elsewhere."""
-    count, height, width, _ = images.shape
-    chunk = max(1, _PIXELS_AT_ONCE // (height * width))
+    count = len(images)
+    chunk = max(1, _PIXELS_AT_ONCE // max(1, math.prod(images.shape[1:3])))
 
     def serial(images: Array, plans: _Plan) -> Array:
         return jax.lax.map(lambda pair: function(jax.lax.switch, *pair), (images, plans))
@@ -134,6 +144,8 @@ def _crop_and_flip(image: Array, offset: Array, flip: Array) -> Array:
         seen = image.reshape(-1, channels).at[index].get(mode="promise_in_bounds")
         return jnp.where(inside[..., None], seen, 0)
 
+    if image.dtype != jnp.uint8:  # the other form is exact for bytes only
+        return fetch(image, rows, columns)
     return selection.on_tpu(image, rows, columns, tpu=selection.window, default=fetch)
 
 
@@ -151,20 +163,70 @@ def _normaliser(mean: Sequence[float], std: Sequence[float], dtype: Any) -> Call
     centre, scale = np.asarray(mean, np.float32), np.asarray(std, np.float32)
 
     def normalise(images: Array) -> Array:
-        if images.shape[-1] != len(centre):
-            raise ValueError(f"images of {images.shape[-1]} channels, mean and std of {len(centre)}")
+        if jnp.issubdtype(images.dtype, jnp.floating):
+            return images.astype(dtype)
+        if images.dtype != jnp.uint8 or images.ndim != 4:
+            return images
+        if images.shape[-1] != len(centre) or images.shape[-1] != len(scale):
+            found = f"{len(centre)} and {len(scale)} numbers"
+            raise UserError(f"config.data.mean, std: {found}; expected one for each of {images.shape[-1]} channels")
         return ((images.astype(jnp.float32) / 255 - centre) / scale).astype(dtype)
 
     return normalise
 
 
-def _policy(
-    policy: str, args: Mapping[str, Any], height: int, width: int, channels: int, mean: Sequence[float]
-) -> policies.Policy | None:
+def _policy(policy: str, args: Mapping[str, Any], images: Array, mean: Sequence[float]) -> Any:
+    """What draws and applies a policy to images [B, ...]; None for "none"."""
     if policy == "none":
         return None
-    if channels != 3:
-        raise UserError(f"policy {policy!r} needs images of 3 channels, not {channels}")
-    if policy == "autoaugment_cifar":
-        return policies.autoaugment_cifar(height, width)
-    return policies.randaugment(height, width, np.round(255 * np.asarray(mean)), **args)
+    entry = POLICIES[policy]
+    if not entry.options["layered"]:
+        return _Registered(policy, functools.partial(entry.function, **{**entry.defaults(), **args}))
+    if images.ndim != 4 or images.shape[-1] != 3 or images.dtype != jnp.uint8:
+        found = f"{images.dtype} {images.shape[1:]}"
+        raise UserError(f"policy {policy!r} needs images uint8 [height, width, 3], not {found} (3 channels)")
+    return entry.function(*images.shape[1:3], mean, **args)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Registered:
+    """A policy of one's own: a function of (key, image) to an image of the same shape and dtype."""
+
+    name: str
+    function: Callable[[Array, Array], Array]
+
+    def draw(self, key: Array) -> Array:
+        """The key is all that the function draws from."""
+        return key
+
+    def apply(self, image: Array, key: Array, branch: Callable[..., Array]) -> Array:
+        """The function's image.
+
+        Raises:
+          UserError: it failed, or returned something else.
+        """
+        try:
+            changed = self.function(key, image)
+        except UserError:
+            raise
+        except Exception as error:
+            reason = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+            raise UserError(f"augmentation policy {self.name!r} failed: {reason}") from error
+        if getattr(changed, "shape", None) != image.shape or changed.dtype != image.dtype:
+            what = f"{changed.dtype} {changed.shape}" if hasattr(changed, "shape") else type(changed).__name__
+            raise UserError(
+                f"augmentation policy {self.name!r} returned {what}: expected {image.dtype} {image.shape}, as it got"
+            )
+        return changed
+
+
+@POLICIES.register("autoaugment_cifar", layered=True)
+def _autoaugment_cifar(height: int, width: int, mean: Sequence[float] = ()) -> policies.Policy:
+    """AutoAugment's policy for CIFAR-10 (Cubuk et al. 2019)."""
+    return policies.autoaugment_cifar(height, width)
+
+
+@POLICIES.register("randaugment", layered=True)
+def _randaugment(height: int, width: int, mean: Sequence[float] = (), **arguments: Any) -> policies.Policy:
+    """RandAugment (Cubuk et al. 2020)."""
+    return policies.randaugment(height, width, np.round(255 * np.asarray(mean)), **arguments)

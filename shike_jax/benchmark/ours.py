@@ -11,9 +11,9 @@ import numpy as np
 
 from shike_jax import config as schema
 from shike_jax import models
-from shike_jax.benchmark.program import data_bytes
 from shike_jax.benchmark.workload import LEARNING_RATE, Workload
 from shike_jax.cluster import parallel
+from shike_jax.cluster.compiled_program import data_bytes
 from shike_jax.data.feeds import DeviceFeed
 from shike_jax.data.views import device_augment
 from shike_jax.training.epoch import side_by_side

@@ -73,7 +73,7 @@ def parts(config: ConfigDict) -> Iterator[str]:
     from shike_jax.cluster import compiled_cache, cpu, parallel
     from shike_jax.data import sampling, sources
     from shike_jax.data.feeds import make_feeds
-    from shike_jax.data.views import device_augment
+    from shike_jax.data.views import device_augment, images_seen
     from shike_jax.training import loop, randomness
     from shike_jax.training.loss_variables import with_losses
     from shike_jax.training.program import make_program
@@ -94,12 +94,13 @@ def parts(config: ConfigDict) -> Iterator[str]:
     settings, labels = config.stages[config.run[0]], source.split.parts["train"].labels
     axis = parallel.AXIS if config.train.sync_bn else None
     network = models.build_model(config.model, source.split.num_classes, dtype=jnp.dtype(config.dtype), axis_name=axis)
-    variables = models.init_variables(network, config.seed, config.data.image_size)
+    images = images_seen(source, config)
+    variables = models.init_variables(network, config.seed, images)
     counts = source.split.class_counts
-    variables = with_losses(variables, [settings], models.sizes_of(network), counts, config.seed)
+    variables = with_losses(variables, [settings], models.sizes_of(network, variables, images), counts, config.seed)
     key = randomness.stage_key(config.seed, 0)
     each = sampling.steps_per_epoch(len(labels), settings.batch_size, settings.keep_last)
-    augment = device_augment(config, network.dtype)
+    augment = device_augment(config, jnp.dtype(config.dtype))
     program = make_program(settings, network, variables["params"], counts, augment, key, each, each * settings.epochs)
     averages = program.newest_share is not None
     state = parallel.replicate(start_stage(variables, program.optimizer, program.updated, averages))

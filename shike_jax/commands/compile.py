@@ -12,8 +12,7 @@ from typing import Any
 import jax
 from ml_collections import ConfigDict
 
-from shike_jax.benchmark import program
-from shike_jax.cluster import topology
+from shike_jax.cluster import compiled_program, topology
 from shike_jax.common.atomic import write_json
 from shike_jax.common.parser import Parser
 from shike_jax.common.provenance import code_version, commit, versions
@@ -59,8 +58,8 @@ def compile_steps(
 
     Returns:
       `name`, `backbone`, `dtype`, `topology`, `devices`, `device_kind`, `device_memory`, `steps_per_call`, `commit`,
-      `code`, `versions`, and `programs`: for each, what `program.analyse` counts, with `what`, `batch_per_device`,
-      `fits`, and `seconds` of lowering and compiling.
+      `code`, `versions`, and `programs`: for each, what `compiled_program.analyse` counts, with `what`,
+      `batch_per_device`, `fits`, and `seconds` of lowering and compiling.
 
     Raises:
       UserError: an unknown stage or data set, or a batch that cannot be split evenly.
@@ -110,7 +109,7 @@ def _compile(lower: Callable[[int], jax.stages.Lowered], batch: int, pixels: int
             raise
         return {"fits": False, "error": text[:400], "seconds": {"compile": round(time.perf_counter() - middle, 1)}}
     seconds = {"lower": round(middle - began, 1), "compile": round(time.perf_counter() - middle, 1)}
-    counts = program.analyse(compiled, pixels)
+    counts = compiled_program.analyse(compiled, pixels)
     fits = counts["memory"]["total"] <= memory if counts["memory"] else None
     return {"fits": fits, **counts, "seconds": seconds}
 

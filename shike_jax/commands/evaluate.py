@@ -14,6 +14,7 @@ from shike_jax.common.parser import Parser
 from shike_jax.common.quiet import quiet_third_parties
 from shike_jax.common.text import aligned, printable, say
 from shike_jax.config.loading import checkpoint_config, split_arguments
+from shike_jax.config.own_files import register_from, without_registering
 from shike_jax.errors import UserError
 from shike_jax.evaluation import checkpoint, post_hoc
 from shike_jax.evaluation.classifier import HEAD_SETS, load
@@ -31,7 +32,9 @@ examples:
   python -m shike_jax evaluate --checkpoint=runs/if100 --prior=train --tune
 
 The data are those of the checkpoint's configuration; --config.field=value changes it (where the data lie, the batch
-size), --config=FILE takes other data, seen as the network was trained: its image size, mean and std. They need the same
+size), --config=FILE takes other data, seen as the network was trained: its image size, mean and std. (A file of your
+own that registered what the checkpoint names, such as its network, is given in the same way and only registers: the
+checkpoint remembers its name.) Other data need the same
 classes, by name and in any order (by number where a checkpoint names none). A folder or table without parts is scored
 whole; --part=test scores what the configuration holds out of it. Many, medium and few go by the images that trained the
 checkpoint, or by the training images of the data where it does not say how many these were.
@@ -168,10 +171,11 @@ def main(argv: Sequence[str]) -> None:
     quiet_third_parties("info")
     cpu.use_cores()
     compiled_cache.use_default_folder()
+    register_from(changes)
     classifier = load(args.checkpoint)
-    config = checkpoint_config(classifier.meta, changes)
+    config = checkpoint_config(classifier.meta, without_registering(classifier.meta, changes))
     source, part = checkpoint.load_data(classifier, config, args.part)
-    heads = HEAD_SETS if args.heads == "both" else (args.heads,)
+    heads = checkpoint.sets_of(classifier) if args.heads == "both" else (args.heads,)
     adjusting = None
     if not (args.prior is None and args.adjust is None and args.tau is None and args.tune is None):
         asked = args.prior or "uniform", args.adjust or "auto", args.tau, args.tune or ""

@@ -19,6 +19,7 @@ from shike_jax.common.buckets import place
 from shike_jax.common.parser import Parser
 from shike_jax.common.provenance import versions
 from shike_jax.common.text import parse_json
+from shike_jax.config import own_files
 from shike_jax.data.tensorflow_data import import_tensorflow
 from shike_jax.errors import UserError
 from shike_jax.evaluation import load_exported as exported
@@ -114,7 +115,7 @@ def describe(classifier: Classifier) -> dict[str, Any]:
     size, meta = classifier.image_size, classifier.meta
     return {
         "class_names": list(classifier.class_names),
-        "experts": len(classifier.network.depths),
+        "experts": classifier.experts,
         "heads": classifier.heads,
         "mirror": classifier.mirror,
         "input": f"uint8 [N,{size},{size},3], RGB; values are scaled and normalised inside",
@@ -126,7 +127,7 @@ def describe(classifier: Classifier) -> dict[str, Any]:
         "std": list(classifier.std),
         "model": meta["model"],
         "split_hash": meta.get("split_hash"),
-        "dtype": str(np.dtype(classifier.network.dtype)),
+        "dtype": str(np.dtype(classifier.dtype)),
         "versions": versions(),
         "written": time.strftime("%Y-%m-%d", time.gmtime()),
         "lasts": "function.jax can be read for at least six months of newer releases of jax; "
@@ -200,6 +201,7 @@ def parser() -> Parser:
         metavar="DIR",
         help="a run's work directory, its weights/STAGE, or converted weights",
     )
+    own_files.add_option(found)
     found.add_argument("--output", type=place, metavar="DIR", help="folder to write; new or empty")
     found.add_argument("--again", type=place, metavar="DIR", help="an export whose function is made again, in place")
     found.add_argument(
@@ -214,6 +216,7 @@ def parser() -> Parser:
 def main(argv: Sequence[str]) -> None:
     """Runs the command."""
     args = parser().parse_args(argv)
+    own_files.register(args.config)
     if args.again:
         if args.checkpoint or args.output:
             raise UserError(f"--again={args.again}: expected neither --checkpoint nor --output with it")

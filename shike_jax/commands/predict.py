@@ -17,6 +17,7 @@ from shike_jax.common.buckets import place
 from shike_jax.common.parser import Parser
 from shike_jax.common.progress import meter, unseen
 from shike_jax.common.text import printable, say, spreadsheet
+from shike_jax.config import own_files
 from shike_jax.data import pictures
 from shike_jax.errors import UserError
 from shike_jax.evaluation.classifier import BatchedLogits, Classifier, load
@@ -213,6 +214,7 @@ def parser() -> Parser:
         metavar="DIR",
         help="a run's work directory, its weights/STAGE, or converted weights",
     )
+    own_files.add_option(found)
     found.add_argument("--images", required=True, nargs="+", metavar="PATH", help="what to classify; see below")
     found.add_argument("more", nargs="*", metavar="PATH", help=argparse.SUPPRESS)  # --images=a.jpg b.jpg
     found.add_argument(
@@ -232,6 +234,7 @@ def parser() -> Parser:
 def main(argv: Sequence[str]) -> int:
     """Runs the command; 1 where the output for some images is not finite."""
     args = parser().parse_args(argv)
+    own_files.register(args.config)
     for name in ("top_k", "batch_size"):
         if getattr(args, name) < 1:
             raise UserError(f"--{name}={getattr(args, name)}: expected at least 1")
@@ -257,7 +260,7 @@ def _to_file(
 ) -> dict[str, str]:
     """Predicts into a temporary file that takes its name when it is complete."""
     output = args.output
-    names, experts = classifier.class_names, len(classifier.network.depths)
+    names, experts = classifier.class_names, classifier.experts
     try:
         output.parent.mkdir(parents=True, exist_ok=True)
         with atomic.replacing(output) as partial:

@@ -16,6 +16,7 @@ from shike_jax.common.parser import Parser
 from shike_jax.common.quiet import quiet_third_parties
 from shike_jax.common.text import markdown, say, slug
 from shike_jax.common.version import __version__
+from shike_jax.config import own_files
 from shike_jax.errors import UserError
 from shike_jax.report import curves, html, tables
 from shike_jax.report.evaluations import evaluation
@@ -218,6 +219,7 @@ def main(argv: Sequence[str]) -> None:
     )
     parser.add_argument("more", type=place, nargs="*", metavar="DIR", help=argparse.SUPPRESS)  # --runs=a b
     parser.add_argument("--output", type=place, required=True, metavar="DIR", help="folder to write to")
+    own_files.add_option(parser)
     parser.add_argument("--no-evaluate", action="store_true", help="compute nothing; use evaluations that exist")
     parser.add_argument(
         "--reference",
@@ -228,6 +230,7 @@ def main(argv: Sequence[str]) -> None:
         help="a curve drawn with runs as long: seed, epoch, stage, train_loss, test_top1",
     )
     args = parser.parse_args(argv)
+    own_files.register(args.config)
     optional("matplotlib", "report")  # before the work: figures come last
     quiet_third_parties("info")
     folders = [*args.runs, *args.more]

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from shike_jax.common.parser import Parser
 from shike_jax.common.text import say
+from shike_jax.config import own_files
 from shike_jax.errors import UserError
 from shike_jax.evaluation.classifier import load
 
@@ -26,6 +27,7 @@ def main(argv: Sequence[str]) -> None:
     parser = Parser("python -m shike_jax save", about, _EPILOG)
     place = "a run's work directory, its weights/STAGE, or converted weights"
     parser.add_argument("--checkpoint", required=True, metavar="DIR", help=place)
+    own_files.add_option(parser)
     parser.add_argument("--output", metavar="DIR", help="a new folder")
     parser.add_argument("--push", metavar="OWNER/NAME", help="a place on Hugging Face's hub")
     parser.add_argument("--private", action="store_true", help="--push: only its owner sees a new one")
@@ -34,6 +36,7 @@ def main(argv: Sequence[str]) -> None:
     args = parser.parse_args(argv)
     if not args.output and not args.push:
         raise UserError("--output or --push is missing; see python -m shike_jax save --help")
+    own_files.register(args.config)
     classifier = load(args.checkpoint, args.head)
     if args.output:
         classifier.save(args.output)

@@ -12,6 +12,7 @@ from shike_jax.config.fields import GONE, fields_of
 from shike_jax.errors import UserError
 from shike_jax.methods import LOSSES, OPTIMIZERS, SAMPLERS, SCHEDULES, StageLength
 from shike_jax.methods.feature_hooks import active_hooks
+from shike_jax.methods.mixing import active_mixings
 from shike_jax.methods.optimizers import is_optimizer
 
 
@@ -86,8 +87,13 @@ def _validate_stage(prefix: str, one: ConfigDict, config: ConfigDict) -> None:
         frozen = all(pattern.startswith("heads/") for pattern in one.train)
         expected = f"parameters under heads/ with {hook.name} > 0"
         _require(not hook.options["frozen"] or frozen, f"{prefix}.train", tuple(one.train), expected)
-    for field in ("mixup", "cutmix"):
-        _require(not (one[field] and one.sampler in pairs), f"{prefix}.{field}", one[field], "0 with sampler 'paired'")
+    for mixing, strength in active_mixings(one):
+        if mixing.options["pairs"]:
+            expected = f"a sampler of pairs ({', '.join(pairs)}) with {mixing.name} > 0"
+            _require(one.sampler in pairs, f"{prefix}.sampler", one.sampler, expected)
+        else:
+            expected = f"0 with sampler {one.sampler!r}"
+            _require(one.sampler not in pairs, f"{prefix}.{mixing.name}", strength, expected)
     weights = {name: one.loss[name] for name in LOSSES}
     _require(any(weights.values()), f"{prefix}.loss", weights, "weights, not all of them 0")
     _validate_ldam(f"{prefix}.loss.ldam_scale", one.loss, config.model)

@@ -18,7 +18,9 @@ from ml_collections import ConfigDict
 
 from shike_jax.common.colours import CIFAR_MEAN, CIFAR_STD
 from shike_jax.config.field import Field
-from shike_jax.methods import AVERAGES, FEATURE_HOOKS, LOSSES, SAMPLERS, SCHEDULES
+from shike_jax.errors import UserError
+from shike_jax.methods import AVERAGES, FEATURE_HOOKS, LOSSES, MIXINGS, SAMPLERS, SCHEDULES
+from shike_jax.methods.tables import NETWORKS, POLICIES, SOURCES
 
 
 def _is_name(text: str) -> bool:
@@ -48,8 +50,11 @@ _NAME = (_is_name, "a name of at most 150 bytes without /, \\ and control charac
 _STAGES = (_is_name, "names of config.stages")
 _PATTERNS = (_is_pattern, "regular expressions over parameter paths")
 _PROFILE = (_is_profile, "STEP:COUNT, such as 20:5, counted over the whole run")
+# What comes with the package, in rooms above this one that may not have been imported yet.
+_SOURCES = ("digits", "tfds", "arrays", "folder", "lists", "table")
+_POLICIES = ("none", "autoaugment_cifar", "randaugment")
 _SEED: dict[str, Any] = {"low": 0, "high": 2**32 - 1}  # JAX's keys and NumPy's seeds tell so many apart
-_COLOURS: dict[str, Any] = {"items": float, "length": (3, 3)}
+_COLOURS: dict[str, Any] = {"items": float, "length": (1, 4096)}
 
 # Fields that are `free` say how a run is watched, how its step is compiled and where its data lie. Another number of
 # steps per call or of devices, or another backend, adds float32 numbers in another order, which training amplifies:
@@ -75,9 +80,7 @@ FIELDS: dict[str, Field] = {
         start=True,
     ),
     "log": Field("info", "how much the run says", choices=("quiet", "info", "debug"), free=True),
-    "data.source": Field(
-        "digits", "where the images come from", choices=("digits", "tfds", "arrays", "folder", "lists", "table")
-    ),
+    "data.source": Field("digits", "where the images come from", choices=lambda: dict.fromkeys((*_SOURCES, *SOURCES))),
     "data.name": Field("", "tfds name (cifar100, ...), or the name reports use for lists and folders"),
     "data.data_dir": Field("", "tfds folder; empty: $TFDS_DATA_DIR, else ~/tensorflow_datasets", free=True),
     "data.root": Field(
@@ -144,7 +147,7 @@ FIELDS: dict[str, Field] = {
         high=1,
     ),
     "augment.flip": Field(True, "mirror with probability 1/2"),
-    "augment.policy": Field("none", "colours and shapes", choices=("none", "autoaugment_cifar", "randaugment")),
+    "augment.policy": Field("none", "colours and shapes", choices=lambda: dict.fromkeys((*_POLICIES, *POLICIES))),
     "augment.randaugment.layers": Field(2, "operations for each image", low=0, high=100),
     "augment.randaugment.magnitude": Field(10.0, "mean strength", low=0, high=10),
     "augment.randaugment.magnitude_std": Field(0.5, "standard deviation of the strength", low=0, high=10),
@@ -226,10 +229,6 @@ _STAGE: dict[str, Field] = {
         "the set of classifiers that the losses and predictions use",
         choices=("representation", "classifier"),
     ),
-    "mixup": Field(0.0, "alpha of the Beta distribution; 0: off", low=0, high=1000),
-    "cutmix": Field(
-        0.0, "alpha, 0: off; with both, each step takes one of the two with equal probability", low=0, high=1000
-    ),
     "train": Field((".*",), "what trains", items=str, rule=_PATTERNS),
     "bn_trunk": Field(
         "batch", "statistics used and updated (batch) or inference mode (running)", choices=("batch", "running")
@@ -260,7 +259,7 @@ _STAGE: dict[str, Field] = {
 
 
 def stage_fields() -> dict[str, Field]:
-    """The fields of a stage: the fixed ones, those of feature hooks, and weights and parameters of the losses.
+    """The fields of a stage: the fixed ones, those of mixings and feature hooks, weights and parameters of the losses.
 
     SHIKE's losses are `ce`, `nt` (its weight is alpha of eq. 10), `mu` (beta of eq. 10) and `balanced` (eq. 11).
     """
@@ -268,13 +267,17 @@ def stage_fields() -> dict[str, Field]:
         f"loss.{name}": Field(float(name == "ce"), f"weight of the loss {name}; 0: off", low=0) for name in LOSSES
     }
     parameters = LOSSES.parameters().items()
-    hooks = {
-        entry.name: Field(0.0, entry.options["about"], low=0, high=entry.options["high"])
-        for entry in FEATURE_HOOKS.entries()
-    }
+    strengths: dict[str, Field] = {}
+    entries: tuple[Any, ...] = (*MIXINGS.entries(), *FEATURE_HOOKS.entries())
+    for entry in entries:
+        if entry.name in _STAGE or entry.name in strengths or entry.name == "loss":
+            raise UserError(
+                f"{entry.name!r}: config.stages.NAME.{entry.name} is a field already; expected another name"
+            )
+        strengths[entry.name] = Field(0.0, entry.options["about"], low=0, high=entry.options["high"])
     return {
         **_STAGE,
-        **hooks,
+        **strengths,
         **weights,
         **{f"loss.{n}": Field.declared(d, "parameter of a loss") for n, d in parameters},
     }
@@ -283,7 +286,20 @@ def stage_fields() -> dict[str, Field]:
 def fields_of(stages: Iterable[str]) -> dict[str, Field]:
     """Every field, by its dotted path, of a configuration with stages of these names."""
     each = stage_fields()
-    return {**FIELDS, **{f"stages.{name}.{path}": field for name in stages for path, field in each.items()}}
+    return {**_run_fields(), **{f"stages.{name}.{path}": field for name in stages for path, field in each.items()}}
+
+
+def _run_fields() -> dict[str, Field]:
+    """The fields that are not a stage's, with the parameters of registered sources, policies and networks."""
+    fields = dict(FIELDS)
+    for room, table in (("data", SOURCES), ("augment", POLICIES), ("model", NETWORKS)):
+        for entry in table.entries():
+            if entry.parameters and f"{room}.{entry.name}" in FIELDS:
+                taken = f"config.{room}.{entry.name} is a field already"
+                raise UserError(f"{table.kind} {entry.name!r}: {taken}; expected another name")
+            about = f"parameter of {table.kind} {entry.name}"
+            fields |= {f"{room}.{entry.name}.{n}": Field.declared(d, about) for n, d in entry.parameters.items()}
+    return fields
 
 
 def may_change(path: str) -> bool:
@@ -298,7 +314,7 @@ def tells_apart(path: str) -> bool:
 
 def base() -> ConfigDict:
     """Returns a configuration that holds every field at its default; no stage is listed yet."""
-    config = _with_values(FIELDS)
+    config = _with_values(_run_fields())
     config.stages = ConfigDict()
     return config
 

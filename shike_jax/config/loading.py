@@ -16,6 +16,7 @@ from shike_jax.common.paths import expanded, given_text
 from shike_jax.config import GONE, base, gone_line, stated, validate, without_gone
 from shike_jax.config.fields import fields_of, may_change
 from shike_jax.errors import UserError, nearest
+from shike_jax.methods.own_files import require
 
 _HERE = Path(__file__).resolve().parents[1]
 # An installed package carries `configs/` inside, a clone has it at the top.
@@ -139,6 +140,7 @@ def checkpoint_config(meta: Mapping[str, Any], arguments: Sequence[str] = ()) ->
     if any(item.startswith("--config=") for item in arguments):
         config, _ = parse_config(arguments)
     elif meta.get("config"):
+        require(meta, "to evaluate", f"data source {meta['config']['data']['source']}")
         config, _ = override_config(meta["config"], arguments)
     else:
         raise UserError("the checkpoint has no configuration (converted weights): expected --config=FILE with the data")

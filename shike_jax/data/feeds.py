@@ -105,7 +105,7 @@ class HostFeed:
 
 def _share(row: np.ndarray) -> np.ndarray:
     """This process's columns of one step of a plan: those its devices would get."""
-    return parallel.split_batch({"x": row})["x"].reshape(-1)
+    return parallel.split_batch({"x": row})["x"].reshape(-1, *row.shape[1:])
 
 
 def make_feeds(source: Source, config: ConfigDict) -> dict[str, Feed]:

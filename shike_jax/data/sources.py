@@ -14,17 +14,13 @@ from shike_jax.data.held_out import evaluated_part, with_validation
 from shike_jax.data.splits import Split
 from shike_jax.data.types import Report, Source
 from shike_jax.errors import UserError
+from shike_jax.methods.tables import SOURCES
 
 __all__ = ["Report", "Source", "load", "load_whole"]
 
-_LOADERS = {
-    "arrays": arrays.load,
-    "digits": digits.load,
-    "folder": folder.load,
-    "lists": lists.load,
-    "table": table.load,
-    "tfds": tfds_source.load,
-}
+for _module in (arrays, digits, folder, lists, table):
+    SOURCES.register(_module.__name__.rpartition(".")[2])(_module.load)
+SOURCES.register("tfds")(tfds_source.load)
 
 
 def load(data: ConfigDict) -> Source:
@@ -33,9 +29,7 @@ def load(data: ConfigDict) -> Source:
     Raises:
       UserError: anything a user can fix: missing folders, broken lists, an impossible imbalance factor.
     """
-    if data.source not in _LOADERS:
-        raise UserError(f"config.data.source={data.source!r}: expected one of {', '.join(_LOADERS)}")
-    source = _LOADERS[data.source](data)
+    source = _loaded(data)
     source.report.notes += _alike(source.split.class_names)
     if data.validation:
         source = with_validation(source, data)
@@ -56,6 +50,26 @@ def load(data: ConfigDict) -> Source:
     return source
 
 
+def _loaded(data: ConfigDict) -> Source:
+    if data.source not in SOURCES:
+        raise UserError(f"config.data.source={data.source!r}: expected one of {', '.join(SOURCES)}")
+    entry = SOURCES[data.source]
+    own = data.get(data.source, {})
+    source = entry.function(data, **{name: own.get(name, default) for name, default in entry.defaults().items()})
+    if not isinstance(source, Source):
+        found = type(source).__name__
+        raise UserError(f"data source {data.source!r} returned a {found}: expected a shike_jax.data.Source")
+    if source.images is None and source.read is None:
+        raise UserError(f"data source {data.source!r}: expected `images` or `read` of its Source")
+    arrays_of = source.images or {}
+    for name, part in source.split.parts.items() if arrays_of else ():
+        sizes = np.shape(arrays_of.get(name, 0))
+        if not sizes or sizes[0] != len(part):
+            expected = f"{len(part)} examples, as many as labels"
+            raise UserError(f"data source {data.source!r}, part {name}: arrays {sizes}; expected {expected}")
+    return source
+
+
 def load_whole(data: ConfigDict) -> Source | None:
     """All images of a folder or a table as the part `test`; None where the data name parts themselves.
 
@@ -66,7 +80,7 @@ def load_whole(data: ConfigDict) -> Source | None:
         return None
     undivided = data.copy_and_resolve_references()
     undivided.update({"test_share": 0.0, "profile": "natural"})
-    source = _LOADERS[data.source](undivided)
+    source = _loaded(undivided)
     if not source.drawn:
         return None
     split = source.split

@@ -6,13 +6,15 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from shike_jax.augment import make_train_augment
+from shike_jax.augment import POLICIES, make_eval_transform, make_train_augment
 from shike_jax.augment.host import make_host_policy
 from shike_jax.data import tfds_large
 from shike_jax.data.images import CROP_DRAWS, uniforms_of
+from shike_jax.data.types import Source
 from shike_jax.errors import UserError
 
 
@@ -38,6 +40,10 @@ def policy_on_host(config: ConfigDict, platform: str = "") -> bool:
         )
     if config.augment.policy == "none":
         return False
+    if not POLICIES[config.augment.policy].options["layered"]:
+        if place == "host":
+            raise UserError(f"config.augment.place='host': expected 'auto', as {config.augment.policy!r} is JAX's")
+        return False
     return place == "host" or (place == "auto" and decoded and (platform or jax.default_backend()) == "tpu")
 
 
@@ -53,7 +59,17 @@ def host_augment(config: ConfigDict) -> Callable[[np.ndarray, np.ndarray], np.nd
 
 
 def _policy_arguments(config: ConfigDict) -> dict[str, Any]:
-    return config.augment.randaugment.to_dict() if config.augment.policy == "randaugment" else {}
+    own = config.augment.get(config.augment.policy, {})
+    return own.to_dict() if own else {}
+
+
+def images_seen(source: Source, config: ConfigDict) -> jax.ShapeDtypeStruct:
+    """Shape and dtype [1,...] of what the network gets of one example."""
+    shape, kind, dtype = (config.data.image_size, config.data.image_size, 3), np.dtype(np.uint8), config.dtype
+    if source.images is not None:
+        shape, kind = source.images["train"].shape[1:], source.images["train"].dtype
+    transform = make_eval_transform(mean=config.data.mean, std=config.data.std, dtype=jnp.dtype(dtype))
+    return jax.eval_shape(transform, jax.ShapeDtypeStruct((1, *shape), kind))
 
 
 def device_augment(config: ConfigDict, dtype: Any, platform: str = "") -> Callable[..., Any]:

@@ -21,11 +21,14 @@ from shike_jax.common.text import parse_json, to_json
 from shike_jax.data import sources
 from shike_jax.data.feeds import make_feeds
 from shike_jax.data.held_out import evaluated_part
+from shike_jax.data.views import device_augment
 from shike_jax.errors import UserError
 from shike_jax.evaluation import metrics, post_hoc
-from shike_jax.evaluation.classifier import HEAD_SETS, Classifier, check_mirror
-from shike_jax.evaluation.evaluator import Arrays, Evaluator
+from shike_jax.evaluation.classifier import Classifier, check_mirror
+from shike_jax.evaluation.evaluator import Arrays, Evaluator, augmented_view, plain_views
+from shike_jax.methods import ADJUSTMENTS
 from shike_jax.methods.scores import describe_scores
+from shike_jax.models.calling import head_sets
 from shike_jax.storage.checkpoints import load_weights
 
 CHECKPOINT_FACTS = ("stage", "stage_index", "digest", "heads", "model", "version")
@@ -36,7 +39,7 @@ def evaluate(
     config: ConfigDict,
     source: sources.Source,
     part: str,
-    heads: Sequence[str] = HEAD_SETS,
+    heads: Sequence[str] = (),
     keep_logits: bool = False,
 ) -> tuple[dict[str, Any], dict[str, Arrays]]:
     """Scores one part of the data with each set of classifiers of a checkpoint, on all devices.
@@ -46,7 +49,7 @@ def evaluate(
       config: `data` and `eval` are used; image size, mean and std are the checkpoint's (`checkpoint_config`).
       source: of `config.data`, whose classes are those of the checkpoint by name (`with_classes_of`).
       part: of the split.
-      heads: sets of classifiers.
+      heads: sets of classifiers; empty: all that the network tells apart.
       keep_logits: return them too.
 
     Returns:
@@ -57,7 +60,7 @@ def evaluate(
     Raises:
       UserError: no such part, other classes, unreadable images beyond the limit.
     """
-    source = with_classes_of(classifier, source)
+    source, heads = with_classes_of(classifier, source), heads or sets_of(classifier)
     split, classes = source.split, source.split.num_classes
     if part not in split.parts or not len(split.parts[part]):
         raise UserError(f"--part={part}: expected one of {', '.join(k for k, v in split.parts.items() if len(v))}")
@@ -65,8 +68,8 @@ def evaluate(
     variables = parallel.replicate(classifier.variables)
 
     def predictions(keep_logits: bool, mirror: bool) -> dict[str, Arrays]:
-        view, size = (classifier.mean, classifier.std), config.eval.batch_size
-        evaluator = Evaluator(classifier.network, feed, examples, size, *view, mirror=mirror)
+        seen = plain_views(classifier.mean, classifier.std, classifier.dtype, mirror)
+        evaluator = Evaluator(classifier.network, feed, examples, config.eval.batch_size, seen)
         with meter(
             f"{split.name}, {part}{', mirrored too' if mirror else ''}", evaluator.batches, sys.stderr
         ) as update:
@@ -98,6 +101,33 @@ def evaluate(
             if name:
                 summary["heads"][name]["mirrored"] = metrics.analyse(arrays, label, classes, split.divisions)
     return summary, found
+
+
+def sets_of(classifier: Classifier) -> tuple[str, ...]:
+    """The sets of classifiers that a network tells apart; of one with a single set the one that was trained last."""
+    return head_sets(classifier.network) or (classifier.heads,)
+
+
+def view_logits(
+    classifier: Classifier, config: ConfigDict, source: sources.Source, part: str, heads: Sequence[str], count: int
+) -> dict[str, tuple[np.ndarray, ...]]:
+    """Logits [M,N,C] of `count` further views of each image that can be read, augmented as `config.augment` says.
+
+    Args: as for `evaluate`.
+
+    Returns:
+      {set of classifiers: one array for each view}.
+    """
+    feed, examples = make_feeds(source, config)[part], len(source.split.parts[part])
+    variables, augment = parallel.replicate(classifier.variables), device_augment(config, classifier.dtype)
+    found: dict[str, tuple[np.ndarray, ...]] = dict.fromkeys(heads, ())
+    for number in range(1, count + 1):
+        seen = augmented_view(augment, config.seed, number)
+        evaluator = Evaluator(classifier.network, feed, examples, config.eval.batch_size, seen, view=number)
+        with meter(f"{source.split.name}, {part}, view {number}", evaluator.batches, sys.stderr) as update:
+            arrays = evaluator(variables, heads, True, update)
+        found = {name: (*views, arrays[name]["logits"]) for name, views in found.items()}
+    return found
 
 
 def evaluate_as_trained(classifier: Classifier, config: ConfigDict) -> tuple[dict[str, Any], dict[str, Arrays]]:
@@ -251,18 +281,24 @@ class Adjusting:
     ) -> None:
         """Adds `post_hoc` to the summary and to each of its sets of classifiers; `found` must hold logits."""
         tuning = evaluate(classifier, config, source, self.tune, tuple(self.adjust), True)[1] if self.tune else None
+        source = with_classes_of(classifier, source)
+        wanted = max(ADJUSTMENTS[adjust].options["views"] for adjust in self.adjust.values()) - 1
+        part, heads = summary["data"]["part"], tuple(self.adjust)
+        views = {
+            name: view_logits(classifier, config, source, name, heads, wanted) for name in {part, self.tune} - {""}
+        }
 
-        def labelled(arrays: dict[str, dict[str, np.ndarray]], name: str) -> post_hoc.Labelled:
-            return post_hoc.Labelled(arrays[name]["logits"], arrays[""]["label"])
+        def labelled(arrays: dict[str, dict[str, np.ndarray]], name: str, of: str) -> post_hoc.Labelled:
+            return post_hoc.Labelled(arrays[name]["logits"], arrays[""]["label"], views[of][name])
 
         for name, adjust in self.adjust.items():
             summary["heads"][name]["post_hoc"] = post_hoc.scores(
-                labelled(found, name),
+                labelled(found, name, part),
                 adjust,
                 self.tau,
                 self.prior,
                 source.split.class_counts,
-                classifier.variables["params"]["heads"].get(name),
-                labelled(tuning, name) if tuning is not None else None,
+                classifier.variables["params"].get("heads", {}).get(name),
+                labelled(tuning, name, self.tune) if tuning is not None else None,
             )
         summary["post_hoc"] = {"prior": self.text, "shares": self.prior.tolist(), "tuned_on": self.tune}

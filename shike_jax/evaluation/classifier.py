@@ -15,12 +15,14 @@ import numpy as np
 from etils import epath
 from jax.typing import ArrayLike
 
-from shike_jax.augment import make_eval_transform
 from shike_jax.cluster.parallel import find_devices, to_host
 from shike_jax.common.paths import given_path, given_text
 from shike_jax.common.text import say
+from shike_jax.data.views import make_eval_transform
 from shike_jax.errors import UserError
-from shike_jax.models import HEAD_SETS, ExpertNetwork, build_model
+from shike_jax.methods.own_files import require
+from shike_jax.models import HEAD_SETS, build_model
+from shike_jax.models.calling import has_features, name_of, pooled
 from shike_jax.storage.checkpoints import give_away, load_weights, push_weights
 
 PyTree = Any
@@ -32,17 +34,18 @@ class Classifier:
     """What `load` returns: `classifier(images)` gives logits.
 
     Attributes:
-      network: without a device axis: it runs on one device.
+      network: a Flax module without a device axis: it runs on one device.
       variables: {`params`, `batch_stats`}, on the device.
       heads: the set of classifiers, `representation` or `classifier`.
       class_names: C names; the class numbers where the checkpoint has none.
       image_size, resize: side of the square that the network saw, and short side before the central crop (pixels).
       mean, std: of the RGB values in 0..1.
       meta: of the checkpoint.
+      dtype: of the computation.
       mirror: logits are the means of an image's and its mirror image's.
     """
 
-    network: ExpertNetwork
+    network: Any
     variables: PyTree
     heads: str
     class_names: tuple[str, ...]
@@ -51,6 +54,7 @@ class Classifier:
     mean: tuple[float, ...]
     std: tuple[float, ...]
     meta: dict[str, Any]
+    dtype: Any
     mirror: bool = False
 
     def __call__(self, images: ArrayLike) -> np.ndarray:
@@ -86,6 +90,7 @@ class Classifier:
         >>> load("run").features(np.zeros((5, 16, 16, 3), np.uint8)).shape
         (3, 5, 16)
         """
+        self._require_features()
         return self._in_batches(self._checked(images), self._pooled)
 
     def save(self, folder: str | os.PathLike[str]) -> None:
@@ -129,20 +134,42 @@ class Classifier:
 
     @functools.cached_property
     def _pooled(self) -> Callable[[PyTree, ArrayLike], jax.Array]:
-        def pooled(variables: PyTree, images: jax.Array) -> jax.Array:
+        def of_images(variables: PyTree, images: jax.Array) -> jax.Array:
             fused = self.network.apply(variables, self._normalised(images), method="features")["fused"]
-            return jnp.stack([jnp.mean(maps.astype(jnp.float32), (1, 2)) for maps in fused])
+            return pooled(fused).astype(jnp.float32)
 
-        return jax.jit(pooled)
+        return jax.jit(of_images)
 
     def __repr__(self) -> str:
-        experts, side = len(self.network.depths), self.image_size
-        return f"<classifier of {len(self.class_names)} classes: {experts} experts, {side} x {side} pixels>"
+        shape = self.input.shape
+        seen = f"{shape[0]} x {shape[1]} pixels" if self.is_of_images else f"arrays {self.input.dtype} {shape}"
+        return f"<classifier of {len(self.class_names)} classes: {self.experts} experts, {seen}>"
+
+    @functools.cached_property
+    def experts(self) -> int:
+        """M, how many experts give logits."""
+        if hasattr(self.network, "depths"):
+            return len(self.network.depths)
+        one = jax.ShapeDtypeStruct((1, *self.input.shape), self.input.dtype)
+        return jax.eval_shape(self.apply, self.variables, one).shape[0]
+
+    @property
+    def input(self) -> jax.ShapeDtypeStruct:
+        """Shape and dtype of one example: uint8 [S,S,3], or what a source of arrays has."""
+        about = self.meta.get("example") or {"shape": (self.image_size, self.image_size, 3), "dtype": "uint8"}
+        return jax.ShapeDtypeStruct(tuple(about["shape"]), jnp.dtype(about["dtype"]))
+
+    @property
+    def is_of_images(self) -> bool:
+        """Whether it takes RGB images, which pictures can be made into."""
+        return len(self.input.shape) == 3 and self.input.shape[-1] == 3 and self.input.dtype == jnp.uint8
 
     def _checked(self, images: ArrayLike) -> np.ndarray:
-        pixels, side = np.asarray(images), self.image_size
-        if pixels.ndim != 4 or pixels.shape[1:] != (side, side, 3) or pixels.dtype not in (np.uint8, np.float32):
-            expected = f"uint8 or normalised float32 (N, {side}, {side}, 3)"
+        pixels, one = np.asarray(images), self.input
+        kinds = (np.uint8, np.float32) if self.is_of_images else (one.dtype,)
+        if pixels.ndim == 0 or pixels.shape[1:] != one.shape or pixels.dtype not in kinds:
+            named = "uint8 or normalised float32" if self.is_of_images else str(one.dtype)
+            expected = f"{named} ({', '.join(map(str, ('N', *one.shape)))}{',' if not one.shape else ''})"
             raise UserError(f"images {pixels.dtype} {pixels.shape}: expected {expected}")
         self.remark(pixels)
         return pixels
@@ -152,14 +179,14 @@ class Classifier:
         size, found = min(BATCH, max(len(images), 1)), []
         for start in range(0, max(len(images), 1), size):
             part = images[start : start + size]
-            padding = [(0, size - len(part)), (0, 0), (0, 0), (0, 0)]
+            padding = [(0, size - len(part)), *[(0, 0)] * (part.ndim - 1)]
             found.append(np.asarray(call(self.variables, np.pad(part, padding)))[:, : len(part)])
         return np.concatenate(found, 1)
 
     def apply(self, variables: PyTree, images: jax.Array) -> jax.Array:
         """Images [B,H,W,3], uint8 or float and normalised, to logits float32 [M,B,C]; pure, for `jax.jit`."""
         views = mirrored(self._normalised(images), self.mirror)
-        logits = [self.network.apply(variables, view, self.heads).astype(jnp.float32) for view in views]
+        logits = [self.network.apply(variables, view, heads=self.heads).astype(jnp.float32) for view in views]
         return sum(logits[1:], logits[0]) / len(logits)
 
     def feature_maps(self, images: np.ndarray) -> dict[str, Any]:
@@ -171,12 +198,17 @@ class Classifier:
         Returns:
           `shared`: [B,H,W,C] of each shared stage; `deep`, `aligned` (with fusion), `fused`: [B,h,w,F] of each expert.
         """
+        self._require_features()
         self.remark(images)
         return self.network.apply(self.variables, self._normalised(jnp.asarray(images)), method="features")
 
+    def _require_features(self) -> None:
+        if not has_features(self.network):
+            raise UserError(f"network {name_of(self.network)!r} has no method `features`")
+
     def remark(self, images: np.ndarray) -> None:
         """Says on stderr when floats can hardly be normalised as the network was trained; they are used as they are."""
-        if images.dtype == np.uint8:
+        if images.dtype == np.uint8 or not self.is_of_images:
             return
         values = images[np.isfinite(images)]
         mean, std = np.array(self.mean), np.array(self.std)
@@ -188,13 +220,13 @@ class Classifier:
         say(f"{found}; {expected}", file=sys.stderr)
 
     def _normalised(self, images: jax.Array) -> jax.Array:
-        if images.dtype != jnp.uint8:
+        if images.dtype != jnp.uint8 and self.is_of_images:
             return images
-        return make_eval_transform(mean=self.mean, std=self.std, dtype=self.network.dtype)(images)
+        return make_eval_transform(mean=self.mean, std=self.std, dtype=self.dtype)(images)
 
 
 def mirrored(images: jax.Array, mirror: bool) -> list[jax.Array]:
-    """The views [B,H,W,C] whose logits are averaged: the images, and with `mirror` their mirror images."""
+    """The views [B,...] whose logits are averaged: the images [B,H,W,C], and with `mirror` their mirror images."""
     return [images, images[:, :, ::-1]] if mirror else [images]
 
 
@@ -225,6 +257,7 @@ def load(path: str | os.PathLike[str], heads: str = "", *, mirror: bool = False)
     """
     find_devices()
     variables, meta = load_weights(given_text(path, "load: path"))
+    require(meta, path, f"network {meta['model']['backbone']}")
     heads = heads or meta.get("heads") or "classifier"
     if heads not in HEAD_SETS:
         raise UserError(f"head {heads!r}: expected {' or '.join(HEAD_SETS)}")
@@ -248,6 +281,7 @@ def make_classifier(meta: dict[str, Any], variables: PyTree, dtype: Any) -> Clas
         mean=tuple(meta["mean"]),
         std=tuple(meta["std"]),
         meta=meta,
+        dtype=dtype,
         mirror=meta.get("mirror", False),
     )
 
@@ -266,6 +300,6 @@ class BatchedLogits:
         if not self._seen:  # the first batch tells how the images come
             self._remark(images)
             self._seen = True
-        padding = [(0, self._batch_size - len(images)), (0, 0), (0, 0), (0, 0)]
+        padding = [(0, self._batch_size - len(images)), *[(0, 0)] * (images.ndim - 1)]
         logits = self._apply(self._variables, np.pad(images, padding))
         return np.asarray(logits)[:, : len(images)]

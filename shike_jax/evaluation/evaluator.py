@@ -10,17 +10,19 @@ import jax
 import numpy as np
 from jax import lax
 
-from shike_jax.augment import make_eval_transform
 from shike_jax.cluster import parallel
 from shike_jax.common.progress import Update, unseen
 from shike_jax.data import sampling
 from shike_jax.data.feeds import Feed
+from shike_jax.data.views import make_eval_transform
 from shike_jax.evaluation import metrics
 from shike_jax.evaluation.classifier import mirrored
-from shike_jax.models import ExpertNetwork
+from shike_jax.models.calling import logits_of
 
 Arrays = dict[str, np.ndarray]
 PyTree = Any
+Seen = Callable[[dict[str, jax.Array]], list[jax.Array]]
+VIEWS = 2**31 - 3  # tells the draws of evaluation views apart from those of training
 
 
 class Evaluator:
@@ -28,14 +30,13 @@ class Evaluator:
 
     def __init__(
         self,
-        network: ExpertNetwork,
+        network: Any,
         feed: Feed,
         examples: int,
         batch_size: int,
-        mean: Sequence[float],
-        std: Sequence[float],
+        seen: Seen,
         announced: Callable[[Callable], Callable] = lambda call: call,
-        mirror: bool = False,
+        view: int = 0,
     ) -> None:
         """Nothing is compiled yet.
 
@@ -43,14 +44,18 @@ class Evaluator:
           feed: of the part.
           examples: in the part.
           batch_size: global; rounded up to a multiple of the devices.
-          mean, std: of the RGB values in 0..1.
+          seen: as for `make_predict`.
           announced: wraps a compiled function, whose first call takes long.
-          mirror: as for `make_predict`.
+          view: number of an augmented view, from 1 on, for `augmented_view`; 0: the images as they are evaluated.
         """
         devices = jax.device_count()
         self._network, self._feed = network, feed
-        self._mean, self._std, self._mirror = mean, std, mirror
+        self._seen = seen
         self._plan = sampling.in_order(examples, math.ceil(batch_size / devices) * devices)
+        self._view = view
+        if view:  # of files, the host draws the view of each image
+            index = self._plan["index"].astype(np.uint32)
+            self._plan["seed"] = np.stack([np.full_like(index, VIEWS + view), index], -1)
         self._announced = announced
         self._compiled: dict[tuple[tuple[str, ...], bool], Any] = {}
 
@@ -72,7 +77,10 @@ class Evaluator:
         if key not in self._compiled:
             self._compiled[key] = self._announced(self._compile(*key))
         batches = []
-        for _, inputs in self._feed.calls(self._plan, 0, 1, None):
+        for number, (_, inputs) in enumerate(self._feed.calls(self._plan, 0, 1, None)):
+            if self._view:
+                position = parallel.split_batch({"position": self._plan["index"][number]})
+                inputs = {**inputs, **{name: values[:, None] for name, values in position.items()}}
             found = parallel.to_host(self._compiled[key](variables, self._feed.data, inputs))
             real = found[""].pop("mask") > 0
             batches.append(
@@ -93,7 +101,7 @@ class Evaluator:
         return len(self._plan["mask"])
 
     def _compile(self, heads: tuple[str, ...], keep_logits: bool) -> Any:
-        predict = make_predict(self._network, heads, self._mean, self._std, keep_logits, self._mirror)
+        predict = make_predict(self._network, heads, self._seen, keep_logits)
         return parallel.compile_step(predict_call(predict, self._feed.fetch), **PREDICT_CALL)
 
 
@@ -104,39 +112,62 @@ def predict_call(predict: Callable[[PyTree, Any], Any], fetch: Callable[[PyTree,
     """One call of an evaluation on each device: a function of (variables, data, inputs [1, ...])."""
 
     def call(variables: PyTree, data: PyTree, inputs: PyTree) -> dict[str, dict[str, jax.Array]]:
-        return predict(variables, fetch(data, jax.tree.map(lambda x: x[0], inputs)))
+        item = jax.tree.map(lambda x: x[0], inputs)
+        batch = fetch(data, item)
+        return predict(variables, {**batch, "position": item["position"]} if "position" in item else batch)
 
     return call
 
 
+def plain_views(mean: Sequence[float], std: Sequence[float], dtype: Any, mirror: bool = False) -> Seen:
+    """What evaluation sees of a batch: its normalised images, and with `mirror` their mirror images too.
+
+    Args:
+      mean, std: of the RGB values in 0..1.
+      dtype: of the computation.
+    """
+    transform = make_eval_transform(mean=mean, std=std, dtype=dtype)
+    return lambda batch: mirrored(transform(batch["image"]), mirror)
+
+
+def augmented_view(augment: Callable[[jax.Array, jax.Array], jax.Array], seed: int, number: int) -> Seen:
+    """A batch's images augmented as in training, by draws that follow from the seed and each image's place in the part.
+
+    Args:
+      augment: of images [B,...] and keys [B].
+      number: of the view, from 1 on.
+    """
+
+    def seen(batch: dict[str, jax.Array]) -> list[jax.Array]:
+        key = jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), VIEWS), number)
+        return [augment(batch["image"], jax.vmap(lambda place: jax.random.fold_in(key, place))(batch["position"]))]
+
+    return seen
+
+
 def make_predict(
-    network: ExpertNetwork,
+    network: Any,
     heads: Sequence[str],
-    mean: Sequence[float],
-    std: Sequence[float],
+    seen: Seen,
     keep_logits: bool = False,
-    mirror: bool = False,
 ) -> Callable[[PyTree, dict[str, jax.Array]], dict[str, dict[str, jax.Array]]]:
     """Builds an evaluation step: (variables, this device's share of a batch) to predictions of the global batch.
 
     Args:
       heads: sets of classifiers; features are computed once for all of them.
-      mean, std: of the RGB values in 0..1.
+      seen: a batch to the views [B,...] whose logits are averaged, such as `plain_views` makes.
       keep_logits: add `logits` [M,B,C].
-      mirror: logits are the means of an image's and its mirror image's.
 
     Returns:
       A function, traced inside a compiled step, to {set: arrays of `metrics.per_example`}, and under "" `label` and
       `mask` [B], on every device.
     """
-    transform = make_eval_transform(mean=mean, std=std, dtype=network.dtype)
 
     def predict(variables: PyTree, batch: dict[str, jax.Array]) -> dict[str, dict[str, jax.Array]]:
-        views = mirrored(transform(batch["image"]), mirror)
-        fused = [network.apply(variables, images, method="features")["fused"] for images in views]
+        each = [logits_of(network, variables, images, heads) for images in seen(batch)]
         found = {"": {"label": batch["label"], "mask": batch["mask"]}}
-        for name in heads:
-            logits = sum(network.apply(variables, maps, name, method="classify") for maps in fused) / len(fused)
+        for name, of_views in zip(heads, zip(*each, strict=True), strict=True):
+            logits = sum(of_views) / len(of_views)
             found[name] = metrics.per_example(logits, batch["label"]) | ({"logits": logits} if keep_logits else {})
         return {
             name: {k: lax.all_gather(v, parallel.AXIS, axis=_example_axis(k), tiled=True) for k, v in one.items()}

@@ -21,10 +21,11 @@ PyTree = Any
 
 @dataclasses.dataclass(frozen=True)
 class Labelled:
-    """Logits float [M,N,C] of one set of classifiers, and the labels int [N] of the images."""
+    """Logits float [M,N,C] of one set of classifiers, the labels int [N] of the images, and further views' logits."""
 
     logits: np.ndarray
     labels: np.ndarray
+    views: tuple[np.ndarray, ...] = ()
 
 
 def read_prior(text: str, class_names: tuple[str, ...], class_counts: np.ndarray) -> np.ndarray:
@@ -107,7 +108,7 @@ def scores(
     kernels, biases = _matrices(heads_params)
 
     def inputs(of: Labelled, shares: np.ndarray) -> AdjustmentInputs:
-        return AdjustmentInputs(of.logits, prior_of(class_counts), shares, kernels, biases)
+        return AdjustmentInputs(of.logits, prior_of(class_counts), shares, kernels, biases, of.views)
 
     if tune is not None:
         tau = choose_tau(inputs(tune, prior), tune.labels, adjust)

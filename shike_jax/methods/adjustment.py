@@ -1,6 +1,7 @@
 """Post-processing of a trained classifier, chosen by name: nothing is trained again.
 
-An adjustment is a pure function of `AdjustmentInputs` and a strength tau to logits [M,N,C]. NumPy only.
+An adjustment is a pure function of `AdjustmentInputs` and a strength tau to logits [M,N,C]. Those of the package are
+NumPy's; one of your own may compute with JAX.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import numpy as np
 
 from shike_jax.errors import UserError
 from shike_jax.methods.loss_registry import LOSSES
-from shike_jax.methods.registry import Registry
+from shike_jax.methods.registry import Entry, Option, Registry
 from shike_jax.methods.samplers import SAMPLERS
 from shike_jax.methods.shifts import accuracy_under
 
@@ -29,6 +30,8 @@ class AdjustmentInputs:
       test_prior: float [C], shares that are assumed for the images to classify; sums to 1.
       kernels: float [M,F,C], weights of the classifiers; None where they are not single matrices.
       biases: float [M,C]; None where there are none.
+      views: logits [M,N,C] of further copies of the images, each augmented as in training by draws of its own:
+        `views=2` gives one.
     """
 
     logits: np.ndarray
@@ -36,11 +39,18 @@ class AdjustmentInputs:
     test_prior: np.ndarray
     kernels: np.ndarray | None = None
     biases: np.ndarray | None = None
+    views: tuple[np.ndarray, ...] = ()
 
 
-# `each_alone=True` says that an image's adjusted logits do not depend on the other images, so that large sets may be
-# adjusted in pieces.
-ADJUSTMENTS: Registry[Callable[[AdjustmentInputs, float], np.ndarray]] = Registry("adjustment", each_alone=False)
+ADJUSTMENTS: Registry[Callable[[AdjustmentInputs, float], np.ndarray]] = Registry(
+    "adjustment",
+    "(inputs: AdjustmentInputs, tau: float) to logits [M,N,C] of the whole evaluation set, outside of any trace",
+    inputs=AdjustmentInputs,
+    given=2,
+    parameters=False,
+    each_alone=Option(False, "an image's logits do not depend on the other images: large sets are adjusted in pieces"),
+    views=Option(1, "views of each image: the plain one, and further ones that are augmented as in training"),
+)
 
 
 @ADJUSTMENTS.register("none", each_alone=True)
@@ -91,10 +101,29 @@ def predict(inputs: AdjustmentInputs, name: str, tau: float, chunk: int = 4096) 
     entry, images = ADJUSTMENTS[name], inputs.logits.shape[1]
     each, found = chunk if entry.options["each_alone"] else max(images, 1), []
     for start in range(0, images, each):
-        part = dataclasses.replace(inputs, logits=inputs.logits[:, start : start + each])
-        mean = np.mean(entry.function(part, tau), 0)
+        rows = slice(start, start + each)
+        views = tuple(view[:, rows] for view in inputs.views[: entry.options["views"] - 1])
+        part = dataclasses.replace(inputs, logits=inputs.logits[:, rows], views=views)
+        mean = np.mean(_adjusted(entry, part, tau), 0)
         found.append(np.where(np.isnan(mean).any(-1), -1, np.argmax(mean, -1)))
     return np.concatenate(found)
+
+
+def _adjusted(entry: Entry[Callable[..., np.ndarray]], inputs: AdjustmentInputs, tau: float) -> np.ndarray:
+    try:
+        found = np.asarray(entry.function(inputs, tau))
+    except UserError:
+        raise
+    except Exception as error:
+        reason = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+        raise UserError(f"adjustment {entry.name!r} failed: {reason}") from error
+    wanted = inputs.logits.shape[1:]
+    if found.ndim != 3 or found.shape[1:] != wanted or not np.issubdtype(found.dtype, np.floating):
+        what = f"{found.dtype} {found.shape}"
+        raise UserError(
+            f"adjustment {entry.name!r} returned {what}: expected logits (experts, {wanted[0]}, {wanted[1]})"
+        )
+    return found
 
 
 def choose_tau(inputs: AdjustmentInputs, labels: np.ndarray, name: str, taus: Sequence[float] = TAUS) -> float:

@@ -34,8 +34,14 @@ class AverageSettings:
     first: int | Array
 
 
-# A rule: the number of steps done (1 after the first one) to the share of the newest weights, float32 [].
-AVERAGES: Registry[Callable[[Array, AverageSettings], Array]] = Registry("average")
+AVERAGES: Registry[Callable[[Array, AverageSettings], Array]] = Registry(
+    "average",
+    "(steps done int32 [], 1 after the first one; settings: AverageSettings) to the share float [] that the newest "
+    "weights have in their mean",
+    inputs=AverageSettings,
+    given=2,
+    parameters=False,
+)
 
 
 @AVERAGES.register("ema")

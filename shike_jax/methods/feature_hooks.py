@@ -13,7 +13,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from shike_jax.methods.registry import Entry, Registry
+from shike_jax.methods.registry import Entry, Option, Registry
 
 Array = jax.Array
 
@@ -35,10 +35,16 @@ class HookInputs:
     strength: float
 
 
-# `about` describes the field, `high` bounds it. `pairs=True`: it needs a sampler of pairs. `frozen=True`: only
-# classifiers may train, as no gradient passes.
 FEATURE_HOOKS: Registry[Callable[[HookInputs], list[Array]]] = Registry(
-    "feature hook", given=1, about="strength; 0: off", high=1.0, pairs=False, frozen=False
+    "feature hook",
+    "(inputs: HookInputs) to maps of the same shapes, a list over the experts",
+    inputs=HookInputs,
+    given=1,
+    parameters=False,
+    about=Option("strength; 0: off", "describes the field `config.stages.STAGE.NAME`, whose value is the strength"),
+    high=Option(1.0, "the largest strength"),
+    pairs=Option(False, "it needs a sampler of pairs"),
+    frozen=Option(False, "only classifiers may train, as no gradient passes"),
 )
 
 

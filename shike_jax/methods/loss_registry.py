@@ -33,7 +33,7 @@ import jax.numpy as jnp
 
 from shike_jax.errors import UserError
 from shike_jax.methods import losses
-from shike_jax.methods.registry import Choice, Entry, Number, Registry
+from shike_jax.methods.registry import Choice, Entry, Number, Option, Registry
 
 Array = jax.Array
 PyTree = Any
@@ -84,13 +84,20 @@ def _check_loss(entry: Entry[Callable[..., Any]]) -> None:
 
 
 MOST_VIEWS = 16
-# A loss is a pure function of `LossInputs` (and of the parameters that it declares) to float [B], per example.
-# `uses_labels=False` says that the labels do not matter, so that mixed images need it once instead of for both labels.
-# `balances=True` says that it makes up for the class counts: what it trains assumes all classes to be equally frequent.
-# `module=True`: a Flax module, called once a step, under mixing too: with the images' own labels. `views`: how many
-# independently augmented views of the images it wants, the one that the logits are of included.
 LOSSES: Registry[Callable[..., Any]] = Registry(
-    "loss", given=1, check=_check_loss, uses_labels=True, balances=False, module=False, views=1
+    "loss",
+    "(inputs: LossInputs, **parameters) to float [B], one value for each image; of a module its call with `inputs`",
+    inputs=LossInputs,
+    given=1,
+    check=_check_loss,
+    uses_labels=Option(True, "False: the labels do not matter, so that mixed images need it once, not for both labels"),
+    balances=Option(False, "it makes up for the class counts: what it trains takes all classes for equally frequent"),
+    module=Option(
+        False,
+        "a Flax module: parameters train as `losses/NAME/...`, other variables are carried; under mixing it is called "
+        "once, with the images' own labels",
+    ),
+    views=Option(1, "independently augmented views of each image, the one that the logits are of included"),
 )
 FORM = {"form": Choice(losses.FORMS)}
 
@@ -113,6 +120,10 @@ def further_views(fields: Mapping[str, Any]) -> int:
 def number_of(name: str) -> int:
     """A number that tells losses apart in random keys, whatever else is registered: uint32."""
     return zlib.crc32(name.encode())
+
+
+class NoFeatures(UserError):
+    """A loss asks for features, which the network does not have."""
 
 
 class LossFailed(UserError):
@@ -161,7 +172,7 @@ def value_of(
 def _explained(name: str, error: Exception, inputs: LossInputs) -> UserError:
     if isinstance(error, AttributeError) and error.obj is inputs:
         if error.name == "features":
-            return UserError(f"loss {name!r} uses inputs.features: the network has no method `features`")
+            return NoFeatures(f"loss {name!r} uses inputs.features: the network has no method `features`")
         known = ", ".join(field.name for field in dataclasses.fields(LossInputs))
         return UserError(f"loss {name!r} uses inputs.{error.name}: expected one of {known}")
     frames = traceback.extract_tb(error.__traceback__)
@@ -225,20 +236,24 @@ def first_variables(
         raise _explained(entry.name, error, inputs) from error
 
 
-def check_losses(fields: Mapping[str, Any], experts: int, features: int | None, class_counts: Any) -> None:
+def check_losses(
+    fields: Mapping[str, Any], experts: int, features: int | None, class_counts: Any, network: str = ""
+) -> None:
     """Finds mistakes of a stage's losses before anything is trained, without computing.
 
     Args:
       fields: of `config.stages.NAME.loss`.
       experts, features, class_counts: as for `zeros_like_a_batch`.
+      network: its name.
 
     Raises:
       UserError: as `value_of`.
     """
+    missing = f"network {network!r} has no methods `features` and `classify`"
     for entry, _, parameters in active_losses(fields):
         views = entry.options["views"]
         if views > 1 and features is None:
-            raise UserError(f"loss {entry.name!r} asks for views={views}: the network has no method `features`")
+            raise UserError(f"loss {entry.name!r} asks for views={views}: {missing}")
 
         def value(key: Array, entry: Any = entry, parameters: Any = parameters, views: int = views) -> Array:
             inputs = zeros_like_a_batch(experts, features, class_counts, 4, views)
@@ -249,6 +264,8 @@ def check_losses(fields: Mapping[str, Any], experts: int, features: int | None, 
             jax.eval_shape(value, jax.random.key(0))
         except LossFailed:  # perhaps for want of devices or of other sizes; if not, it fails in training too
             continue
+        except NoFeatures:
+            raise UserError(f"loss {entry.name!r} uses inputs.features: {missing}") from None
 
 
 def _traced(inputs: LossInputs, key: Array) -> dict[str, Any]:

@@ -1,13 +1,106 @@
-"""Mixing each image with a partner from the same batch: mixup and CutMix."""
+"""Mixing each image with a partner: mixup and CutMix.
+
+A registered mixing is a function of `MixingInputs` to the mixed images and the weight of their own labels. Each is a
+field of a stage, with its strength as the value: `config.stages.NAME.mixup = 0.4`; 0 is off. Where a stage has several,
+each step takes one of them, all with the same probability.
+"""
 
 from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from shike_jax.errors import UserError
+from shike_jax.methods.registry import Entry, Option, Registry
 
 Array = jax.Array
+
+
+@dataclasses.dataclass(frozen=True)
+class MixingInputs:
+    """What a mixing receives. B is a device's share of the global batch.
+
+    Attributes:
+      images: [B,...], augmented and normalised.
+      labels: int32 [B].
+      partners: [B,...], what each is mixed with: an image from anywhere in the global batch, or with `pairs=True` the
+        one that a sampler of pairs has drawn with it.
+      partner_labels: int32 [B].
+      class_counts: int [C], training images of each class.
+      key: PRNG key of the step, the same on all devices.
+      keys: PRNG keys [B], by the image's place in the global batch.
+      strength: the value of the mixing's field.
+    """
+
+    images: Array
+    labels: Array
+    partners: Array
+    partner_labels: Array
+    class_counts: Array
+    key: Array
+    keys: Array
+    strength: float
+
+
+MIXINGS: Registry[Callable[[MixingInputs], tuple[Array, Array]]] = Registry(
+    "mixing",
+    "(inputs: MixingInputs) to (images [B,...], the weight of their own labels [] or [B]; the partners' have the rest)",
+    inputs=MixingInputs,
+    given=1,
+    parameters=False,
+    about=Option("strength; 0: off", "describes the field `config.stages.STAGE.NAME`, whose value is the strength"),
+    high=Option(1000.0, "the largest strength"),
+    pairs=Option(False, "the partners are those that a sampler of pairs has drawn"),
+)
+
+
+def active_mixings(
+    stage: Mapping[str, Any],
+) -> list[tuple[Entry[Callable[[MixingInputs], tuple[Array, Array]]], float]]:
+    """The mixings of a stage with their strengths, in the order of their registration."""
+    return [(entry, stage[entry.name]) for entry in MIXINGS.entries() if stage.get(entry.name)]
+
+
+def mixed_by(entry: Entry[Callable[[MixingInputs], tuple[Array, Array]]], inputs: MixingInputs) -> tuple[Array, Array]:
+    """The result of a mixing, checked.
+
+    Raises:
+      UserError: it failed, or returned something else.
+    """
+    try:
+        images, share = entry.function(inputs)
+        share = jnp.asarray(share)
+    except UserError:
+        raise
+    except Exception as error:
+        reason = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+        raise UserError(f"mixing {entry.name!r} failed: {reason}") from error
+    wanted = inputs.images.shape
+    if getattr(images, "shape", None) != wanted or share.shape not in ((), wanted[:1]):
+        found = f"{getattr(images, 'shape', type(images).__name__)} and {share.shape}"
+        expected = f"images {wanted} and the weight of their labels, () or {wanted[:1]}"
+        raise UserError(f"mixing {entry.name!r} returned {found}: expected {expected}")
+    return images.astype(inputs.images.dtype), share
+
+
+@MIXINGS.register("mixup", about="alpha of the Beta distribution; 0: off")
+def _mixup(inputs: MixingInputs) -> tuple[Array, Array]:
+    """Mixup (Zhang et al. 2018)."""
+    # The second half has always drawn the partners: other draws would change old runs.
+    key, _ = jax.random.split(inputs.key)
+    return mixup(key, inputs.images, inputs.partners, inputs.strength)
+
+
+@MIXINGS.register(
+    "cutmix", about="alpha, 0: off; with mixup too, each step takes one of the two with equal probability"
+)
+def _cutmix(inputs: MixingInputs) -> tuple[Array, Array]:
+    """CutMix (Yun et al. 2019)."""
+    return cutmix(inputs.key, inputs.images, inputs.partners, inputs.strength)
 
 
 def partners(key: Array, mask: Array) -> Array:

@@ -14,8 +14,12 @@ from shike_jax.errors import UserError
 from shike_jax.methods.registry import Registry
 
 LearningRate = Callable[[jax.Array], jax.Array]
-# A function of (learning_rate, momentum, weight_decay) and of the entries of `optimizer_options`.
-OPTIMIZERS: Registry[Callable[..., optax.GradientTransformation]] = Registry("optimiser")
+OPTIMIZERS: Registry[Callable[..., optax.GradientTransformation]] = Registry(
+    "optimiser",
+    "(learning_rate: step to rate, momentum, weight_decay, **optimizer_options) to an optax.GradientTransformation; "
+    "any function of optax that takes a learning rate serves without registering",
+    parameters=False,
+)
 
 
 @OPTIMIZERS.register("sgd")

@@ -29,6 +29,14 @@ class Number:
     below: float = math.inf
 
 
+@dataclasses.dataclass(frozen=True)
+class Option:
+    """What may be said of a function when it is registered: the default, and what it means."""
+
+    default: Any
+    about: str
+
+
 def default_of(declared: Any) -> Any:
     """The value of a parameter that nobody has set, from how it was declared."""
     if isinstance(declared, Choice):
@@ -52,6 +60,11 @@ class Entry(Generic[Function]):
     parameters: Mapping[str, Any]
     options: Mapping[str, Any]
 
+    @property
+    def file(self) -> str:
+        """The file that the function was written in."""
+        return _origin(self.function)
+
     def defaults(self) -> dict[str, Any]:
         """The default value of each parameter."""
         return {name: default_of(declared) for name, declared in self.parameters.items()}
@@ -69,7 +82,12 @@ class Registry(Generic[Function]):
     def __init__(
         self,
         kind: str,
+        call: str = "",
+        *,
+        inputs: type | None = None,
         given: int | None = None,
+        keywords: tuple[str, ...] = (),
+        parameters: bool = True,
         check: Callable[[Entry[Function]], None] | None = None,
         **options: Any,
     ) -> None:
@@ -77,13 +95,18 @@ class Registry(Generic[Function]):
 
         Args:
           kind: what an entry is, for messages.
+          call: how a function is called and what it returns, for the page that lists all registries.
+          inputs: the class of its argument, where its docstring says more.
           given: how many arguments a function gets before its parameters, which are then compared with the declared
             ones; None: they are not.
+          keywords: what a function always gets by name.
+          parameters: whether entries may declare any.
           check: raises ValueError for an entry that cannot serve.
-          options: allowed options of `register` with their defaults.
+          options: allowed options of `register`: an `Option`, or a default value.
         """
-        self.kind, self._given, self._check = kind, given, check
-        self._options = options
+        self.kind, self.call, self.inputs = kind, call, inputs
+        self._given, self._keywords, self._parameters, self._check = given, keywords, parameters, check
+        self.options = {name: one if isinstance(one, Option) else Option(one, "") for name, one in options.items()}
         self._entries: dict[str, Entry[Function]] = {}
 
     def register(
@@ -103,8 +126,10 @@ class Registry(Generic[Function]):
         """
         if not name.isidentifier():
             raise ValueError(f"{self.kind} {name!r}: expected a Python identifier")
-        if unknown := set(options) - set(self._options):
+        if unknown := set(options) - set(self.options):
             raise ValueError(f"{self.kind} {name!r}: unknown options {', '.join(sorted(unknown))}")
+        if parameters and not self._parameters:
+            raise ValueError(f"{self.kind} {name!r}: parameters={sorted(parameters)}: this kind has none")
 
         def add(function: Function) -> Function:
             known = self._entries.get(name)
@@ -114,13 +139,16 @@ class Registry(Generic[Function]):
             self._check_names(name, parameters or {})
             if self._given is not None:
                 self._check_signature(name, function, parameters or {})
-            entry = Entry(name, function, dict(parameters or {}), {**self._options, **options})
+            entry = Entry(name, function, dict(parameters or {}), {**self._defaults(), **options})
             if self._check is not None:
                 self._check(entry)
             self._entries[name] = entry
             return function
 
         return add
+
+    def _defaults(self) -> dict[str, Any]:
+        return {name: option.default for name, option in self.options.items()}
 
     def _check_names(self, name: str, parameters: Mapping[str, Any]) -> None:
         """Names and parameters of all entries are fields in one place of a configuration."""
@@ -138,7 +166,11 @@ class Registry(Generic[Function]):
         if isinstance(function, type):  # a module: its fields are the parameters, and it is called with the rest
             own = [p for p in plain if p.name not in ("parent", "name")]
         else:
-            own = plain[self._given :]
+            positional = [p for p in plain if p.kind is not inspect.Parameter.KEYWORD_ONLY]
+            starred = any(p.kind is inspect.Parameter.VAR_POSITIONAL for p in of)
+            if len(positional) < (self._given or 0) and not starred:
+                raise ValueError(f"{self.kind} {name!r} takes {len(positional)} arguments: expected {self.call}")
+            own = [p for p in plain[self._given :] if p.name not in self._keywords]
         undeclared = [p.name for p in own if p.default is inspect.Parameter.empty and p.name not in parameters]
         if undeclared:
             expected = f"parameters={{{undeclared[0]!r}: its default}} in `register`"

@@ -14,13 +14,18 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from shike_jax.methods.registry import Registry
+from shike_jax.methods.registry import Option, Registry
 
 Array = jax.Array
 
-# `partner` names the sampler of the second image of each pair; empty for samplers of single images. `balances=True`
-# says that every class is drawn equally often.
-SAMPLERS: Registry[Callable[[Array, np.ndarray], Array]] = Registry("sampler", partner="", balances=False)
+SAMPLERS: Registry[Callable[[Array, np.ndarray], Array]] = Registry(
+    "sampler",
+    "(key, labels int [N]) to positions int32 [N] of one epoch; labels are NumPy's",
+    given=2,
+    parameters=False,
+    partner=Option("", "the sampler of the second image of each pair; empty for samplers of single images"),
+    balances=Option(False, "every class is drawn equally often"),
+)
 
 
 @SAMPLERS.register("shuffle")

@@ -9,7 +9,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-from shike_jax.methods.registry import Registry
+from shike_jax.methods.registry import Option, Registry
 
 Array = jax.Array
 
@@ -35,9 +35,16 @@ class StageLength:
 
 
 Schedule = Callable[[Array, StageLength], Array]
-# `lowest_start`: of a schedule with a warm-up, a function of the stage to the smallest `warmup_lr` that leaves no
-# learning rate below 0. Configurations are checked against it.
-SCHEDULES: Registry[Schedule] = Registry("schedule", lowest_start=None)
+SCHEDULES: Registry[Schedule] = Registry(
+    "schedule",
+    "(step int32 [], stage: StageLength) to the learning rate float []",
+    inputs=StageLength,
+    given=2,
+    parameters=False,
+    lowest_start=Option(
+        None, "with a warm-up: a function of the stage to the smallest `warmup_lr` that leaves no rate below 0"
+    ),
+)
 
 
 def lowest_start(stage: StageLength) -> float:

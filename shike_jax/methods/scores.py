@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from shike_jax.methods.registry import Registry
+from shike_jax.methods.registry import Option, Registry
 
 CALIBRATION_BINS = 15
 HARDEST_NEGATIVE_BINS = 20
@@ -70,10 +70,20 @@ class Predictions:
         return means
 
 
-# title: in tables. long: in the model card, the title when empty. unit: "%" or what follows the number. log: shown in
-# the line of each epoch. column: shown in the report's tables of results. detail: shown by `evaluate`.
 Score = Callable[[Predictions], float | None]
-SCORES: Registry[Score] = Registry("score", title="", long="", unit="%", log=True, column=True, detail=True)
+SCORES: Registry[Score] = Registry(
+    "score",
+    "(predictions: Predictions) to a number, or None where it is not defined",
+    inputs=Predictions,
+    given=1,
+    parameters=False,
+    title=Option("", "in tables; empty: the name"),
+    long=Option("", "in the model card; empty: the title"),
+    unit=Option("%", "what follows the number"),
+    log=Option(True, "shown in the line of each epoch"),
+    column=Option(True, "shown in the report's tables of results"),
+    detail=Option(True, "shown by `evaluate`"),
+)
 
 
 def describe_scores() -> dict[str, dict[str, Any]]:

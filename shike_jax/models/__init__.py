@@ -6,17 +6,22 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+from ml_collections import ConfigDict
 
 from shike_jax.errors import UserError, nearest
+from shike_jax.methods.tables import NETWORKS
+from shike_jax.models.calling import sizes_of, tried
 from shike_jax.models.experts import HEAD_SETS, ExpertNetwork
 from shike_jax.models.resnet import BACKBONES, Backbone
 
 __all__ = [
     "BACKBONES",
     "HEAD_SETS",
+    "NETWORKS",
     "Backbone",
     "ExpertNetwork",
     "build_model",
@@ -114,7 +119,7 @@ def _is_whole(value: Any, least: int) -> bool:
 
 def build_model(
     model: Mapping[str, Any], num_classes: int, *, dtype: Any = jnp.float32, axis_name: str | None = None
-) -> ExpertNetwork:
+) -> Any:
     """Builds the network that `config.model` describes.
 
     Args:
@@ -123,9 +128,21 @@ def build_model(
       dtype: compute dtype.
       axis_name: pmapped axis for global BN statistics.
 
+    Returns:
+      A Flax module: an `ExpertNetwork`, or what a registered network's function makes (see `models.calling`).
+
     Raises:
-      UserError: unknown backbone, or a depth that is not one of its shared stages.
+      UserError: unknown backbone, a depth that is not one of its shared stages, a registered function that fails.
     """
+    name = model["backbone"]
+    if name in NETWORKS and name not in BACKBONES:
+        entry, given = NETWORKS[name], ConfigDict(dict(model))
+        parameters = {**entry.defaults(), **given.get(name, {})}
+        arguments = {"dtype": dtype, "axis_name": axis_name, **parameters}
+        network = tried(f"network {name!r}", entry.function, given, num_classes, **arguments)
+        if not isinstance(network, nn.Module):
+            raise UserError(f"network {name!r} is a {type(network).__name__}: expected a Flax module (flax.linen)")
+        return network.clone(name=name)
     return _network(model, num_classes, dtype, axis_name, _FIELDS)
 
 
@@ -135,9 +152,8 @@ def _network(
     """As `build_model`; `called` is what the user knows some fields by."""
     name, depths = model["backbone"], tuple(model["depths"])
     if name not in BACKBONES:
-        raise UserError(
-            f"{called['backbone']}={name!r}: expected one of {', '.join(BACKBONES)}{nearest(str(name), BACKBONES)}"
-        )
+        known = BACKBONES if called is _ARGUMENTS else tuple(NETWORKS)
+        raise UserError(f"{called['backbone']}={name!r}: expected one of {', '.join(known)}{nearest(str(name), known)}")
     spec = BACKBONES[name]
     changes: dict[str, Any] = {"shortcut": model["shortcut"]}
     if model["width"]:
@@ -165,19 +181,28 @@ def _network(
     )
 
 
-def sizes_of(network: ExpertNetwork) -> tuple[int, int]:
-    """How many experts a network has, M, and how many pooled features each of their classifiers receives, F."""
-    return len(network.depths), network.spec.channels(len(network.spec.blocks))
+def init_variables(network: Any, seed: int, images: int | jax.ShapeDtypeStruct) -> dict[str, Any]:
+    """Fresh variables {`params`, `batch_stats`} as host arrays, a function of the seed alone.
 
+    Args:
+      images: what the network sees, [1,...]; an integer is the side of square RGB images.
 
-def init_variables(network: ExpertNetwork, seed: int, image_size: int) -> dict[str, Any]:
-    """Fresh variables {`params`, `batch_stats`} as host arrays, a function of the seed alone."""
-    images = jax.ShapeDtypeStruct((1, image_size, image_size, 3), network.dtype)
+    Raises:
+      UserError: a registered network that fails, or has variables of other kinds.
+    """
+    if isinstance(images, int):
+        images = jax.ShapeDtypeStruct((1, images, images, 3), network.dtype)
     # Lazily: only the draws run, one small program per shape. Compiling all draws as one program takes far longer.
-    variables = network.lazy_init(jax.random.key(seed), images)
-    return jax.tree.map(np.asarray, dict(variables))
+    variables = tried(f"network {network.name!r}", network.lazy_init, jax.random.key(seed), images)
+    if other := sorted(set(variables) - {"params", "batch_stats"}):
+        raise UserError(f"network {network.name!r} has variables {other[0]!r}: expected only params and batch_stats")
+    return {"batch_stats": {}, **jax.tree.map(np.asarray, dict(variables))}
 
 
 def num_parameters(params: Any) -> int:
     """Number of trainable scalars, both sets of classifiers included."""
     return sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(params))
+
+
+for _name in BACKBONES:
+    NETWORKS.register(_name)(build_model)

@@ -22,7 +22,7 @@ from shike_jax.data.feeds import fetch_rows
 from shike_jax.data.splits import longtail_counts
 from shike_jax.data.views import device_augment, is_decoded_on_host
 from shike_jax.errors import UserError
-from shike_jax.evaluation.evaluator import PREDICT_CALL, make_predict, predict_call
+from shike_jax.evaluation.evaluator import PREDICT_CALL, make_predict, plain_views, predict_call
 from shike_jax.methods import SAMPLERS
 from shike_jax.methods.loss_registry import further_views
 from shike_jax.training import steps
@@ -121,9 +121,10 @@ class Steps:
           UserError: the batch cannot be split evenly.
         """
         network, config, counts = self._network(), self.config, self.sizes.class_counts
-        stages, sizes = [config.stages[name] for name in config.run], models.sizes_of(network)
+        stages, own = [config.stages[name] for name in config.run], self._variables()
+        sizes = models.sizes_of(network, own, self._images())
         losses = jax.eval_shape(lambda: with_losses({}, stages, sizes, counts, config.seed))
-        variables = {kind: {**tree, **losses[kind]} for kind, tree in self._variables().items()}
+        variables = {kind: {**tree, **losses[kind]} for kind, tree in own.items()}
         fields = self.config.stages[stage]
         each = sampling.steps_per_epoch(self.sizes.train, batch, fields.keep_last)
         program = make_program(
@@ -131,7 +132,7 @@ class Steps:
             network,
             variables["params"],
             self.sizes.class_counts,
-            device_augment(self.config, network.dtype, self.platform),
+            device_augment(self.config, jnp.dtype(self.config.dtype), self.platform),
             jax.random.key(self.config.seed),
             steps_per_epoch=each,
             steps=each * fields.epochs,
@@ -151,20 +152,25 @@ class Steps:
     def evaluate(self, heads: str, batch: int) -> jax.stages.Lowered:
         """One evaluation step: (variables, data, inputs) -> what is kept of each example; raises as `train`."""
         data = self.config.data
-        predict = make_predict(self._network(), (heads,), data.mean, data.std)
+        predict = make_predict(
+            self._network(), (heads,), plain_views(data.mean, data.std, jnp.dtype(self.config.dtype))
+        )
         arguments = self._variables(), self._data(self.sizes.test), self._inputs(batch, "config.eval.batch_size")
         return self._lower(predict_call(predict, self._fetch), arguments, PREDICT_CALL)
 
-    def _network(self) -> models.ExpertNetwork:
+    def _network(self) -> Any:
         axis = parallel.AXIS if self.config.train.sync_bn else None
         return models.build_model(
             self.config.model, len(self.sizes.class_counts), dtype=jnp.dtype(self.config.dtype), axis_name=axis
         )
 
     def _variables(self) -> PyTree:
-        network, size = self._network(), self.config.data.image_size
-        images = jax.ShapeDtypeStruct((1, size, size, 3), network.dtype)
-        return dict(jax.eval_shape(network.init, jax.random.key(0), images))
+        found = jax.eval_shape(self._network().init, jax.random.key(0), self._images())
+        return {"batch_stats": {}, **found}
+
+    def _images(self) -> jax.ShapeDtypeStruct:
+        size = self.config.data.image_size
+        return jax.ShapeDtypeStruct((1, size, size, 3), jnp.dtype(self.config.dtype))
 
     def _data(self, images: int) -> PyTree:
         """What every device holds of a part: all of its images where they are small."""

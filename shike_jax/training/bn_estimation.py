@@ -23,9 +23,11 @@ from shike_jax.cluster import parallel
 from shike_jax.common.progress import Update, hidden
 from shike_jax.data import sampling
 from shike_jax.data.feeds import Feed
-from shike_jax.models import ExpertNetwork
+from shike_jax.errors import UserError
+from shike_jax.models.calling import has_features, name_of
 from shike_jax.models.layers import MOMENTS
 from shike_jax.training import randomness, steps, trainable
+from shike_jax.training.loss_variables import of_network
 from shike_jax.training.setup import Run, Stage
 from shike_jax.training.state import TrainState, variables_of
 
@@ -59,7 +61,7 @@ def make_outcome(run: Run, stage: Stage) -> Callable[[TrainState], PyTree]:
 
 
 def make_estimate(
-    network: ExpertNetwork,
+    network: Any,
     feed: Feed,
     plan: sampling.Plan,
     images_of: Callable[[steps.Batch, jax.Array], jax.Array],
@@ -81,16 +83,17 @@ def make_estimate(
         variables, number = given
         batch = feed.fetch(data, jax.tree.map(lambda x: x[0], inputs))
         images = images_of(batch, number)
-        _, found = network.apply(variables, images, **modes, mask=batch["mask"], method="features", mutable=[MOMENTS])
+        method = "features" if has_features(network) else None
+        _, found = network.apply(variables, images, **modes, mask=batch["mask"], method=method, mutable=[MOMENTS])
         # With an axis the layers have summed over the devices already; statistics per device are summed here.
         sums = found.get(MOMENTS, {})
-        return parallel.psum(sums) if network.axis_name is None else sums
+        return parallel.psum(sums) if getattr(network, "axis_name", None) is None else sums
 
     call = parallel.compile_step(step, replicated_in=(True, True, False), donate=False)
 
     def estimate(variables: PyTree) -> PyTree:
         stats, totals = parallel.to_host(variables["batch_stats"]), None
-        if not any(modes.values()):
+        if not any(modes.values()) or not of_network({"": stats})[""]:
             return variables["batch_stats"]
         with meter("estimating BN statistics", len(plan["mask"])) as update:
             for done, (_, inputs) in enumerate(feed.calls(plan, 0, 1, views), 1):
@@ -99,6 +102,11 @@ def make_estimate(
                 sums = jax.tree.map(lambda x: np.asarray(x, np.float64), sums)
                 totals = sums if totals is None else jax.tree.map(np.add, totals, sums)
                 update(done)
+        if not totals:
+            raise UserError(
+                f"network {name_of(network)!r}: averaged weights need its batch statistics estimated again; expected "
+                "shike_jax.models.layers.BatchNorm, or config.stages.NAME.average='none'"
+            )
         return parallel.replicate(with_moments(stats, totals))
 
     return estimate

@@ -16,6 +16,7 @@ from shike_jax.data.held_out import evaluated_part
 from shike_jax.data.host_pipeline import short_side
 from shike_jax.methods import LOSSES, SCORES
 from shike_jax.methods.loss_registry import describe_losses
+from shike_jax.methods.own_files import remembered
 from shike_jax.methods.scores import describe_scores
 from shike_jax.storage.checkpoints import save_weights
 from shike_jax.storage.trouble import check_present
@@ -47,6 +48,7 @@ def position(run: Run, stage: Stage, step: int) -> dict[str, Any]:
         "split_hash": run.source.split.hash,
         "config": to_plain(run.config),
         "history": run.history,
+        "files": remembered(to_plain(run.config)),
         "version": __version__,
     }
 
@@ -82,15 +84,25 @@ def save_stage_weights(run: Run, stage: Stage, variables: PyTree) -> None:
         "resize": short_side(data) if run.source.images is None else data.image_size,
         "mean": list(data.mean),
         "std": list(data.std),
+        "example": _example(run),
         "heads": stage.settings.heads,
         "stage": stage.name,
         "stage_index": stage.index,
         "split_hash": run.source.split.hash,
         "scores": {name: run.history["stages"][-1].get(name) for name in SCORES},
         "config": to_plain(run.config),
+        "files": remembered(to_plain(run.config)),
         "version": __version__,
     }
     save_weights(run.workdir / "weights" / stage.name, of_network(variables), meta)
+
+
+def _example(run: Run) -> dict[str, Any]:
+    """Shape and dtype of one example as the classifier takes it."""
+    images = run.source.images
+    if images is None:
+        return {"shape": [run.config.data.image_size] * 2 + [3], "dtype": "uint8"}
+    return {"shape": list(images["train"].shape[1:]), "dtype": str(images["train"].dtype)}
 
 
 def hyperparameters(config: ConfigDict) -> dict[str, float | int | str | bool]:

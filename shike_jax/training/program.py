@@ -15,10 +15,13 @@ from ml_collections import ConfigDict
 
 from shike_jax import models
 from shike_jax.config import to_plain
+from shike_jax.errors import UserError
 from shike_jax.methods import AVERAGES, SCHEDULES, StageLength
 from shike_jax.methods.averaging import AverageSettings
+from shike_jax.methods.feature_hooks import active_hooks
 from shike_jax.methods.loss_registry import active_losses, check_losses
 from shike_jax.methods.optimizers import make_optimizer
+from shike_jax.models.calling import has_features, name_of, sets_used_by
 from shike_jax.training.loss_variables import ROOM
 from shike_jax.training.trainable import trainable_mask
 
@@ -48,7 +51,7 @@ class Program:
     """What one stage does in a step.
 
     Attributes:
-      network: with the name of the device axis for global BN statistics.
+      network: a Flax module (`models.calling`), with the name of the device axis for global BN statistics.
       stage: the fields of `config.stages.NAME` as a plain dict.
       class_counts: [C] of the training split.
       trainable: booleans like params: what the losses differentiate.
@@ -60,7 +63,7 @@ class Program:
       augment: (images uint8 [b,H,W,3], keys [b], mask=[b]) to normalised float images.
     """
 
-    network: models.ExpertNetwork
+    network: Any
     stage: dict[str, Any]
     class_counts: Array
     trainable: PyTree
@@ -81,18 +84,36 @@ class Program:
         return dataclasses.replace(self, course=course, **_depending_on_length(self.stage, course))
 
 
-def trained_in(settings: ConfigDict, network: models.ExpertNetwork, params: PyTree, class_counts: np.ndarray) -> PyTree:
-    """What a stage trains, as booleans like params; finds the mistakes of its patterns and losses without computing.
+def check_stage(
+    name: str, settings: ConfigDict, network: Any, sizes: tuple[int, int | None], class_counts: np.ndarray
+) -> None:
+    """Finds mistakes of a stage's losses and feature hooks without computing.
 
     Args:
-      settings, network, params, class_counts: as for `make_program`.
+      name: of the stage.
+      sizes: of the network (`models.sizes_of`).
 
     Raises:
-      UserError: patterns that match no parameter, losses that cannot be computed.
+      UserError: losses that cannot be computed, or what a network without features cannot give.
     """
-    check_losses(settings.loss, *models.sizes_of(network), class_counts)
+    check_losses(settings.loss, *sizes, class_counts, name_of(network))
+    for hook, _ in active_hooks(settings):
+        if not has_features(network):
+            missing = f"network {name_of(network)!r} has no methods `features` and `classify`"
+            raise UserError(f"config.stages.{name}.{hook.name}: {missing}, which a feature hook needs")
+
+
+def trained_in(settings: ConfigDict, network: Any, params: PyTree) -> PyTree:
+    """What a stage trains, as booleans like params.
+
+    Args:
+      settings, network, params: as for `make_program`.
+
+    Raises:
+      UserError: patterns that match no parameter.
+    """
     # A set of classifiers that the stage does not use has no gradient: as in PyTorch, weight decay leaves it alone too.
-    unused = [f"heads/{heads}/" for heads in models.HEAD_SETS if heads not in network.sets_used_by(settings.heads)]
+    unused = [f"heads/{heads}/" for heads in models.HEAD_SETS if heads not in sets_used_by(network, settings.heads)]
     used = [entry.name for entry, _, _ in active_losses(settings.loss)]
     unused += [f"{ROOM}/{name}/" for name in params.get(ROOM, {}) if name not in used]
     return trainable_mask(params, settings.train, tuple(unused))
@@ -100,7 +121,7 @@ def trained_in(settings: ConfigDict, network: models.ExpertNetwork, params: PyTr
 
 def make_program(
     settings: ConfigDict,
-    network: models.ExpertNetwork,
+    network: Any,
     params: PyTree,
     class_counts: np.ndarray,
     augment: Callable[..., Array],
@@ -117,9 +138,9 @@ def make_program(
       steps_per_epoch, steps: as in `Course`.
 
     Raises:
-      UserError: patterns that match no parameter, an unknown schedule or optimiser, losses that cannot be computed.
+      UserError: patterns that match no parameter, an unknown schedule or optimiser.
     """
-    trained = trained_in(settings, network, params, class_counts)
+    trained = trained_in(settings, network, params)
     updated = jax.tree.map(lambda _: True, trained) if settings.decay_frozen else trained
     first_averaged = max(steps - settings.average_epochs * steps_per_epoch, 0) + 1
     lengths = map(np.int32, (settings.epochs, steps_per_epoch, steps, first_averaged))

@@ -10,6 +10,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from shike_jax.methods.loss_registry import number_of
+
 Array = jax.Array
 
 # Roles within a step: folded into the key of the step.
@@ -22,6 +24,8 @@ ROLES = {
     "which_mixing": 5,
     "losses": 6,
     "views": 7,
+    "mixings": 8,
+    "network": 9,
 }
 # The order of a stage's examples is drawn from the key of the stage, under a number that no step reaches.
 ORDER = 2**31 - 1
@@ -52,6 +56,13 @@ def step_key(stage: Array, step: Array | int) -> Array:
 def role_key(step: Array, role: str) -> Array:
     """The key of one role (`ROLES`) in a step, the same on all devices."""
     return jax.random.fold_in(step, ROLES[role])
+
+
+def mixing_key(step: Array, name: str) -> Array:
+    """The key of a mixing, the same on all devices: by its own role where it has one, else by its name."""
+    if name in ROLES:
+        return role_key(step, name)
+    return jax.random.fold_in(role_key(step, "mixings"), number_of(name))
 
 
 def hook_key(step: Array, place: int) -> Array:

@@ -28,9 +28,9 @@ from shike_jax.convert.warm import warm_start
 from shike_jax.data.feeds import Feed, make_feeds
 from shike_jax.data.held_out import evaluated_part, write_csv
 from shike_jax.data.sources import Source, load
-from shike_jax.data.views import device_augment
+from shike_jax.data.views import device_augment, images_seen
 from shike_jax.errors import UserError
-from shike_jax.evaluation.evaluator import Evaluator
+from shike_jax.evaluation.evaluator import Evaluator, plain_views
 from shike_jax.storage.checkpoints import Checkpoints, remove_unfinished, restore_into
 from shike_jax.storage.logs import Progress, RunLog
 from shike_jax.training import randomness
@@ -38,7 +38,7 @@ from shike_jax.training.loss_variables import with_losses
 from shike_jax.training.overview import parameter_table
 from shike_jax.training.plan import StagePlan, examples_left, plan_stages
 from shike_jax.training.profile import Profile
-from shike_jax.training.program import Program, make_program, trained_in
+from shike_jax.training.program import Program, check_stage, make_program, trained_in
 from shike_jax.training.same_files import changed_files, record_files
 from shike_jax.training.state import TrainState, start_stage, upgraded
 
@@ -58,7 +58,7 @@ class Run:
     workdir: Path
     source: Source
     plans: tuple[StagePlan, ...]
-    network: models.ExpertNetwork
+    network: Any
     feeds: dict[str, Feed]
     evaluator: Evaluator
     log: RunLog
@@ -150,11 +150,15 @@ def prepare(config: ConfigDict, workdir: Path, log: RunLog) -> tuple[Run, Stage,
     weights = None
     if tree is None and config.init_from:  # read before anything is computed: a missing file is named at once
         weights = read_pretrained(config.init_from, config.model.backbone, log.line)
-    variables = models.init_variables(network, config.seed, config.data.image_size)
+    images = images_seen(source, config)
+    variables = models.init_variables(network, config.seed, images)
+    sizes = models.sizes_of(network, variables, images)
     if weights is not None:
         variables = _warm_started(run, weights, variables)
     stages, counts = [plan.settings for plan in run.plans], source.split.class_counts
-    variables = with_losses(variables, stages, models.sizes_of(network), counts, config.seed)
+    for plan in plans:
+        check_stage(plan.name, plan.settings, network, sizes, counts)
+    variables = with_losses(variables, stages, sizes, counts, config.seed)
     variables = jax.tree.map(np.asarray, variables)
     if tree is None:
         _show_parameters(run, variables["params"])
@@ -206,9 +210,7 @@ def _record(workdir: Path, source: Source, log: RunLog, fresh: bool) -> None:
 
 def _show_parameters(run: Run, params: PyTree) -> None:
     """The parts of the network in the log, and with `config.log=debug` every array."""
-    trained = {
-        plan.name: trained_in(plan.settings, run.network, params, run.source.split.class_counts) for plan in run.plans
-    }
+    trained = {plan.name: trained_in(plan.settings, run.network, params) for plan in run.plans}
     for line in parameter_table(params, trained):
         run.log.line(line)
     if run.config.log == "debug":
@@ -224,7 +226,7 @@ def make_stage(run: Run, index: int, params: PyTree) -> Stage:
         run.network,
         params,
         run.source.split.class_counts,
-        device_augment(run.config, run.network.dtype),
+        device_augment(run.config, jnp.dtype(run.config.dtype)),
         randomness.stage_key(run.config.seed, index),
         plan.steps_per_epoch,
         plan.steps,
@@ -255,13 +257,12 @@ def _load_source(config: ConfigDict, log: RunLog) -> Source:
     return source
 
 
-def _make_evaluator(
-    config: ConfigDict, network: models.ExpertNetwork, feeds: dict[str, Feed], source: Source, log: RunLog
-) -> Evaluator:
+def _make_evaluator(config: ConfigDict, network: Any, feeds: dict[str, Feed], source: Source, log: RunLog) -> Evaluator:
     data, part = config.data, evaluated_part(config.data)
     examples = len(source.split.parts[part])
     announced = functools.partial(log.announced, what="the evaluation")
-    return Evaluator(network, feeds[part], examples, config.eval.batch_size, data.mean, data.std, announced)
+    seen = plain_views(data.mean, data.std, jnp.dtype(config.dtype))
+    return Evaluator(network, feeds[part], examples, config.eval.batch_size, seen, announced)
 
 
 def _start(config: ConfigDict, position: _Position) -> dict[str, Any]:

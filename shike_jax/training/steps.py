@@ -22,7 +22,8 @@ from shike_jax.methods import LossInputs
 from shike_jax.methods.averaging import moved_average, uphill
 from shike_jax.methods.feature_hooks import HookInputs, active_hooks
 from shike_jax.methods.loss_registry import active_losses, further_views, number_of, value_of
-from shike_jax.methods.mixing import cutmix, mixup, partners
+from shike_jax.methods.mixing import MixingInputs, active_mixings, mixed_by, partners
+from shike_jax.models.calling import has_features, pooled
 from shike_jax.training import loss_variables, randomness, trainable
 from shike_jax.training.program import Course, Program
 from shike_jax.training.state import TrainState
@@ -34,7 +35,7 @@ Batch = dict[str, Any]
 
 @dataclasses.dataclass(frozen=True)
 class Mixing:
-    """How the images of a batch were mixed: with weight `lam` [] their own label counts, else the partner's [b]."""
+    """How a batch was mixed: with weight `lam` ([] or [b]) the images' own labels count, else the partners' [b]."""
 
     lam: Array
     partner_labels: Array
@@ -70,7 +71,7 @@ def train_step(program: Program, state: TrainState, batch: Batch) -> tuple[Train
         # the same step, but wraps the optimiser's state and divides by a gradient's norm even where it is 0.
         grads, _ = jax.grad(objective, has_aux=True)(uphill(trained, grads, rho))
         grads = parallel.psum(grads)
-    if program.network.axis_name is None:
+    if getattr(program.network, "axis_name", None) is None:
         batch_stats = averaged_over_devices(batch_stats, batch["mask"])
     elif loss_variables.ROOM in batch_stats:
         carried = averaged_over_devices(batch_stats[loss_variables.ROOM], batch["mask"])
@@ -147,41 +148,48 @@ def _forward(
 ) -> tuple[LossInputs, PyTree, Mixing | None]:
     """Augments the batch and runs the network: what the losses receive, the new BN statistics, how it was mixed."""
     stage, network, mask = program.stage, program.network, batch["mask"]
+    mixings, hooks = active_mixings(stage), active_hooks(stage)
     images, mixing = augmented(program, batch["image"], mask, key, "augment"), None
-    if stage["mixup"] or stage["cutmix"]:
-        images, mixing = _mix(stage, images, batch, key)
+    partner_images: Any = None
+    drawn_with: list[Any] = [*mixings, *hooks]
+    if any(entry.options["pairs"] for entry, _ in drawn_with):
+        partner_images = augmented(program, batch["partner"]["image"], mask, key, "augment_partner")
+    if mixings:
+        images, mixing = _mix(program, images, partner_images, batch, key)
+    modes = {"train_trunk": stage["bn_trunk"] == "batch", "train_experts": stage["bn_experts"] == "batch"}
+    # What a network draws for itself (dropout) is each device's own.
+    drawn = {"dropout": jax.random.fold_in(randomness.role_key(key, "network"), parallel.device_index())}
+
+    def run(images: Array, batch_stats: PyTree, **how: Any) -> tuple[Any, PyTree]:
+        variables = {"params": params, "batch_stats": batch_stats}
+        found, new = network.apply(variables, images, **modes, mask=mask, mutable=["batch_stats"], rngs=drawn, **how)
+        return found, new.get("batch_stats", batch_stats)
 
     def features(images: Array, batch_stats: PyTree) -> tuple[list[Array], PyTree]:
-        found, new = network.apply(
-            {"params": params, "batch_stats": batch_stats},
-            images,
-            train_trunk=stage["bn_trunk"] == "batch",
-            train_experts=stage["bn_experts"] == "batch",
-            mask=mask,
-            method="features",
-            mutable=["batch_stats"],
-        )
-        return found["fused"], new["batch_stats"]
+        found, new = run(images, batch_stats, method="features")
+        return found["fused"], new
 
-    def pool(maps: Array) -> Array:
-        return jnp.mean(maps.astype(jnp.promote_types(maps.dtype, jnp.float32)), (1, 2))
-
-    own_stats = {name: tree for name, tree in state.batch_stats.items() if name != loss_variables.ROOM}
-    fused, batch_stats = features(images, own_stats)
-    hooks, partner = active_hooks(stage), None
-    if any(entry.options["pairs"] for entry, _ in hooks):
-        partner_images = augmented(program, batch["partner"]["image"], mask, key, "augment_partner")
-        partner, batch_stats = features(partner_images, batch_stats)
-    for place, (entry, strength) in enumerate(hooks):
-        fused = entry.function(HookInputs(fused, partner, randomness.hook_key(key, place), strength))
-    views = []
-    for number in range(further_views(stage["loss"])):
-        pixels = batch["views"][number] if "views" in batch else batch["image"]
-        maps, batch_stats = features(augmented(program, pixels, mask, key, "views", number=number + 1), batch_stats)
-        views.append(jnp.stack([pool(one) for one in maps]))
+    batch_stats = {name: tree for name, tree in state.batch_stats.items() if name != loss_variables.ROOM}
+    views: list[Array] = []
+    pooled_features: Any = None
+    if not has_features(network):
+        logits, batch_stats = run(images, batch_stats, heads=stage["heads"])
+    else:
+        fused, batch_stats = features(images, batch_stats)
+        partner = None
+        if any(entry.options["pairs"] for entry, _ in hooks):
+            partner, batch_stats = features(partner_images, batch_stats)
+        for place, (entry, strength) in enumerate(hooks):
+            fused = entry.function(HookInputs(fused, partner, randomness.hook_key(key, place), strength))
+        for number in range(further_views(stage["loss"])):
+            pixels = batch["views"][number] if "views" in batch else batch["image"]
+            maps, batch_stats = features(augmented(program, pixels, mask, key, "views", number=number + 1), batch_stats)
+            views.append(pooled(maps))
+        logits = network.apply({"params": params}, fused, stage["heads"], method="classify")
+        pooled_features = pooled(fused)
     inputs = LossInputs(
-        logits=network.apply({"params": params}, fused, stage["heads"], method="classify"),
-        features=jnp.stack([pool(maps) for maps in fused]),
+        logits=logits,
+        features=pooled_features,
         labels=batch["label"],
         class_counts=program.class_counts,
         progress=state.step / program.course.steps,
@@ -205,23 +213,45 @@ def augmented(
     return program.augment(images, randomness.example_keys(key, role, first, len(images), number), mask=mask)
 
 
-def _mix(stage: dict[str, Any], images: Array, batch: Batch, key: Array) -> tuple[Array, Mixing]:
-    """Mixes within the global batch: every real example has a real partner, and one lam serves all."""
-    everyone = parallel.all_gather({"image": images, "label": batch["label"], "mask": batch["mask"]})
-    # The order has always been drawn from the second half of the role's key: other draws would change old runs.
-    lam_key, order_key = jax.random.split(randomness.role_key(key, "mixup"))
-    here = parallel.device_index() * len(images) + jnp.arange(len(images))
-    partner = partners(order_key, everyone["mask"])[here]
-    others = everyone["image"][partner]
-    if not stage["cutmix"]:
-        mixed, lam = mixup(lam_key, images, others, stage["mixup"])
+def _mix(program: Program, images: Array, partner_images: Any, batch: Batch, key: Array) -> tuple[Array, Mixing]:
+    """Mixes by one of the stage's mixings: with images that a sampler of pairs has drawn, else within the global batch,
+    where every real example has a real partner."""
+    mixings, pairs = active_mixings(program.stage), partner_images is not None
+    if pairs:
+        others, labels = partner_images, batch["partner"]["label"]
     else:
-        mixed, lam = cutmix(randomness.role_key(key, "cutmix"), images, others, stage["cutmix"])
-        if stage["mixup"]:
-            use_mixup = jax.random.bernoulli(randomness.role_key(key, "which_mixing"))
-            blended, share = mixup(lam_key, images, others, stage["mixup"])
-            mixed, lam = jnp.where(use_mixup, blended, mixed), jnp.where(use_mixup, share, lam)
-    return mixed, Mixing(lam, everyone["label"][partner])
+        everyone = parallel.all_gather({"image": images, "label": batch["label"], "mask": batch["mask"]})
+        # The order has always been drawn from the second half of this role's key: other draws would change old runs.
+        _, order_key = jax.random.split(randomness.role_key(key, "mixup"))
+        here = parallel.device_index() * len(images) + jnp.arange(len(images))
+        partner = partners(order_key, everyone["mask"])[here]
+        others, labels = everyone["image"][partner], everyone["label"][partner]
+
+    def mixed(entry: Any, strength: float) -> tuple[Array, Array]:
+        first = parallel.device_index() * len(images)
+        own = randomness.example_keys(key, "mixings", first, len(images), number_of(entry.name))
+        inputs = MixingInputs(
+            images=images,
+            labels=batch["label"],
+            partners=others,
+            partner_labels=labels,
+            class_counts=program.class_counts,
+            key=randomness.mixing_key(key, entry.name),
+            keys=own,
+            strength=strength,
+        )
+        return mixed_by(entry, inputs)
+
+    found, share = mixed(*mixings[-1])
+    which = randomness.role_key(key, "which_mixing")
+    for place, (entry, strength) in reversed(list(enumerate(mixings[:-1]))):
+        # Each of the n from this one on: this one with probability 1 / n.
+        count = len(mixings) - place
+        take = jax.random.bernoulli(jax.random.fold_in(which, place) if place else which, 1 / count)
+        other, own_share = mixed(entry, strength)
+        found = jnp.where(take, other, found)
+        share = jnp.where(take, own_share, share)
+    return found, Mixing(share, labels)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -8,8 +8,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from shike_jax.benchmark import program
-from shike_jax.cluster import topology
+from shike_jax.cluster import compiled_program, topology
 from shike_jax.commands import compile as command
 from shike_jax.config.loading import parse_config
 from shike_jax.errors import UserError
@@ -68,7 +67,7 @@ class Text:
 
 
 def test_counts_of_a_program_written_by_hand():
-    found = program.analyse(Text(), pixels=32 * 32)
+    found = compiled_program.analyse(Text(), pixels=32 * 32)
     assert found["gathers"] == {"count": 2, "of_pixels": 1}
     assert found["scatters"] == {"count": 1, "of_pixels": 1}  # 2,048 updates of one value each
     assert found["collectives"] == {"all-reduce": {"count": 1, "bytes": 4000}}
@@ -82,17 +81,19 @@ def test_counts_of_a_program_written_by_hand():
     }
     assert found["kernels_in_loops"] == {"iota": 1, "scatter": 1}
     assert found["loops"] == 1 and found["flops"] is None and found["memory"] is None
-    assert program.analyse(Text(), pixels=4096)["scatters"]["of_pixels"] == 0  # fewer updates than pixels
+    assert compiled_program.analyse(Text(), pixels=4096)["scatters"]["of_pixels"] == 0  # fewer updates than pixels
 
 
 def test_bytes_of_types():
-    assert program.array_bytes("(f32[2,3]{1,0:T(8,128)}, u8[4], pred[5], bf16[], s64[2])") == 24 + 4 + 5 + 2 + 16
+    assert (
+        compiled_program.array_bytes("(f32[2,3]{1,0:T(8,128)}, u8[4], pred[5], bf16[], s64[2])") == 24 + 4 + 5 + 2 + 16
+    )
 
 
 def test_counts_of_a_compiled_product():
     """XLA's own count of a product of matrices is 2 n^3, its arguments are two matrices of float32."""
     side = jax.ShapeDtypeStruct((64, 64), jnp.float32)
-    found = program.analyse(jax.jit(jnp.dot).lower(side, side).compile())
+    found = compiled_program.analyse(jax.jit(jnp.dot).lower(side, side).compile())
     assert found["flops"] == 2 * 64**3
     assert found["memory"]["arguments"] == 2 * 64 * 64 * 4
     assert found["collectives"] == {}

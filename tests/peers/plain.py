@@ -14,8 +14,8 @@ import jax.numpy as jnp
 import optax
 
 from shike_jax import config as schema
-from shike_jax.benchmark.program import data_bytes
 from shike_jax.benchmark.workload import LEARNING_RATE, Workload
+from shike_jax.cluster.compiled_program import data_bytes
 from shike_jax.models import Backbone
 
 Array = jax.Array

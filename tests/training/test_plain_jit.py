@@ -61,7 +61,7 @@ images = draw.integers(0, 256, (8, 8, 8, 3)).astype(np.uint8)
 variables = jax.tree.map(np.asarray, dict(jax.jit(network.init)(jax.random.key(0), jnp.zeros((1, 8, 8, 3)))))
 counts = np.arange(5, 0, -1)
 variables = loss_variables.with_losses(
-    variables, [config.stages.representation], models.sizes_of(network), counts, 0
+    variables, [config.stages.representation], (2, 16), counts, 0
 )
 program = make_program(
     config.stages.representation, network, variables["params"], counts,

@@ -1,0 +1,101 @@
+"""Files of a user's own that registered what a configuration names: what checkpoints remember of them.
+
+A checkpoint keeps the name of such a file without its folder, its SHA-256, and what it registered. It is never run
+unless a user gives it; what needs one of its names and does not find it says which file that is.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import sys
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from shike_jax.errors import UserError
+from shike_jax.methods.averaging import AVERAGES
+from shike_jax.methods.feature_hooks import FEATURE_HOOKS, active_hooks
+from shike_jax.methods.loss_registry import LOSSES, active_losses
+from shike_jax.methods.mixing import MIXINGS, active_mixings
+from shike_jax.methods.optimizers import OPTIMIZERS
+from shike_jax.methods.registry import Entry, Registry
+from shike_jax.methods.samplers import SAMPLERS
+from shike_jax.methods.schedules import SCHEDULES
+from shike_jax.methods.scores import SCORES
+from shike_jax.methods.tables import NETWORKS, POLICIES, SOURCES
+
+_PACKAGE = str(Path(__file__).resolve().parents[1])
+_ROOMS = ((NETWORKS, "model", "backbone"), (SOURCES, "data", "source"), (POLICIES, "augment", "policy"))
+
+
+def remembered(config: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """The files outside this package that registered what a configuration names: {base name: {`sha256`, `registers`}}.
+
+    Args:
+      config: as plain data.
+
+    Returns:
+      `sha256` is None where there is no file, as in an interactive session; `registers` lists `KIND NAME`.
+    """
+    found: dict[str, dict[str, Any]] = {}
+    for registry, entry in _named(config):
+        if not entry.file.startswith(_PACKAGE):
+            about = found.setdefault(Path(entry.file).name, {"sha256": digest(entry.file), "registers": []})
+            if (what := f"{registry.kind} {entry.name}") not in about["registers"]:
+                about["registers"].append(what)
+    return found
+
+
+def _named(config: Mapping[str, Any]) -> Iterator[tuple[Registry[Any], Entry[Any]]]:
+    """Everything registered that a run of the configuration uses."""
+    for registry, room, field in _ROOMS:
+        if config[room][field] in registry:
+            yield registry, registry[config[room][field]]
+    chosen: dict[str, Registry[Any]] = {
+        "sampler": SAMPLERS,
+        "schedule": SCHEDULES,
+        "optimizer": OPTIMIZERS,
+        "average": AVERAGES,
+    }
+    for name in config["run"]:
+        stage = config["stages"][name]
+        yield from ((LOSSES, entry) for entry, _, _ in active_losses(stage["loss"]))
+        yield from ((MIXINGS, entry) for entry, _ in active_mixings(stage))
+        yield from ((FEATURE_HOOKS, entry) for entry, _ in active_hooks(stage))
+        yield from ((table, table[stage[field]]) for field, table in chosen.items() if stage[field] in table)
+    yield from ((SCORES, entry) for entry in SCORES.entries())
+
+
+def digest(file: str | Path) -> str | None:
+    """SHA-256 in hex; None where there is no such file."""
+    try:
+        return hashlib.sha256(Path(file).read_bytes()).hexdigest()
+    except OSError:
+        return None
+
+
+GIVEN: dict[str, str | None] = {}  # base name: SHA-256 of the files that a user has given to register
+
+
+def require(meta: Mapping[str, Any], where: Any, needed: str) -> None:
+    """Refuses a checkpoint that needs a name which nobody has registered, and says which file did.
+
+    Says on stderr where a file that was given has another digest than the checkpoint remembers.
+
+    Args:
+      meta: of the checkpoint.
+      where: its place, for the message.
+      needed: what is about to be used, as `KIND NAME`.
+
+    Raises:
+      UserError: it is not registered.
+    """
+    known = {f"{table.kind} {name}" for table, _, _ in _ROOMS for name in table}
+    for file, about in (meta.get("files") or {}).items():
+        then, now = about["sha256"], GIVEN.get(file)
+        if needed in about["registers"] and needed not in known:
+            with_digest = f" (SHA-256 {then[:12]})" if then else ""
+            expected = f"expected --config={file}, or in Python to import it first"
+            raise UserError(f"checkpoint {where}: its {needed} is registered by {file}{with_digest}; {expected}")
+        if then and now and then != now:
+            print(f"{file} has changed since this was trained: SHA-256 {then[:12]}, now {now[:12]}", file=sys.stderr)

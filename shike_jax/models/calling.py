@@ -1,0 +1,108 @@
+"""How a network is called: one of this package, or a registered one that may have less.
+
+Every network is a Flax module whose call takes images [B,...] and the keywords `heads` (the set of classifiers,
+`representation` or `classifier`), `train_trunk`, `train_experts` (whether batch normalisation uses and updates batch
+statistics) and `mask` (float [B], 1 for real examples), and returns logits float32 [M,B,C]. It may ignore them. Its
+variables are `params` and perhaps `batch_stats`. It may also have
+
+* `features(images, *, train_trunk, train_experts, mask)` to a dict whose `fused` lists the experts' maps [B,h,w,F] or
+  vectors [B,F], and `classify(fused, heads)` to logits: what losses on features, feature hooks and several views need;
+* `sets_used_by(heads)`: the sets of classifiers whose parameters the logits of `heads` depend on. Without it the
+  network has one set, whatever `heads` says.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from shike_jax.errors import UserError
+from shike_jax.models.experts import HEAD_SETS, ExpertNetwork
+
+Array = jax.Array
+PyTree = Any
+
+
+def name_of(network: nn.Module) -> str:
+    """What messages call a network."""
+    return network.name or type(network).__name__
+
+
+def has_features(network: nn.Module) -> bool:
+    """Whether a network can be called in two halves, `features` and `classify`."""
+    return hasattr(network, "features") and hasattr(network, "classify")
+
+
+def head_sets(network: nn.Module) -> tuple[str, ...]:
+    """The sets of classifiers that a network tells apart; none of one that has a single set."""
+    return HEAD_SETS if hasattr(network, "sets_used_by") else ()
+
+
+def sets_used_by(network: nn.Module, heads: str) -> tuple[str, ...]:
+    """The sets of classifiers that the logits of `heads` depend on; all where the network does not say."""
+    return network.sets_used_by(heads) if hasattr(network, "sets_used_by") else HEAD_SETS
+
+
+def pooled(fused: Sequence[Array]) -> Array:
+    """The features [M,B,F] that the classifiers receive, of maps [B,h,w,F] or vectors [B,F] of each expert."""
+
+    def pool(maps: Array) -> Array:
+        values = maps.astype(jnp.promote_types(maps.dtype, jnp.float32))
+        return jnp.mean(values, (1, 2)) if maps.ndim == 4 else values
+
+    return jnp.stack([pool(maps) for maps in fused])
+
+
+def logits_of(network: nn.Module, variables: PyTree, images: Array, heads: Sequence[str]) -> list[Array]:
+    """Logits [M,B,C] of each set of classifiers, with running averages; features are computed once for all."""
+    if not has_features(network):
+        return [network.apply(variables, images, heads=name) for name in heads]
+    fused = network.apply(variables, images, method="features")["fused"]
+    return [network.apply(variables, fused, name, method="classify") for name in heads]
+
+
+def sizes_of(network: nn.Module, variables: Mapping[str, PyTree], images: Any) -> tuple[int, int | None]:
+    """How many experts a network has, M, and how many pooled features each has, F; None without `features`.
+
+    Args:
+      variables: {`params`, `batch_stats`}, or shapes.
+      images: [B,...], or their shape.
+
+    Raises:
+      UserError: a network that fails, or returns something else than logits [M,B,C].
+    """
+    if isinstance(network, ExpertNetwork):
+        return len(network.depths), network.spec.channels(len(network.spec.blocks))
+
+    def call(variables: PyTree, images: Array) -> tuple[Array, Array | None]:
+        fused = network.apply(variables, images, method="features")["fused"] if has_features(network) else None
+        logits = (
+            network.apply(variables, images, heads="representation")
+            if fused is None
+            else logits_of(network, variables, images, HEAD_SETS[:1])[0]
+        )
+        return logits, None if fused is None else pooled(fused)
+
+    logits, features = tried(f"network {name_of(network)!r}", jax.eval_shape, call, dict(variables), images)
+    if len(logits.shape) != 3 or logits.shape[1] != images.shape[0] or not jnp.issubdtype(logits.dtype, jnp.floating):
+        expected = f"logits [experts, {images.shape[0]}, classes]"
+        raise UserError(f"network {name_of(network)!r} returned {logits.dtype} {logits.shape}: expected {expected}")
+    return logits.shape[0], None if features is None else features.shape[-1]
+
+
+def tried(what: str, function: Any, *arguments: Any, **keywords: Any) -> Any:
+    """The result of somebody else's function; its exceptions become one line that names it.
+
+    Raises:
+      UserError: it failed.
+    """
+    try:
+        return function(*arguments, **keywords)
+    except UserError:
+        raise
+    except Exception as error:
+        raise UserError(f"{what} failed: {type(error).__name__}: {' '.join(str(error).split())[:300]}") from error
