@@ -51,8 +51,10 @@ def no_job_outlives_its_test() -> Iterator[None]:
 def registries_as_they_were() -> Iterator[None]:
     """What the guide or a test registers is forgotten after its module, whichever modules a worker runs next."""
     from shike_jax import methods
+    from shike_jax.methods import tables
 
-    registries = [value for value in vars(methods).values() if isinstance(value, methods.Registry)]
+    found = [*vars(methods).values(), *vars(tables).values()]
+    registries = [value for value in found if isinstance(value, methods.Registry)]
     before = [dict(registry._entries) for registry in registries]
     yield
     for registry, entries in zip(registries, before, strict=True):

@@ -70,9 +70,8 @@ def write_jax(classifier: Classifier, folder: Path) -> None:
 def _serialised(classifier: Classifier, function: Callable[..., Any], weights: dict[str, np.ndarray]) -> bytes:
     """`function` for all platforms and any number of images, as `jax.export` stores it."""
     (batch,) = jax_export.symbolic_shape("b")
-    size = classifier.image_size
     shapes = {path: jax.ShapeDtypeStruct(array.shape, array.dtype) for path, array in weights.items()}
-    images = jax.ShapeDtypeStruct((batch, size, size, 3), np.uint8)
+    images = jax.ShapeDtypeStruct((batch, *classifier.input.shape), classifier.input.dtype)
     return bytes(jax_export.export(jax.jit(function), platforms=PLATFORMS)(shapes, images).serialize())
 
 
@@ -86,10 +85,10 @@ def write_saved_model(classifier: Classifier, folder: Path) -> None:
     from jax.experimental import jax2tf
 
     function, weights = inference_function(classifier)
-    size = classifier.image_size
+    one = classifier.input
     converted = jax2tf.convert(
         function,
-        polymorphic_shapes=[None, f"(b, {size}, {size}, 3)"],
+        polymorphic_shapes=[None, f"({', '.join(map(str, ('b', *one.shape)))})"],
         with_gradient=False,
         native_serialization_platforms=PLATFORMS,
     )
@@ -98,11 +97,11 @@ def write_saved_model(classifier: Classifier, folder: Path) -> None:
 
     def call(images: Any) -> dict[str, Any]:
         count = tf.shape(images)[0]
-        absent = tf.zeros((1 - tf.minimum(count, 1), size, size, 3), tf.uint8)  # JAX takes at least one image
+        absent = tf.zeros((1 - tf.minimum(count, 1), *one.shape), one.dtype.name)  # JAX takes at least one image
         found = converted(module.weights, tf.concat([images, absent], 0))
         return {name: values[..., :count, :] for name, values in found.items()}
 
-    signature = [tf.TensorSpec((None, size, size, 3), tf.uint8, name="images")]
+    signature = [tf.TensorSpec((None, *one.shape), one.dtype.name, name="images")]
     module.call = tf.function(call, autograph=False, input_signature=signature)
     tf.saved_model.save(module, str(folder), signatures={"serving_default": module.call})
 
@@ -112,13 +111,16 @@ WRITERS = {"jax": write_jax, "savedmodel": write_saved_model}
 
 def describe(classifier: Classifier) -> dict[str, Any]:
     """What model.json holds."""
-    size, meta = classifier.image_size, classifier.meta
+    size, meta, one = classifier.image_size, classifier.meta, classifier.input
+    pixels = f"uint8 [N,{size},{size},3], RGB; values are scaled and normalised inside"
     return {
         "class_names": list(classifier.class_names),
         "experts": classifier.experts,
         "heads": classifier.heads,
         "mirror": classifier.mirror,
-        "input": f"uint8 [N,{size},{size},3], RGB; values are scaled and normalised inside",
+        "input": pixels if classifier.is_of_images else f"{one.dtype} {['N', *one.shape]}",
+        "example": {"shape": list(one.shape), "dtype": one.dtype.name},
+        "files": meta.get("files") or {},
         "outputs": {"probabilities": "[N,C], softmax of the experts' mean logits", "logits": "[M,N,C]"},
         "image_size": size,
         "resize": classifier.resize,
@@ -166,7 +168,8 @@ def read_export(folder: Path) -> Classifier:
         with np.load(folder / "weights.npz", allow_pickle=False) as arrays:
             weights = dict(arrays)
         described = {**meta, "num_classes": len(meta["class_names"])}
-        return make_classifier(described, unflatten_dict(weights, sep="/"), meta.get("dtype", "float32"))
+        dtype = meta.get("dtype", "float32")
+        return make_classifier(described, unflatten_dict(weights, sep="/"), dtype, folder)
     except OSError as error:
         reason = f"{error.filename}: {error.strerror}"
         raise UserError(f"--again={folder}: {reason}; expected a folder that this command wrote") from None

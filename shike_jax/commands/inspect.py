@@ -110,7 +110,7 @@ def draw(source: Source, config: ConfigDict, path: Path) -> None:
     matplotlib.use("Agg")
     from matplotlib import pyplot as plt
 
-    split, has_images = source.split, source.images is not None or source.read is not None
+    split, has_images = source.split, source.has_pictures
     figure, (curve, sheet) = plt.subplots(2, 1, figsize=(8, 9), height_ratios=(2, 5 if has_images else 0.01))
     order = np.argsort(-split.class_counts, kind="stable")
     rank = np.empty(split.num_classes, int)

@@ -193,9 +193,14 @@ def _open(
     if arrays:
         if len(images) > 1:
             raise UserError(f"--images: {len(images)} paths with {arrays[0]} among them; expected one .npy, or no .npy")
-        array = pictures.read_array(arrays[0])
+        array = pictures.read_array(arrays[0], None if classifier.is_of_images else classifier.input)
         batches = pictures.array_batches(array, os.path.basename(arrays[0]), size, resize, batch_size)
         return len(array), batches, {}
+    if not classifier.is_of_images:
+        one = classifier.input
+        raise UserError(
+            f"--images={images[0]}: this network takes {one.dtype} {list(one.shape)}; expected one .npy file"
+        )
     files = pictures.find(images)
     reader = pictures.Reader(files, size, resize, min(batch_size, len(files)))
     return len(files), iter(reader), reader.skipped

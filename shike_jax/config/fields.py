@@ -51,7 +51,7 @@ _STAGES = (_is_name, "names of config.stages")
 _PATTERNS = (_is_pattern, "regular expressions over parameter paths")
 _PROFILE = (_is_profile, "STEP:COUNT, such as 20:5, counted over the whole run")
 # What comes with the package, in rooms above this one that may not have been imported yet.
-_SOURCES = ("digits", "tfds", "arrays", "folder", "lists", "table")
+_SOURCES = ("digits", "tfds", "arrays", "folder", "lists", "table", "npz")
 _POLICIES = ("none", "autoaugment_cifar", "randaugment")
 _SEED: dict[str, Any] = {"low": 0, "high": 2**32 - 1}  # JAX's keys and NumPy's seeds tell so many apart
 _COLOURS: dict[str, Any] = {"items": float, "length": (1, 4096)}
@@ -96,6 +96,9 @@ FIELDS: dict[str, Field] = {
         "CSV or JSON Lines file with path, label and perhaps part; paths under root, else from the table's folder",
         free=True,
     ),
+    "data.npz.train": Field("", "source npz: a file with features (or images) [N,...] and labels [N]", free=True),
+    "data.npz.test": Field("", "as npz.train", free=True),
+    "data.npz.val": Field("", "as npz.train", free=True),
     "data.test_part": Field("test", "the part evaluated during and after training, unless validation is set"),
     "data.validation": Field(
         0.0,

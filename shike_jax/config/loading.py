@@ -170,6 +170,7 @@ def _parsed(define: Callable[..., Any], arguments: list[str], path: str, stages:
     config.init_from = expanded(config.init_from)
     for name in ("root", "data_dir", "train_list", "val_list", "test_list", "table"):
         config.data[name] = expanded(config.data[name])
+    config.data.npz.update({part: expanded(path) for part, path in config.data.npz.items()})
     validate(config, stages)
     return config
 

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
+import jax
 import numpy as np
 
 from shike_jax.common.paths import EXTENSIONS, files_below, is_image
@@ -60,8 +61,11 @@ def _listed(path: Path) -> list[str]:
     return [str(file) if os.path.exists(file) else line for line, file in found.items()]
 
 
-def read_array(path: str) -> np.ndarray:
+def read_array(path: str, one: jax.ShapeDtypeStruct | None = None) -> np.ndarray:
     """Opens a .npy of images: uint8 [N,H,W,3], or float [N,H,W,3] already normalised; one image gets an axis.
+
+    Args:
+      one: shape and dtype of an example, where the examples are no images: then arrays [N, *shape].
 
     Raises:
       UserError: not an array file, or an array of another shape or type.
@@ -70,6 +74,11 @@ def read_array(path: str) -> np.ndarray:
         array = np.load(path, mmap_mode="r", allow_pickle=False)
     except (OSError, ValueError, EOFError) as error:
         raise UserError(f"--images={path}: not a readable .npy file ({' '.join(str(error).split())})") from None
+    if one is not None:
+        if array.shape[1:] != one.shape or array.dtype.kind != np.dtype(one.dtype).kind or not array.size:
+            expected = f"{one.dtype} {['N', *one.shape]}"
+            raise UserError(f"--images={path}: an array {array.dtype} {array.shape}; expected {expected}")
+        return array.astype(one.dtype)
     array = array[None] if array.ndim == 3 else array
     if array.ndim != 4 or array.shape[-1] != 3 or not len(array):
         raise UserError(f"--images={path}: an array of shape {array.shape}; expected [N, height, width, 3]")
@@ -132,8 +141,10 @@ def array_batches(array: np.ndarray, name: str, size: int, resize: int, batch_si
     """
     for start in range(0, len(array), batch_size):
         images = np.asarray(array[start : start + batch_size])
-        if images.dtype != np.uint8:
+        if images.dtype.kind == "f":
             images = images.astype(np.float32)
+        elif images.ndim != 4 or images.shape[-1] != 3 or images.dtype != np.uint8:
+            pass
         elif images.shape[1:3] != (size, size):
             images = np.stack([center_crop_pixels(one, size, resize) for one in images])
         yield [f"{name}[{i}]" for i in range(start, start + len(images))], images

@@ -9,7 +9,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from shike_jax.common.class_names import comparable
-from shike_jax.data import arrays, digits, folder, lists, table, tfds_source
+from shike_jax.data import arrays, digits, folder, lists, npz, table, tfds_source
 from shike_jax.data.held_out import evaluated_part, with_validation
 from shike_jax.data.splits import Split
 from shike_jax.data.types import Report, Source
@@ -18,7 +18,7 @@ from shike_jax.methods.tables import SOURCES
 
 __all__ = ["Report", "Source", "load", "load_whole"]
 
-for _module in (arrays, digits, folder, lists, table):
+for _module in (arrays, digits, folder, lists, npz, table):
     SOURCES.register(_module.__name__.rpartition(".")[2])(_module.load)
 SOURCES.register("tfds")(tfds_source.load)
 

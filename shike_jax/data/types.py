@@ -77,7 +77,8 @@ class Source:
     """A data set ready for one of the two pipelines; index i of a part is `split.parts[part]` at i.
 
     Attributes:
-      images: small images, uint8 [N, H, W, 3] per part; None when `read` is given.
+      images: small images, uint8 [N, H, W, 3] per part, or arrays [N, ...] of other kinds, which all lie on the device;
+        None when `read` is given.
       read: large images: `read(part, indices)` returns the encoded bytes (JPEG, PNG, ...) of each index into the part.
       root: folder of the files that the members name; empty where images are no files of their own.
       drawn: parts were drawn here (see `held_out`): a run lists them in its work directory.
@@ -89,3 +90,11 @@ class Source:
     report: Report = field(default_factory=Report)
     root: str = ""
     drawn: bool = False
+
+    @property
+    def has_pictures(self) -> bool:
+        """Whether the examples are RGB images, which can be shown."""
+        if self.images is None:
+            return self.read is not None
+        one = self.images["train"]
+        return one.dtype == np.uint8 and one.ndim == 4 and one.shape[-1] == 3

@@ -257,7 +257,6 @@ def load(path: str | os.PathLike[str], heads: str = "", *, mirror: bool = False)
     """
     find_devices()
     variables, meta = load_weights(given_text(path, "load: path"))
-    require(meta, path, f"network {meta['model']['backbone']}")
     heads = heads or meta.get("heads") or "classifier"
     if heads not in HEAD_SETS:
         raise UserError(f"head {heads!r}: expected {' or '.join(HEAD_SETS)}")
@@ -266,11 +265,19 @@ def load(path: str | os.PathLike[str], heads: str = "", *, mirror: bool = False)
     dtype = jnp.bfloat16 if trained_in == "bfloat16" else jnp.float32
     if mirror:
         check_mirror(meta)
-    return make_classifier({**meta, "heads": heads, "mirror": mirror}, variables, dtype)
+    return make_classifier({**meta, "heads": heads, "mirror": mirror}, variables, dtype, path)
 
 
-def make_classifier(meta: dict[str, Any], variables: PyTree, dtype: Any) -> Classifier:
-    """The classifier that a checkpoint's or an export's facts describe; computes in `dtype`."""
+def make_classifier(meta: dict[str, Any], variables: PyTree, dtype: Any, where: Any) -> Classifier:
+    """The classifier that a checkpoint's or an export's facts describe; computes in `dtype`.
+
+    Args:
+      where: the checkpoint lies, for messages.
+
+    Raises:
+      UserError: its network was registered by a file that has not been given.
+    """
+    require(meta, where, f"network {meta['model']['backbone']}")
     return Classifier(
         network=build_model(meta["model"], meta["num_classes"], dtype=dtype),
         variables=jax.device_put(variables),

@@ -51,7 +51,7 @@ class Exported:
         """Pixels uint8 [N,S,S,3], any N, to `probabilities` [N,C] and `logits` [M,N,C] of the M experts."""
         count = len(images)
         if not count:  # the function takes at least one
-            images = np.zeros((1, *np.shape(images)[1:]), np.uint8)
+            images = np.zeros((1, *np.shape(images)[1:]), np.asarray(images).dtype)
         found = jax.device_get(self._call(self._weights, images))
         return {name: values[..., :count, :] for name, values in found.items()}
 

@@ -17,6 +17,7 @@ from shike_jax.methods.tables import NETWORKS
 from shike_jax.models.calling import sizes_of, tried
 from shike_jax.models.experts import HEAD_SETS, ExpertNetwork
 from shike_jax.models.resnet import BACKBONES, Backbone
+from shike_jax.models.vectors import VectorNetwork
 
 __all__ = [
     "BACKBONES",
@@ -202,6 +203,15 @@ def init_variables(network: Any, seed: int, images: int | jax.ShapeDtypeStruct) 
 def num_parameters(params: Any) -> int:
     """Number of trainable scalars, both sets of classifiers included."""
     return sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(params))
+
+
+@NETWORKS.register("vectors")
+def _vectors(model: ConfigDict, num_classes: int, *, dtype: Any, axis_name: str | None) -> VectorNetwork:
+    """Classifiers over vectors: `depths` has an entry for each expert, `width` is their hidden units."""
+    second = model.get("second_head", "fresh")
+    return VectorNetwork(
+        len(model.depths), num_classes, model.width, model["head"], model.head_scale, second, jnp.dtype(dtype)
+    )
 
 
 for _name in BACKBONES:

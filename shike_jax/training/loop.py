@@ -303,7 +303,7 @@ def finish(run: Run, variables: PyTree) -> dict[str, Any]:
 def show_first_batch(run: Run, stage: Stage, step: int) -> None:
     """Sends augmented images of a stage's first step to TensorBoard, as the network sees them but for mixing."""
     count = run.config.train.pictures
-    if step or not count or not run.log.has_tensorboard:
+    if step or not count or not run.log.has_tensorboard or not run.source.has_pictures:
         return
     feed, data = run.feeds["train"], run.config.data
     _, _, inputs = next(calls(run, stage, 0))

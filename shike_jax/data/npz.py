@@ -1,0 +1,80 @@
+"""Arrays of any shape and dtype as a data set: frozen features, spectrograms, tokens, one .npz file for each part."""
+
+from __future__ import annotations
+
+import hashlib
+import zipfile
+import zlib
+from typing import Any
+
+import numpy as np
+from ml_collections import ConfigDict
+
+from shike_jax.data.splits import Part, Split, longtailed
+from shike_jax.data.types import Source
+from shike_jax.errors import UserError
+
+NAMES = ("features", "images")  # what the examples of a file may be called
+PARTS = ("train", "test", "val")
+
+
+def load(data: ConfigDict) -> Source:
+    """Loads `config.data.npz.train`, `test` and perhaps `val`.
+
+    Each file holds `features` (or `images`), numbers [N,...], and `labels`, whole numbers [N] from 0 on; the one of the
+    training examples may hold `class_names`, texts [C]. Shape and dtype of an example are the same in all files.
+
+    Raises:
+      UserError: a missing file or array, arrays that do not fit together, numbers that are not finite.
+    """
+    paths = {part: data.npz[part] for part in PARTS if data.npz[part]}
+    for part in PARTS[:2]:
+        if part not in paths and part in ("train", data.test_part):
+            raise UserError(
+                f"config.data.npz.{part} is empty: expected a .npz file with features [N,...] and labels [N]"
+            )
+    files = {part: _read(path, f"config.data.npz.{part}={path}") for part, path in paths.items()}
+    values = {part: file[0] for part, file in files.items()}
+    labels = {part: file[1] for part, file in files.items()}
+    kinds = {part: (array.shape[1:], array.dtype) for part, array in values.items()}
+    for part, (shape, dtype) in kinds.items():
+        if (shape, dtype) != kinds["train"]:
+            expected = f"{kinds['train'][1]} {kinds['train'][0]} as in part train"
+            raise UserError(f"config.data.npz.{part}={paths[part]}: examples {dtype} {shape}; expected {expected}")
+    names = files["train"][2] or tuple(map(str, range(1 + max(int(one.max()) for one in labels.values()))))
+    shape, dtype = kinds["train"]
+    digest = hashlib.sha256(np.ascontiguousarray(values["train"]).data).hexdigest()[:12]
+    rule = f"arrays {dtype} {list(shape)}, training ones {digest}"
+    kept, rule = longtailed(labels["train"], len(names), data, rule)
+    chosen = {part: kept if part == "train" else np.arange(len(one)) for part, one in labels.items()}
+    parts = {part: Part(index.astype(np.int64), labels[part][index]) for part, index in chosen.items()}
+    split = Split(data.name or "arrays", rule, data.subset_seed, names, parts, data.divisions)
+    return Source(split, {part: values[part][index] for part, index in chosen.items()})
+
+
+def _read(path: str, said: str) -> tuple[np.ndarray, np.ndarray, tuple[str, ...]]:
+    """Examples, labels int32 [N] and class names (empty where there are none) of one file."""
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            found: dict[str, Any] = {name: file[name] for name in (*NAMES, "labels", "class_names") if name in file}
+            there = ", ".join(file.files) or "nothing"
+    except OSError as error:
+        raise UserError(f"{said}: {error.strerror or error}") from None
+    except (ValueError, EOFError, AttributeError, zipfile.BadZipFile, zlib.error) as error:
+        raise UserError(f"{said}: not a readable .npz file ({' '.join(str(error).split())[:200]})") from None
+    values = next((found[name] for name in NAMES if name in found), None)
+    if values is None or "labels" not in found:
+        raise UserError(f"{said}: it holds {there}; expected features (or images) and labels")
+    labels = found["labels"]
+    if values.dtype.kind not in "fiub" or not values.ndim or not len(values):
+        raise UserError(f"{said}: features {values.dtype} {values.shape}; expected numbers [N,...]")
+    if labels.shape != values.shape[:1] or labels.dtype.kind not in "iu":
+        raise UserError(f"{said}: labels {labels.dtype} {labels.shape}; expected whole numbers ({len(values)},)")
+    if labels.min() < 0:
+        raise UserError(f"{said}: a label {labels.min()}; expected whole numbers from 0 on")
+    if values.dtype.kind == "f" and not np.isfinite(values).all():
+        row = int(np.argwhere(~np.isfinite(values))[0][0])
+        raise UserError(f"{said}: features of example {row} are not finite; expected finite numbers")
+    if values.dtype in (np.float64, np.int64, np.uint64):  # as JAX computes
+        values = values.astype(values.dtype.kind + "4")
+    return values, labels.astype(np.int32), tuple(map(str, found.get("class_names", ())))
