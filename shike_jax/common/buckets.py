@@ -6,7 +6,6 @@ here too: it knows neither renaming nor appending, and a whole object is written
 
 from __future__ import annotations
 
-import importlib
 import os
 import re
 import shutil
@@ -46,13 +45,15 @@ def place(value: str | os.PathLike[str]) -> Any:
     if scheme[1] not in SCHEMES or not re.match(rf"{scheme[1]}://[^/]+", text):
         raise UserError(f"{text}: not understood; expected a path, gs://BUCKET/NAME or s3://BUCKET/NAME")
     optional(SCHEMES[scheme[1]], text)
-    # epath would take TensorFlow where it is installed, with other credentials and errors.
-    os.environ["EPATH_USE_TF"] = "false"
     import fsspec
+    from etils import epath
 
     # Others write there too: TensorStore, and the job before this one.
     fsspec.config.conf.setdefault(scheme[1], {})["use_listings_cache"] = False
-    return importlib.import_module("etils.epath").Path(text)
+    # epath would take TensorFlow where it is installed, with other credentials and errors, and decides that once.
+    os.environ["EPATH_USE_TF"] = "false"
+    epath.gpath._is_tf_installed.cache_clear()
+    return epath.Path(text)
 
 
 def in_bucket(path: Any) -> bool:
@@ -97,8 +98,11 @@ def downloaded(path: Any) -> Iterator[Path]:
         yield path
         return
     with tempfile.TemporaryDirectory(prefix="shike_jax-") as scratch:
-        copy = Path(scratch) / path.name
-        filesystem(path).get(str(path), str(copy), recursive=True)
+        copy, store, root = Path(scratch) / path.name, filesystem(path), str(path).partition("://")[2]
+        for found in store.find(root):
+            target = copy if found == root else copy / found.removeprefix(f"{root}/")
+            target.parent.mkdir(parents=True, exist_ok=True)
+            store.get_file(found, str(target))
         yield copy
 
 
@@ -109,6 +113,17 @@ def find(folder: Any, name: str) -> list[Any]:
     scheme, _, root = str(folder).partition("://")
     found = filesystem(folder).find(root)
     return [place(f"{scheme}://{path}") for path in found if path.rpartition("/")[2] == name]
+
+
+def rename_tree(path: Any, target: Any) -> None:
+    """Gives a folder another name; in a bucket by copying, which may be cut off and begun again."""
+    if not in_bucket(path):
+        path.rename(target)
+        return
+    store, root = filesystem(path), str(path).partition("://")[2]
+    for found in store.find(root):
+        store.cp_file(found, f"{target}/{found.removeprefix(f'{root}/')}")
+    remove_tree(path)
 
 
 def remove_tree(path: Any) -> None:

@@ -246,7 +246,7 @@ def _set_aside(path: epath.Path) -> str:
     endings = itertools.chain([""], (f"-{n}" for n in itertools.count(2)))
     names = (f"{_DAMAGED}{path.name}{ending}" for ending in endings)
     name = next(name for name in names if not (path.parent / name).exists())
-    path.rename(path.parent / name)
+    buckets.rename_tree(path, path.parent / name)
     return name
 
 

@@ -1,0 +1,254 @@
+"""Runs whose work directory lies in an object store end as local ones do, whatever the store does meanwhile."""
+
+import json
+import os
+import threading
+import time
+
+import numpy as np
+import pytest
+
+from shike_jax.commands import evaluate, export, predict, report
+from shike_jax.common import buckets
+from shike_jax.common.command import run_main
+from shike_jax.config.loading import parse_config
+from shike_jax.errors import TryAgain, UserError
+from shike_jax.storage import lease, manifest, mirror, reading, workdir
+from shike_jax.storage.checkpoints import Checkpoints, digest, load_weights
+from shike_jax.training import loop
+from tests.jobs import digits
+from tests.storage.object_store import HttpError, in_place_of_gcsfs
+from tests.storage.test_checkpoints import make_state
+
+pytestmark = pytest.mark.usefixtures("quickly_compiled")
+FLAGS = digits(2, 1, "train.checkpoint_every_epochs=1", "train.eval_every_epochs=0", "log=quiet")
+
+
+@pytest.fixture(autouse=True)
+def store(monkeypatch, tmp_path):
+    """An empty object store; nothing may be written to the folder that the test runs in."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(reading, "PAUSES", (0, 0))
+    yield in_place_of_gcsfs(monkeypatch)
+    assert os.listdir(tmp_path) == []
+
+
+@pytest.fixture(scope="module")
+def config():
+    return parse_config(FLAGS)[0]
+
+
+@pytest.fixture(scope="module")
+def local(config, tmp_path_factory):
+    """An undisturbed run in a folder: its results and the digest of its weights."""
+    folder = tmp_path_factory.mktemp("local") / "run"
+    results = loop.train(config, folder)
+    return results, load_weights(folder)[1]["digest"]
+
+
+def test_a_run_in_a_bucket_ends_as_a_local_one(store, config, local, tmp_path_factory, capsys):
+    results, weights = local
+    assert loop.train(config, "gs://runs/a")["per_class"] == results["per_class"]
+    assert load_weights("gs://runs/a")[1]["digest"] == weights
+    assert loop.train(config, "gs://runs/a")["top1"] == results["top1"]  # finished: nothing to do
+    names = {key.removeprefix("runs/a/").split("/")[0] for key in store.objects}
+    expected = {"config.json", "results.json", "card.md", "log.txt", "metrics.jsonl", "newest_checkpoint.json"}
+    assert names == {*expected, "checkpoints", "weights"}  # the lease is given back
+
+    scratch = tmp_path_factory.mktemp("scratch")
+    np.save(scratch / "x.npy", np.zeros((2, 16, 16, 3), np.float32))
+    evaluate.main(["--checkpoint=gs://runs/a", "--output=gs://runs/a/evaluation.npz"])
+    predict.main(["--checkpoint=gs://runs/a", f"--images={scratch / 'x.npy'}", "--output=gs://runs/p.csv"])
+    predict.main(["--checkpoint=gs://runs/a", f"--images={scratch / 'x.npy'}", "--output=s3://runs/p.npz"])
+    export.main(["--checkpoint=gs://runs/a", "--output=s3://runs/exported"])
+    report.main(["--runs", "gs://runs", "--output=gs://runs/report", "--no-evaluate"])
+    assert "not shown" not in capsys.readouterr().out  # the evaluation in the bucket was found
+    assert store.objects["runs/p.csv"][0].startswith(b"file,class_1") and "runs/p.npz" in store.objects
+    assert "runs/exported/function.jax" in store.objects and "runs/report/report.html" in store.objects
+
+
+def test_a_copy_that_is_cut_off_is_no_checkpoint(store, config, local, monkeypatch):
+    """The program ends in the middle of copying its second checkpoint; started again, it ends bit for bit the same."""
+    weights = local[1]
+    puts = []
+
+    def cut_off(operation, key):
+        if operation == "put" and "/checkpoints/" in key:
+            puts.append(key)
+            if len({key.split("/")[3] for key in puts}) > 1 and key.endswith("manifest.ocdbt"):
+                raise HttpError("backendError, 503")
+
+    monkeypatch.setattr(store, "before", staticmethod(cut_off))
+    with pytest.raises(TryAgain, match=r"--workdir=gs://runs/a: object store: backendError, 503; nothing is lost"):
+        loop.train(config, "gs://runs/a")
+    half = puts[-1].split("/")[3]
+    assert any(key.startswith(f"runs/a/checkpoints/{half}/") for key in store.objects)
+    assert f"runs/a/checkpoints/{half}/{buckets.COMMITTED}" not in store.objects
+    monkeypatch.setattr(store, "before", staticmethod(lambda operation, key: None))
+    loop.train(config, "gs://runs/a")
+    assert load_weights("gs://runs/a")[1]["digest"] == weights
+    log = store.objects["runs/a/log.txt"][0].decode()
+    assert "continuing in stage representation" in log
+    steps = [json.loads(line)["step"] for line in store.objects["runs/a/metrics.jsonl"][0].decode().splitlines()]
+    assert steps == sorted(steps) and len(set(steps)) == len(steps)
+
+
+def saved(place="gs://runs/w", **settings):
+    rolling = Checkpoints(place, keep=2, **settings)
+    for step in (10, 20, 30, 40):
+        rolling.save(step, make_state(step), {"step": step})
+    rolling.close()
+    return rolling
+
+
+def test_the_newest_and_the_chosen_stay(store):
+    saved(every=20, always=[10])
+    assert {key.split("/")[3] for key in store.objects if "/checkpoints/" in key} == {"10", "20", "30", "40"}
+    saved("gs://runs/two")
+    assert {key.split("/")[3] for key in store.objects if key.startswith("runs/two/checkpoints")} == {"30", "40"}
+
+
+@pytest.mark.parametrize("change", ["missing", "short", "other"])
+def test_damage_is_set_aside_and_nothing_else(store, change):
+    rolling = saved()
+    arrays = [key for key in store.objects if key.startswith("runs/w/checkpoints/40/state/")]
+    key = max(arrays, key=lambda key: len(store.objects[key][0]))
+    data, *versions = store.objects[key]
+    if change == "missing":
+        del store.objects[key]
+    else:
+        store.objects[key] = (data[:-1] if change == "short" else bytes([data[0] ^ 1]) + data[1:], *versions)
+    said = []
+    tree, meta = Checkpoints("gs://runs/w", keep=2).restore(said.append)
+    assert meta["step"] == 30 and "gs://runs/w/checkpoints/40 is damaged" in said[0]
+    assert said[0].endswith("set aside as damaged-40")
+    assert f"runs/w/checkpoints/damaged-40/{manifest.NAME}" in store.objects
+    assert rolling.latest() == "gs://runs/w/checkpoints/30"
+    assert digest(tree) == meta["digest"]
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "words"),
+    [
+        (HttpError("backendError, 503"), 75, "could not be read in 3 tries"),
+        (OSError("Forbidden: gs://runs/w/checkpoints/40"), 2, "expected files that this user may read"),
+        (HttpError("Anonymous caller does not have storage.objects.get access, 401"), 2, "Anonymous caller"),
+    ],
+)
+def test_a_store_that_does_not_give_is_no_damage(store, monkeypatch, error, status, words):
+    saved()
+    before = dict(store.objects)
+
+    def refuse(operation, key):
+        if operation == "get" and "/checkpoints/40/state" in key:
+            raise error
+
+    monkeypatch.setattr(store, "before", staticmethod(refuse))
+    with pytest.raises(UserError, match=words) as stopped:
+        Checkpoints("gs://runs/w", keep=2).restore(pytest.fail)
+    assert stopped.value.status == status and store.objects == before
+
+
+def test_what_fails_twice_is_read_at_the_third_try(store, monkeypatch):
+    saved()
+    tries = []
+
+    def twice(operation, key):
+        if operation == "get" and key.endswith("/40/meta/metadata"):
+            tries.append(key)
+            if len(tries) < 3:
+                raise HttpError("backendError, 503")
+
+    monkeypatch.setattr(store, "before", staticmethod(twice))
+    assert Checkpoints("gs://runs/w", keep=2).restore(pytest.fail)[1]["step"] == 40
+
+
+# --- one job for each work directory --------------------------------------------------------------------------------
+
+
+def test_a_second_job_waits_and_gives_up(store):
+    with workdir.claimed(buckets.place("gs://runs/w")):
+        with (
+            pytest.raises(UserError, match=r"gs://runs/w: in use by another process, still after 1 s"),
+            workdir.claimed(buckets.place("gs://runs/w"), patience=1),
+        ):
+            pass
+        assert f"runs/w/{lease.NAME}" in store.objects
+    assert not store.objects
+
+
+def test_a_lease_that_nobody_renews_is_taken_over(store, monkeypatch):
+    store().pipe_file("gs://runs/w/lease.txt", b"a job that was killed")
+    monkeypatch.setattr(lease, "LEASE_SECONDS", 1.0)
+    with workdir.claimed(buckets.place("gs://runs/w"), patience=30):
+        assert store.objects["runs/w/lease.txt"][0] != b"a job that was killed"
+
+
+def test_a_lease_that_is_renewed_stays(store, monkeypatch):
+    monkeypatch.setattr(lease, "RENEW_SECONDS", 0.1)
+    monkeypatch.setattr(lease, "LEASE_SECONDS", 1.0)
+    with workdir.claimed(buckets.place("gs://runs/w")):
+        with pytest.raises(UserError, match="in use"), workdir.claimed(buckets.place("gs://runs/w"), patience=3):
+            pass
+        assert store.objects["runs/w/lease.txt"][2] > 5
+
+
+def test_a_job_whose_lease_was_taken_over_ends(store, monkeypatch, capfd):
+    ended = threading.Event()
+    monkeypatch.setattr(lease, "RENEW_SECONDS", 0.1)
+    monkeypatch.setattr(lease.os, "_exit", lambda status: (status == TryAgain.status and ended.set()) or time.sleep(60))
+    own = lease.Lease(buckets.place("gs://runs/w"))
+    assert own.take() and not lease.Lease(buckets.place("gs://runs/w")).take()
+    store().pipe_file("gs://runs/w/lease.txt", b"another job")  # another generation
+    assert ended.wait(10)
+    assert "another job has taken gs://runs/w over" in capfd.readouterr().err
+
+
+# --- logs, places, errors -------------------------------------------------------------------------------------------
+
+
+def test_logs_reach_the_bucket_while_they_grow(store, monkeypatch):
+    monkeypatch.setattr(mirror, "EVERY_SECONDS", 0.1)
+    store().pipe_file("gs://runs/w/log.txt", b"of the first start\n")
+    own = mirror.Mirror(buckets.place("gs://runs/w"), ("log.txt",))
+    with (own.folder / "log.txt").open("a", buffering=1) as file:
+        file.write("of the second\n")
+        until = time.monotonic() + 10
+        while store.objects["runs/w/log.txt"][0] != b"of the first start\nof the second\n":
+            assert time.monotonic() < until
+            time.sleep(0.05)
+    own.close()
+    assert not own.folder.exists()
+
+
+@pytest.mark.parametrize(
+    "url", ["gcs://runs/a", "gs:/runs/a", "gs://", "hdfs://runs/a", "https://runs/a", "GS://runs/a"]
+)
+def test_a_url_that_is_not_understood_is_refused(config, url):
+    with pytest.raises(UserError, match=r"not understood; expected a path, gs://BUCKET/NAME or s3://BUCKET/NAME"):
+        loop.train(config, url)
+
+
+def test_s3_holds_no_run(config):
+    with pytest.raises(UserError, match="Orbax saves no checkpoints in S3"):
+        loop.train(config, "s3://runs/a")
+
+
+def test_a_missing_bucket_is_named(config):
+    with pytest.raises(UserError, match="gs://nowhere/a: no such bucket"):
+        loop.train(config, "gs://nowhere/a")
+
+
+def test_errors_of_a_store_end_a_command_with_one_line(capsys):
+    def main(argv):
+        raise HttpError("backendError, 503")
+
+    with pytest.raises(SystemExit) as stopped:
+        run_main(main, [])
+    assert stopped.value.code == 75 and capsys.readouterr().err.startswith("error: object store: backendError, 503;")
+
+
+def test_the_package_for_buckets_is_named(monkeypatch):
+    monkeypatch.setitem(__import__("sys").modules, "gcsfs", None)
+    with pytest.raises(UserError, match=r"gs://runs/a: gcsfs is needed and not installed; install the extra 'gcs'"):
+        buckets.place("gs://runs/a")
