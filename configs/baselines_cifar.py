@@ -9,8 +9,8 @@ training of their own: `evaluate --adjust=tau_norm --tau=0.7` on a run of `ce`. 
 shike_jax/methods/losses.py and shike_jax/methods/adjustment.py.
 Other arguments: dataset=cifar100|cifar10|digits (digits: real images of 16 px, seconds), imbalance_factor=100,
 epochs=180, classifier_epochs=20 (of two-stage methods; one-stage methods train for the sum of both), width=0 (channels
-of the stem; 0: 16), file=EXPORTED.npz (no TensorFlow needed then). Augmentation, optimiser and schedule are those of
-configs/cifar_lt.py, so that only the method differs. Results: docs/methods.md.
+of the stem; 0: 16), file=cifar-100-python.tar.gz (as for configs/cifar_lt.py). Augmentation, optimiser and schedule are
+those of configs/cifar_lt.py, so that only the method differs. Results: docs/methods.md.
 """
 
 from shike_jax import config as schema
@@ -72,5 +72,5 @@ def _set_data(config, args) -> None:
         config.model.update({"backbone": "resnet20", "blocks": (1, 1, 1), "width": args["width"] or 8})
         return
     if args["file"]:
-        config.data.update({"source": "arrays", "root": args["file"]})
+        schema.exported(config, args["file"])
     config.augment.update({"crop": "pad", "pad": 4, "flip": True, "policy": "autoaugment_cifar", "cutout": 16})

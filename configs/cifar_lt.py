@@ -3,7 +3,8 @@
     python -m shike_jax train --config=configs/cifar_lt.py:official,imbalance_factor=100 --workdir=runs/cifar100_if100
 
 Arguments: `official` (what the authors ran), `paper` (printed equations) or `plus` (below); dataset=cifar100|cifar10,
-imbalance_factor=100, epochs=180, classifier_epochs=20, file=EXPORTED.npz (no TensorFlow needed then).
+imbalance_factor=100, epochs=180, classifier_epochs=20, file=cifar-100-python.tar.gz (the official archive, the binary
+one, or what `pack` wrote: no TensorFlow needed then).
 Needs: 1.3e15 FLOP of training (counted), 0.5 GB for a step on a GPU (stated by the compiler, docs/speed.md); two CPU
 cores took 100 to 170 seconds for an epoch of stage one, four faster ones 30 to 80, with other work on the machine.
 Full-length result, IF 100, seed 0: 55.59 %, few-shot 36.87 (docs/results/cifar100_lt_if100; the paper: 56.3). With
@@ -36,7 +37,7 @@ def get_config(arguments: str | None = None):
     config.name = f"{args['dataset']}_lt_if{args['imbalance_factor']:g}"
     config.data.update({"source": "tfds", "name": args["dataset"], "imbalance_factor": args["imbalance_factor"]})
     if args["file"]:
-        config.data.update({"source": "arrays", "root": args["file"]})
+        schema.exported(config, args["file"])
     config.augment.update({"crop": "pad", "pad": 4, "flip": True, "policy": "autoaugment_cifar", "cutout": 16})
     config.model.update({"backbone": "resnet32", "depths": (1, 2, 1), "head": "cosine"})
     form = "paper" if args["preset"] == "paper" else "official"

@@ -30,6 +30,14 @@ def __getattr__(name: str) -> Any:
     module, attribute = _SURFACE[name]
     found = importlib.import_module(f"{__name__}.{module}")
     value = getattr(found, attribute) if attribute else found
+    if callable(value) and not isinstance(value, type):
+        from shike_jax.common.calls import clear
+
+        value = clear(value)
+    elif name == "losses":
+        from shike_jax.common.calls import clear_module
+
+        value = clear_module(value)
     globals()[name] = value  # the next access does not come here
     return value
 

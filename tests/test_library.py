@@ -359,3 +359,25 @@ def test_other_images_are_refused(place, images):
 def test_pixels_as_floats_get_a_remark(place, capsys):
     sj.load(place / "run")(PIXELS.astype(np.float32))
     assert "floats from 0 to 255 are used as they are" in capsys.readouterr().err
+
+
+# --- calls that do not fit --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("call", "said"),
+    [
+        (
+            lambda: sj.load("x", hed="classifier"),
+            "got an unexpected keyword argument 'hed'; did you mean 'heads'",
+        ),
+        (lambda: sj.train(None, work_dir="x"), "did you mean 'workdir'"),
+        (lambda: sj.create_model("resnet20"), "missing a required argument: 'num_classes'; expected create_model(name"),
+        (lambda: sj.losses.shike([[0.0]], [0], fom="paper"), "did you mean 'form'"),
+        (lambda: sj.list_models(1), "too many positional arguments"),
+    ],
+)
+def test_wrong_arguments_are_named(call, said):
+    with pytest.raises(sj.UserError) as caught:
+        call()
+    assert said in str(caught.value)

@@ -20,7 +20,7 @@ CIFAR = f"--config={ROOT}/configs/cifar_lt.py"
 
 # What was typed ({} is a folder prepared below), and words that the answer must hold.
 TABLE = {
-    "no such command": ("trian", "no command; expected one of train, evaluate"),
+    "no such command": ("trian", "no command; expected one of configs, config, train, evaluate"),
     "wrong flag": (
         f"train {DIGITS} --wrkdir={{}}/run",
         "unrecognized arguments: --wrkdir",

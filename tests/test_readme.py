@@ -68,7 +68,7 @@ def evaluate(words, place):
         python(words, place)
     for heads in ("representation", "classifier"):
         assert re.search(
-            rf"^{heads} heads, ensemble( +[\d.]+){{7}}\n +expert 1 alone .*\n +expert 2 alone ",
+            rf"^{heads}( +[\d.]+){{7}}\n +expert 1 .*\n +expert 2 ",
             out.getvalue(),
             re.MULTILINE,
         )

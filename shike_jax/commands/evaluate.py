@@ -62,20 +62,22 @@ def describe(summary: dict[str, Any]) -> str:
     columns = {name: about["title"] for name, about in summary["scores"].items() if about["detail"]}
     rows = [["percent", *columns.values()]]
     for name, found in heads.items():
-        rows.append([f"{name} heads, ensemble", *(_cell(found[key]) for key in columns)])
+        rows.append([name, *(_cell(found[key]) for key in columns)])
         for m, (top1, division) in enumerate(zip(found["experts"], found["experts_divisions"], strict=True)):
             alone = {"top1": top1, **division}
-            rows.append([f"  expert {m + 1} alone", *(_cell(alone.get(key)) for key in columns)])
+            rows.append([f"  expert {m + 1}", *(_cell(alone.get(key)) for key in columns)])
         if mirrored := found.get("mirrored"):
             rows.append(["  with mirror images", *(_cell(mirrored[key]) for key in columns)])
     lines += [*aligned(rows), *_not_finite(summary), *_earlier_heads(summary), ""]
-    rows = [["percent", "pairs differ", "unanimous", "any right", "all right", "none right", "p(hardest wrong) > 0.5"]]
+    rows = [["percent", "differ", "unanimous", "any right", "all right", "none right", "p > 0.5"]]
     for name, found in heads.items():
         shares = found["agreement"]
         keys = ("disagreement", "unanimous", "oracle", "all_right", "none_right")
         cells = [*(shares[key] for key in keys), found["hardest_negative"]["above_half"]]
-        rows.append([f"{name} heads, experts", *map(_cell, cells)])
+        rows.append([name, *map(_cell, cells)])
     lines += aligned(rows)
+    lines += ["differ: images on which two experts disagree, mean over pairs"]
+    lines += ["p > 0.5: images whose hardest wrong class has a probability above one half"]
     if len(data["class_names"]) <= 100:
         lines += ["", *aligned(_class_rows(data, checkpoint.trained_heads(summary), heads))]
     if "post_hoc" in summary:
@@ -101,9 +103,10 @@ def _earlier_heads(summary: dict[str, Any]) -> list[str]:
         return []
     return [
         "",
-        f"The {earlier[0]} heads are scored on the network as stage {checkpoint['stage']} left it. That stage did",
-        "not train them, but it moved the running averages of batch normalisation: results.json has their scores at",
-        "the end of their own stage, and the weights of that stage lie in WORKDIR/weights.",
+        f"The {earlier[0]} heads are scored on the network as stage {checkpoint['stage']}",
+        "left it. That stage did not train them, but it moved the running averages of",
+        "batch normalisation: results.json has their scores at the end of their own",
+        "stage, and the weights of that stage lie in WORKDIR/weights.",
     ]
 
 
@@ -127,7 +130,7 @@ def _class_rows(data: dict[str, Any], name: str, heads: dict[str, Any]) -> list[
     """Accuracy and F1 of each class, most training images first, with one set of classifiers."""
     found = heads[name]
     experts = [f"expert {m + 1}" for m in range(len(found["experts"]))]
-    rows = [[f"{name} heads", "train", data["part"], "accuracy", "F1", *experts]]
+    rows = [[name, "train", data["part"], "accuracy", "F1", *experts]]
     for c in np.argsort(-np.array(data["class_counts"]), kind="stable"):
         cells = [found["per_class"][c], found["f1_per_class"][c], *(e[c] for e in found["experts_per_class"])]
         counts = [f"{data['class_counts'][c]:,}", f"{found['examples_per_class'][c]:,}"]
@@ -147,7 +150,10 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--checkpoint", required=True, metavar="DIR", help="work directory, weights/STAGE or converted")
     parser.add_argument("--part", help="train, val or test; default: the configuration's data.test_part, test")
-    parser.add_argument("--heads", default="both", choices=(*HEAD_SETS, "both"), help="sets of classifiers")
+    about = "representation, classifier or both; default: those that were trained"
+    parser.add_argument(
+        "--heads", default="trained", choices=(*HEAD_SETS, "both", "trained"), metavar="SETS", help=about
+    )
     parser.add_argument("--config", metavar="FILE[:ARGS]", help="other data; --config.field=value changes fields")
     parser.add_argument("--output", type=place, metavar="FILE", help=".json or .npz to write")
     adjusting = parser.add_argument_group("adjustment to the shares of the classes in the images to classify")
@@ -175,7 +181,9 @@ def main(argv: Sequence[str]) -> None:
     classifier = load(args.checkpoint)
     config = checkpoint_config(classifier.meta, without_registering(classifier.meta, changes))
     source, part = checkpoint.load_data(classifier, config, args.part)
-    heads = checkpoint.sets_of(classifier) if args.heads == "both" else (args.heads,)
+    known = checkpoint.sets_of(classifier)
+    trained = tuple(name for name in known if name in checkpoint.trained_sets(classifier.meta)) or known
+    heads = {"trained": trained, "both": known}.get(args.heads, (args.heads,))
     adjusting = None
     if not (args.prior is None and args.adjust is None and args.tau is None and args.tune is None):
         asked = args.prior or "uniform", args.adjust or "auto", args.tau, args.tune or ""

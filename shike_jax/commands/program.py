@@ -12,6 +12,8 @@ from shike_jax.common.parser import run_command
 COMMANDS = {
     name: (f"shike_jax.commands.{name}", text)
     for name, text in {
+        "configs": "the configurations that come along",
+        "config": "a configuration, resolved, field by field",
         "train": "train, evaluate and resume a run",
         "evaluate": "accuracies of a checkpoint, in detail",
         "predict": "classes of your images: terminal, .csv or .npz",
@@ -31,14 +33,16 @@ COMMANDS = {
 _EPILOG = """\
 From your own photographs to predictions:
 
-  shike-jax train --config=folder_lt:root=photos --workdir=runs/mine
-  shike-jax predict --checkpoint=runs/mine --images=new --output=new.csv
+  python -m shike_jax train --config=folder_lt:root=photos --workdir=runs/mine
+  python -m shike_jax predict --checkpoint=runs/mine --images=new --output=new.csv
 """
 
 
 def main(argv: Sequence[str]) -> int | None:
     """Runs a command with the arguments after it; raises UserError when there is none of that name."""
-    return run_command(argv, "shike-jax", "Long-tailed image recognition with SHIKE, in JAX.", COMMANDS, _EPILOG)
+    return run_command(
+        argv, "python -m shike_jax", "Long-tailed image recognition with SHIKE, in JAX.", COMMANDS, _EPILOG
+    )
 
 
 def entry() -> None:

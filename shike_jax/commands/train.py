@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import shlex
 import sys
 import time
 from collections.abc import Sequence
@@ -10,6 +11,7 @@ from typing import Any
 
 from shike_jax.cluster import preemption
 from shike_jax.common.buckets import place
+from shike_jax.common.command import program
 from shike_jax.common.parser import Parser
 from shike_jax.common.quiet import quiet_third_parties
 from shike_jax.common.text import say
@@ -54,6 +56,8 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     about = "list the fields that --config.FIELD=VALUE sets (those whose description holds WORD) and exit"
     parser.add_argument("--fields", nargs="?", const="", metavar="WORD", action=_ListFields, help=about)
     parser.add_argument("--workdir", type=place, help="folder or gs://BUCKET/NAME of the run; created, or continued")
+    about = "check everything, print what would be done and write nothing"
+    parser.add_argument("--dry-run", action="store_true", help=about)
     about = "join the job that JAX finds around this process: auto (where it has several processes), on or off"
     parser.add_argument("--distributed", choices=("auto", "on", "off"), default="auto", help=about)
     parser.add_argument("--coordinator", metavar="HOST:PORT", help="address of process 0 of a multi-process job")
@@ -80,19 +84,46 @@ def main(argv: Sequence[str]) -> int:
     if config.dtype == "float64":
         jax.config.update("jax_enable_x64", True)
 
-    from shike_jax.cluster.parallel import start_distributed
+    from shike_jax.cluster.parallel import is_main, start_distributed
 
     start_distributed(args.coordinator, args.processes, args.process, config.train.peer_timeout, args.distributed)
 
     from shike_jax.cluster import compiled_cache, cpu, peers
     from shike_jax.training import loop
 
-    compiled_cache.use_default_folder()
+    if not args.dry_run:
+        compiled_cache.use_default_folder()
     cpu.use_cores(config.train.cpu_devices, [config.stages[name].batch_size for name in config.run])
     with peers.watched(config.train.peer_timeout):
+        if args.dry_run:
+            from shike_jax.training import dry_run
+
+            say("\n".join(dry_run.describe(config, args.workdir)))
+            return 0
         try:
-            loop.train(config, args.workdir, started)
+            results = loop.train(config, args.workdir, started)
         except preemption.Preempted as stopped:
             print(stopped, file=sys.stderr)
             return stopped.status
+    if is_main() and config.log != "quiet":
+        say(_ending(args.workdir, results))
     return 0
+
+
+def _ending(workdir: Any, results: dict[str, Any] | list[dict[str, Any]]) -> str:
+    """The table of a run, or of several seeds, and what may be done next."""
+    from shike_jax.report.tables import stage_table
+
+    runs = results if isinstance(results, list) else [results]
+    tables = [stage_table(run) for run in runs]
+    if len(runs) > 1:
+        tables = [f"seed {run['seed']}\n{table}" for run, table in zip(runs, tables, strict=True)]
+    folder = shlex.quote(str(workdir))
+    first = f"{folder}/seed{runs[0]['seed']}" if len(runs) > 1 else folder
+    commands = (
+        f"evaluate --checkpoint={first}",
+        f"predict --checkpoint={first} --images=FILES",
+        f"report --runs={folder} --output={folder}/report",
+    )
+    lines = [*tables, f"\nresults in {workdir}; next:", *(f"  {program()} {command}" for command in commands)]
+    return "\n" + "\n".join(lines)

@@ -6,11 +6,24 @@ import platform
 import sys
 from collections.abc import Callable, Sequence
 from importlib import metadata
+from pathlib import Path
 
 from shike_jax.common import buckets
 from shike_jax.common.text import say
 from shike_jax.common.version import __version__
 from shike_jax.errors import UserError
+
+INSTALLED, MODULE = "shike-jax", "python -m shike_jax"
+
+
+def program() -> str:
+    """The program's name as it was typed."""
+    return INSTALLED if Path(sys.argv[0]).stem == INSTALLED else MODULE
+
+
+def as_typed(text: str) -> str:
+    """A text that names commands, with the program's name as it was typed."""
+    return text.replace(MODULE, program())
 
 
 def _jax() -> str:
@@ -29,7 +42,7 @@ def run_main(main: Callable[[Sequence[str]], int | None], argv: Sequence[str] | 
             sys.exit(0)
         code = main(argv)
     except UserError as error:
-        say("error: " + " ".join(str(error).split()), file=sys.stderr)
+        say("error: " + as_typed(" ".join(str(error).split())), file=sys.stderr)
         code = error.status
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)

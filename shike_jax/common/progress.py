@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import math
 import os
 import time
 from collections.abc import Callable, Iterator
@@ -47,7 +48,8 @@ def lines(title: str, total: int, tell: Callable[[str], None]) -> Iterator[Updat
         if now - said >= EVERY and done < total:
             said = now
             note, left = remark() if remark else ("", _left(now - began, done, total))
-            tell(f"{title}: {done:,} of {total:,}{note and ', '}{note}, {clock(left)} left")
+            rest = "" if math.isnan(left) else f", {clock(left)} left"
+            tell(f"{title}: {done:,} of {total:,}{note and ', '}{note}{rest}")
 
     yield update
 
@@ -107,6 +109,8 @@ def hidden(title: str, total: int) -> contextlib.AbstractContextManager[Update]:
 
 
 def clock(seconds: float) -> str:
-    """h:mm:ss."""
+    """h:mm:ss; a dash for what is not known."""
+    if math.isnan(seconds):
+        return "-"
     seconds = round(seconds)
     return f"{seconds // 3600}:{seconds % 3600 // 60:02d}:{seconds % 60:02d}"

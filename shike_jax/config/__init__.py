@@ -12,7 +12,7 @@ from shike_jax.config.fields import (
     with_defaults,
     without_gone,
 )
-from shike_jax.config.recipes import fine_tuning, parse_arguments, photograph_recipe, shike_stages, stated
+from shike_jax.config.recipes import exported, fine_tuning, parse_arguments, photograph_recipe, shike_stages, stated
 from shike_jax.errors import UserError
 
 __all__ = [
@@ -25,6 +25,7 @@ __all__ = [
     "base",
     "count_images",
     "count_lines",
+    "exported",
     "fine_tuning",
     "gone_line",
     "parse_arguments",

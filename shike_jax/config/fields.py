@@ -51,7 +51,7 @@ _STAGES = (_is_name, "names of config.stages")
 _PATTERNS = (_is_pattern, "regular expressions over parameter paths")
 _PROFILE = (_is_profile, "STEP:COUNT, such as 20:5, counted over the whole run")
 # What comes with the package, in rooms above this one that may not have been imported yet.
-_SOURCES = ("digits", "tfds", "arrays", "folder", "lists", "table", "npz")
+_SOURCES = ("digits", "tfds", "archive", "arrays", "folder", "lists", "table", "npz")
 _POLICIES = ("none", "autoaugment_cifar", "randaugment")
 _SEED: dict[str, Any] = {"low": 0, "high": 2**32 - 1}  # JAX's keys and NumPy's seeds tell so many apart
 _COLOURS: dict[str, Any] = {"items": float, "length": (1, 4096)}
@@ -85,9 +85,10 @@ FIELDS: dict[str, Field] = {
     "data.data_dir": Field("", "tfds folder; empty: $TFDS_DATA_DIR, else ~/tensorflow_datasets", free=True),
     "data.root": Field(
         "",
-        "image folder ({train,test}/CLASS/*, CLASS/*, or the base of list files and tables), or the exported file",
+        "image folder ({train,test}/CLASS/*, CLASS/*, or the base of list files and tables), exported file or archive",
         free=True,
     ),
+    "data.verify": Field(True, "source archive: only the official archives, by their SHA-256", free=True),
     "data.train_list": Field("", "list file of lines `path label`"),
     "data.val_list": Field("", "as train_list"),
     "data.test_list": Field("", "as train_list"),

@@ -126,6 +126,9 @@ def override_config(plain: Mapping[str, Any], argv: Sequence[str]) -> tuple[Conf
     return _parsed(define, mine, "(the checkpoint's)", stages=False), rest
 
 
+_OF_EVALUATION = ("data", "eval")
+
+
 def checkpoint_config(meta: Mapping[str, Any], arguments: Sequence[str] = ()) -> ConfigDict:
     """The configuration to evaluate a checkpoint with: its own, changed or replaced by --config arguments.
 
@@ -137,6 +140,11 @@ def checkpoint_config(meta: Mapping[str, Any], arguments: Sequence[str] = ()) ->
     Raises:
       UserError: a checkpoint without configuration and no --config, and all that `parse_config` raises.
     """
+    for item in arguments:
+        field = item.partition("=")[0].removeprefix("--config.")
+        if not item.startswith("--config=") and field.partition(".")[0] not in _OF_EVALUATION:
+            expected = f"fields of {' or '.join(f'config.{room}' for room in _OF_EVALUATION)}"
+            raise UserError(f"{item}: has no effect on a network that is trained already; expected {expected}")
     if any(item.startswith("--config=") for item in arguments):
         config, _ = parse_config(arguments)
     elif meta.get("config"):

@@ -30,6 +30,12 @@ def stated(**values: str) -> Iterator[None]:
         _STATED.reset(token)
 
 
+def exported(config: ConfigDict, file: str) -> None:
+    """Takes the images of CIFAR from a file, in place: a split that `pack` wrote, or an archive of the authors'."""
+    archive = file.lower().endswith((".tar.gz", ".tgz", ".tar"))
+    config.data.update({"source": "archive" if archive else "arrays", "root": file})
+
+
 def shike_stages(config: ConfigDict, preset: str, epochs: tuple[int, int] = (180, 20)) -> None:
     """Sets the two stages of SHIKE (sec. 3.4) in place.
 

@@ -9,7 +9,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from shike_jax.common.class_names import comparable
-from shike_jax.data import arrays, digits, folder, lists, npz, table, tfds_source
+from shike_jax.data import arrays, cifar_archive, digits, folder, lists, npz, table, tfds_source
 from shike_jax.data.held_out import evaluated_part, with_validation
 from shike_jax.data.splits import Split
 from shike_jax.data.types import Report, Source
@@ -21,6 +21,7 @@ __all__ = ["Report", "Source", "load", "load_whole"]
 for _module in (arrays, digits, folder, lists, npz, table):
     SOURCES.register(_module.__name__.rpartition(".")[2])(_module.load)
 SOURCES.register("tfds")(tfds_source.load)
+SOURCES.register("archive")(cifar_archive.load)
 
 
 def load(data: ConfigDict) -> Source:

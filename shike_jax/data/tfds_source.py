@@ -5,13 +5,14 @@ Nothing is ever downloaded silently.
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import numpy as np
 from ml_collections import ConfigDict
 
 from shike_jax.data import tfds_large
-from shike_jax.data.splits import Part, Split, longtailed
+from shike_jax.data.cifar_archive import longtailed_source
 from shike_jax.data.tensorflow_data import damage, find_builder, import_tensorflow, named_damage, shards
 from shike_jax.data.types import Source
 from shike_jax.errors import UserError
@@ -41,17 +42,8 @@ def _load_cifar(data: ConfigDict) -> Source:
     ids, labels, encoded = {}, {}, {}
     for part in ("train", "test"):
         ids[part], labels[part], encoded[part] = _read_encoded(builder, part)
-    keep, rule = longtailed(labels["train"], len(class_names), data, f"{data.name} by id", ranked=False)
-    kept = {"train": keep, "test": np.arange(len(labels["test"]))}
-    split = Split(
-        name=f"{data.name}_lt_if{data.imbalance_factor:g}",
-        rule=rule,
-        seed=data.subset_seed,
-        class_names=class_names,
-        parts={part: Part(ids[part][index], labels[part][index]) for part, index in kept.items()},
-        division_rule=data.divisions,
-    )
-    return Source(split, {part: _decode(encoded[part][index]) for part, index in kept.items()})
+    source = longtailed_source(data, class_names, {part: (labels[part], encoded[part]) for part in ids}, ids)
+    return dataclasses.replace(source, images={part: _decode(kept) for part, kept in (source.images or {}).items()})
 
 
 def _read_encoded(builder: Any, part: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -28,6 +28,7 @@ from shike_jax.evaluation.classifier import Classifier, check_mirror
 from shike_jax.evaluation.evaluator import Arrays, Evaluator, augmented_view, plain_views
 from shike_jax.methods import ADJUSTMENTS
 from shike_jax.methods.scores import describe_scores
+from shike_jax.models import HEAD_SETS
 from shike_jax.models.calling import head_sets
 from shike_jax.storage.checkpoints import load_weights
 
@@ -170,6 +171,15 @@ def with_classes_of(classifier: Classifier, source: sources.Source) -> sources.S
     if places == sorted(places) and list(counts or split.class_counts) == split.class_counts.tolist():
         return source
     return dataclasses.replace(source, split=split.reordered(places, counts))
+
+
+def trained_sets(meta: Mapping[str, Any]) -> tuple[str, ...]:
+    """The sets of classifiers that a checkpoint's stages have trained; both where it does not say what trained it."""
+    config = meta.get("config") or {}
+    if not config.get("stages") or config.get("init_from") or meta.get("stage_index") is None:
+        return HEAD_SETS
+    past = config["run"][: meta["stage_index"] + 1]
+    return tuple(name for name in HEAD_SETS if name in {config["stages"][stage]["heads"] for stage in past})
 
 
 def trained_heads(summary: Mapping[str, Any]) -> str:

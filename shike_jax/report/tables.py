@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from shike_jax.common.text import markdown
+from shike_jax.common.text import aligned, markdown
 from shike_jax.config import paper
 from shike_jax.evaluation.metrics import scores_of
 from shike_jax.report.runs import Group, families, spread
@@ -193,12 +193,9 @@ def _number(value: float | None) -> str:
 
 def stage_table(results: Mapping[str, Any]) -> str:
     """Accuracies (percent) at the end of each stage, the ensemble and each expert, as aligned text."""
-    experts = [f"expert {m + 1}" for m in range(len(results["experts"]))]
-    scores = scores_of(results)
-    columns = [name for name, about in scores.items() if about["column"]]
-    lines = ["".join(f"{name:>15}" if i == 0 else f"{name:>9}" for i, name in enumerate(("after", *columns, *experts)))]
+    experts = [f"{m + 1}" if m else "expert 1" for m in range(len(results["experts"]))]
+    columns = [name for name, about in scores_of(results).items() if about["column"]]
+    rows = [["after stage", *columns, *experts]]
     for stage in results["stages"]:
-        values = [stage[name] for name in columns] + stage["experts"]
-        cells = "".join("        -" if value is None else f"{value:9.2f}" for value in values)
-        lines.append(f"{stage['name']:>15}{cells}")
-    return "\n".join(lines)
+        rows.append([stage["name"], *map(_number, [*(stage[name] for name in columns), *stage["experts"]])])
+    return "\n".join(aligned(rows))

@@ -138,7 +138,7 @@ def _use(results: Results, workdir: Path) -> str:
     num_classes, place = len(results["split"]["class_names"]), shlex.quote(printable(workdir.name))
     return (
         f"## Use\n\nMeant for pictures like those it was trained on, each showing one of the {num_classes} "
-        "classes. In the folder that holds this run:\n\n"
+        "classes. With this package (`pip install .` in a clone of it), in the folder that holds this run:\n\n"
         f"    python -m shike_jax predict --checkpoint={place} --images=PICTURES --output=predictions.csv\n"
         f"    python -m shike_jax evaluate --checkpoint={place}\n"
         f"    python -m shike_jax export --checkpoint={place} --output=exported\n\n"

@@ -27,7 +27,7 @@ class RunLog:
       folder: a local one for files that grow; it is copied to a work directory in a bucket.
     """
 
-    def __init__(self, workdir: Path, level: str, active: bool, tensorboard: bool = True) -> None:
+    def __init__(self, workdir: Path, level: str, active: bool, tensorboard: bool = True, name: str = "") -> None:
         """Opens the files.
 
         Args:
@@ -35,8 +35,9 @@ class RunLog:
           level: quiet, info or debug.
           active: False on all processes but one.
           tensorboard: whether event files are written, where what they need is installed.
+          name: of this run among several of one process, which its lines begin with where they are printed.
         """
-        self._level, self._writer = level, None
+        self._level, self._writer, self._name = level, None, name
         self._text: TextIO | None = None
         self._json: TextIO | None = None
         self._mirror: Mirror | None = None
@@ -89,7 +90,7 @@ class RunLog:
         if self._text is not None:
             self._keep(text)
             if self._level != "quiet":
-                say(text)
+                say(f"{self._name}{text}")
 
     def _keep(self, text: str) -> None:
         if self._text is not None:
@@ -191,19 +192,26 @@ def _step(line: str) -> float:
 
 
 class Progress:
-    """Rate and time left of a whole run, from the epochs done since this process started."""
+    """Rate and time left of a whole run, from the epochs done since this process started.
+
+    The time left is not known (NaN) before two epochs or half a minute are done: what the first epoch spends on warming
+    up would be counted for all.
+    """
 
     def __init__(self, examples_left: int) -> None:
         """Args: examples_left: training examples still to be processed over all stages."""
-        self._left, self._done, self._seconds = examples_left, 0, 0.0
+        self._left, self._done, self._seconds, self._pieces = examples_left, 0, 0.0, 0
 
     def advance(self, examples: int, seconds: float) -> tuple[float, float]:
         """Adds work done; returns (examples per second of this piece, seconds left for all)."""
         self._left -= examples
         self._done += examples
         self._seconds += seconds
-        return examples / max(seconds, 1e-9), max(self._left, 0) * self._seconds / max(self._done, 1)
+        self._pieces += 1
+        return examples / max(seconds, 1e-9), self.left_after(0, 0.0)
 
     def left_after(self, examples: int, seconds: float) -> float:
-        """Seconds left for all after further work that is not added yet."""
+        """Seconds left for all after further work that is not added yet; NaN where they are not known."""
+        if self._pieces < 2 and self._seconds + seconds < 30:
+            return math.nan
         return max(self._left - examples, 0) * (self._seconds + seconds) / max(self._done + examples, 1)

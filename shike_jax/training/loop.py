@@ -143,7 +143,8 @@ def train(
             finished = _finished(own, place, held)
             if finished is None:
                 mine = [*(member.run.workdir for member in members), place]
-                members.append(_member(own, place, held, mine))
+                name = f"seed {own.seed}: " if config.seeds else ""
+                members.append(_member(own, place, held, mine, name))
                 if config.seeds and members[-1].run.source.images is None:
                     expected = "a data source whose images lie on the device"
                     raise UserError(f"config.seeds: expected {expected}, not {config.data.source!r}")
@@ -197,13 +198,14 @@ def _finished(config: ConfigDict, workdir: Path, held: contextlib.ExitStack) -> 
     return found
 
 
-def _member(config: ConfigDict, workdir: Path, held: contextlib.ExitStack, mine: Sequence[Path]) -> Member:
+def _member(config: ConfigDict, workdir: Path, held: contextlib.ExitStack, mine: Sequence[Path], name: str) -> Member:
     """The run where it stands; what it opens is closed with `held`.
 
     Args:
       mine: the work directories of this process's runs so far, this one included.
+      name: for the log, of one run among several.
     """
-    log = RunLog(workdir, config.log, parallel.is_main(), config.train.tensorboard)
+    log = RunLog(workdir, config.log, parallel.is_main(), config.train.tensorboard, name)
     held.callback(_close, log)
     if parallel.is_main() and jax.process_count() == 1:
         preemption.leave_at_once(functools.partial(_discard_untrained, mine))
@@ -321,18 +323,22 @@ def report_epoch(
     loss = trained.means["loss"]
     values = {"epoch_loss": loss, "train_top1": trained.means["train_top1"], "learning_rate": rate}
     values["images_per_second"] = trained.images_per_second
-    text = f"{stage.name} {epoch + 1:>3}/{stage.settings.epochs}  lr {rate:.4f}  loss {loss:8.4f}"
+    lines = [f"{stage.name} {epoch + 1:>3}/{stage.settings.epochs}  lr {rate:.4f}  loss {loss:7.3f}"]
+    lines[0] += f"  {trained.images_per_second:5.0f} img/s"
+    if trained.seconds_left >= 1:  # neither at the end nor before it is known
+        lines[0] += f"  left {clock(trained.seconds_left)}"
     total = stage.steps_before + step
     if evaluation:
         # `loss` alone is the training loss in every record.
         values |= {"test_loss" if name == "loss" else name: evaluation[name] for name in SCORES}
         values["experts"] = evaluation["experts"]
         shown = [entry.name for entry in SCORES.entries() if entry.options["log"]]
-        text += "".join(f"  {name} {_cell(evaluation[name])}" for name in shown)
+        lines.append("    " + "".join(f"  {name} {_cell(evaluation[name])}" for name in shown))
         accuracies = np.array([value for value in evaluation["per_class"] if value is not None])
         run.log.histogram(total, f"{stage.name}/per_class_top1", accuracies)
     run.log.scalars(total, values, stage=stage.name, epoch=epoch)
-    run.log.line(f"{text}  {trained.images_per_second:7.0f} img/s  left {clock(trained.seconds_left)}")
+    for line in lines:
+        run.log.line(line)
 
 
 def _cell(value: float | None) -> str:

@@ -2,6 +2,7 @@
 
 import io
 import json
+import math
 import os
 import pty
 import re
@@ -79,10 +80,12 @@ def test_what_is_no_terminal_gets_no_bar():
 
 def test_time_left_of_a_run():
     run = Progress(1000)
-    assert run.left_after(100, 10.0) == 90.0
-    run.advance(500, 25.0)
-    assert run.left_after(0, 0.0) == 25.0
+    assert math.isnan(run.left_after(100, 10.0))  # most of the first seconds may be warming up
+    assert run.left_after(100, 30.0) == 270.0
+    rate, left = run.advance(500, 25.0)
+    assert rate == 20.0 and math.isnan(left)
     assert run.left_after(100, 35.0) == 400 * 60 / 600
+    assert run.advance(100, 35.0) == (100 / 35, 400 * 60 / 600)
 
 
 def test_a_quiet_log_shows_nothing_but_keeps_its_file(tmp_path, capsys, clock):

@@ -17,6 +17,7 @@ from shike_jax.config.loading import checkpoint_config, parse_config
 from shike_jax.data import sources
 from shike_jax.errors import UserError
 from shike_jax.evaluation.checkpoint import evaluate as score_part
+from shike_jax.evaluation.checkpoint import trained_sets
 from shike_jax.evaluation.classifier import load
 from shike_jax.storage.checkpoints import save_weights
 from tests.conftest import ROOT
@@ -87,7 +88,7 @@ def test_classes_are_listed_with_the_classifiers_that_were_trained(written, trai
     summary["checkpoint"]["heads"] = trained
     rows = evaluate.describe(summary).splitlines()
     header = next(i for i, row in enumerate(rows) if "accuracy" in row and "expert 1" in row)
-    assert rows[header].startswith(f"{shown} heads")
+    assert rows[header].startswith(f"{shown} ")
     largest = int(np.argmax(summary["data"]["class_counts"]))
     assert rows[header + 1].split()[3] == f"{summary['heads'][shown]['per_class'][largest]:.2f}"
 
@@ -99,7 +100,7 @@ def test_other_parts_and_one_set_of_classifiers(checkpoint, tmp_path, capsys):
     assert list(summary["heads"]) == ["representation"]
     assert summary["data"]["examples"] == sum(summary["data"]["class_counts"])
     table = capsys.readouterr().out
-    assert "expert 3 alone" in table
+    assert "  expert 3  " in table
     assert f"{summary['heads']['representation']['top1']:.2f}" in table
 
 
@@ -181,3 +182,15 @@ def test_converted_weights_need_a_configuration(checkpoint):
     del classifier.meta["config"]
     with pytest.raises(UserError, match="expected --config=FILE"):
         checkpoint_config(classifier.meta)
+
+
+def test_only_sets_that_were_trained_are_scored_and_training_fields_are_refused(checkpoint, capsys):
+    meta = load(str(checkpoint[0])).meta
+    stages = {"one": {"heads": "representation"}, "two": {"heads": "classifier"}}
+    run = {"run": ["one", "two"], "stages": stages, "init_from": ""}
+    for index, sets in ((0, ("representation",)), (1, ("representation", "classifier"))):
+        assert trained_sets({**meta, "config": run, "stage_index": index}) == sets
+    assert len(trained_sets({**meta, "config": {**run, "init_from": "elsewhere"}, "stage_index": 0})) == 2
+    assert len(trained_sets({"config": None})) == 2  # converted weights
+    with pytest.raises(UserError, match=r"--config.model.depths=\(1,\): has no effect on a network that is trained"):
+        evaluate.main([f"--checkpoint={checkpoint[0]}", "--config.model.depths=(1,)"])

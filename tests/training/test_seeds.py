@@ -58,11 +58,13 @@ def assert_same_run(one, other, stages):
 @pytest.mark.parametrize(
     ("seeds", "compared"), [((1, 2), (2,)), pytest.param((1, 2, 3), (1, 2, 3), marks=pytest.mark.slow)]
 )
-def test_each_seed_equals_its_run_alone(tmp_path, seeds, compared):
+def test_each_seed_equals_its_run_alone(tmp_path, seeds, compared, capsys):
     """Together in calls of two steps; alone step by step."""
     only = ("run=('representation',)", "stages.representation.max_steps=4", "data.test_per_class=10")
-    results = loop.train(config(*only, "train.steps_per_call=2", f"seeds={seeds}"), tmp_path / "all")
+    results = loop.train(config(*only, "train.steps_per_call=2", f"seeds={seeds}", "log=info"), tmp_path / "all")
     assert [result["seed"] for result in results] == list(seeds)
+    lines = [line for line in capsys.readouterr().out.splitlines() if "img/s" in line]
+    assert {line.partition(":")[0] for line in lines} == {f"seed {seed}" for seed in seeds}
     for seed in compared:
         loop.train(config(*only, f"seed={seed}"), tmp_path / f"alone{seed}")
         assert_same_run(tmp_path / f"alone{seed}", tmp_path / "all" / f"seed{seed}", ["representation"])

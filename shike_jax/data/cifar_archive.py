@@ -1,0 +1,147 @@
+"""CIFAR-10 and CIFAR-100 from the authors' archives, in their Python and their binary form, without TensorFlow.
+
+Images are numbered in the order of the files, as tensorflow-datasets numbers them: the split, and its hash, are those
+of the source `tfds`. The digest of the archive says which of the four it is.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import pickle
+import tarfile
+import zlib
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+from ml_collections import ConfigDict
+
+from shike_jax.data.splits import Part, Split, longtailed
+from shike_jax.data.types import Source
+from shike_jax.errors import UserError
+
+SIDE = 32
+# SHA-256 of https://www.cs.toronto.edu/~kriz/NAME
+OFFICIAL = {
+    "cifar-10-python.tar.gz": "6d958be074577803d12ecdefd02955f39262c83c16fe9348329d7fe0b5c001ce",
+    "cifar-10-binary.tar.gz": "c4a38c50a1bc5f3a1c5537f2155ab9d68f9f25eb1ed8d9ddda3db29a59bca1dd",
+    "cifar-100-python.tar.gz": "85cd44d02ba6437773c5bbd22e183051d648de2e7d6b014e1ef29b855ba677a7",
+    "cifar-100-binary.tar.gz": "58a81ae192c23a4be8b1804d68e518ed807d710a4eb253b1f2a199162a40d8ec",
+}
+Images = tuple[np.ndarray, np.ndarray]  # labels int32 [N], images uint8 [N,32,32,3]
+
+
+def load(data: ConfigDict) -> Source:
+    """The archive `config.data.root` of the data set `config.data.name`.
+
+    Raises:
+      UserError: no such file, another one than the official, damaged, or of the other data set.
+    """
+    if data.image_size != SIDE:
+        raise UserError(f"config.data.image_size={data.image_size}: {data.name} has {SIDE} px images")
+    path = Path(data.root)
+    try:
+        if data.verify:
+            _check_digest(path)
+        class_names, found = _read(path)
+    except OSError as error:
+        raise UserError(f"config.data.root={path}: {error.strerror or error}") from None
+    except (tarfile.TarError, EOFError, zlib.error, KeyError, ValueError, TypeError, pickle.UnpicklingError) as error:
+        raise UserError(f"config.data.root={path}: not an archive of CIFAR, or damaged ({error})") from None
+    if data.name != (name := f"cifar{len(class_names)}"):
+        raise UserError(f"config.data.root={path}: is {name}; expected {data.name} (config.data.name)")
+    return longtailed_source(data, class_names, found)
+
+
+def longtailed_source(
+    data: ConfigDict, class_names: tuple[str, ...], found: dict[str, Images], ids: dict[str, np.ndarray] | None = None
+) -> Source:
+    """CIFAR by the authors' rule: the parts in the order of their ids (None: 0, 1, ...), the training part long-tailed.
+
+    Raises:
+      UserError: an impossible imbalance factor.
+    """
+    keep, rule = longtailed(found["train"][0], len(class_names), data, f"{data.name} by id", ranked=False)
+    kept = {"train": keep, "test": np.arange(len(found["test"][0]))}
+    numbers = ids or {part: np.arange(len(labels)) for part, (labels, _) in found.items()}
+    split = Split(
+        name=f"{data.name}_lt_if{data.imbalance_factor:g}",
+        rule=rule,
+        seed=data.subset_seed,
+        class_names=class_names,
+        parts={part: Part(numbers[part][index], found[part][0][index]) for part, index in kept.items()},
+        division_rule=data.divisions,
+    )
+    return Source(split, {part: found[part][1][index] for part, index in kept.items()})
+
+
+def _check_digest(path: Path) -> None:
+    with path.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    if digest not in OFFICIAL.values():
+        expected = f"one of {', '.join(OFFICIAL)} as published, or config.data.verify=False for an archive of your own"
+        raise UserError(f"config.data.root={path}: its SHA-256 is {digest[:12]}...; expected {expected}")
+
+
+def _read(path: Path) -> tuple[tuple[str, ...], dict[str, Images]]:
+    """Names of the classes, and the parts, of an archive in either form."""
+    with tarfile.open(path) as archive:
+        files = {Path(member.name).name: archive.extractfile(member) for member in archive if member.isfile()}
+        contents = {name: file.read() for name, file in files.items() if file is not None}
+    read = _binary if any(name.endswith(".bin") for name in contents) else _python
+    wide = "fine_label_names.txt" in contents or "meta" in contents  # CIFAR-100
+    names = {"train": ["train"], "test": ["test"]}
+    if not wide:
+        names = {"train": [f"data_batch_{i}" for i in range(1, 6)], "test": ["test_batch"]}
+    return read(contents, names, wide)
+
+
+def _binary(
+    contents: dict[str, bytes], names: dict[str, list[str]], wide: bool
+) -> tuple[tuple[str, ...], dict[str, Images]]:
+    """Records of a label (of CIFAR-100 a coarse one, then the fine one) and 3,072 bytes, plane by plane."""
+    described = contents["fine_label_names.txt" if wide else "batches.meta.txt"].decode().split()
+    head, found = 1 + wide, {}
+    for part, files in names.items():
+        records = np.frombuffer(b"".join(contents[f"{name}.bin"] for name in files), np.uint8)
+        records = records.reshape(-1, head + 3 * SIDE**2)
+        found[part] = records[:, head - 1].astype(np.int32), _pixels(records[:, head:])
+    return tuple(described), found
+
+
+def _python(
+    contents: dict[str, bytes], names: dict[str, list[str]], wide: bool
+) -> tuple[tuple[str, ...], dict[str, Images]]:
+    """Pickles of dicts with `data` uint8 [N,3072] and lists of labels."""
+    key, found = (b"fine_labels" if wide else b"labels"), {}
+    for part, files in names.items():
+        batches = [_unpickled(contents[name]) for name in files]
+        labels = np.concatenate([np.array(batch[key], np.int32) for batch in batches])
+        found[part] = labels, _pixels(np.concatenate([batch[b"data"] for batch in batches]))
+    described = _unpickled(contents["meta"])[b"fine_label_names"] if wide else None
+    described = described or _unpickled(contents["batches.meta"])[b"label_names"]
+    return tuple(name.decode() for name in described), found
+
+
+def _pixels(planes: np.ndarray) -> np.ndarray:
+    return np.ascontiguousarray(planes.reshape(-1, 3, SIDE, SIDE).transpose(0, 2, 3, 1))
+
+
+class _Arrays(pickle.Unpickler):
+    """Reads dicts, lists and NumPy's arrays; a pickle that asks for anything else is refused."""
+
+    ADMITTED = ("_reconstruct", "ndarray", "dtype")
+
+    def find_class(self, module: str, name: str) -> Any:
+        """The few functions that arrays are made of."""
+        if module.partition(".")[0] == "numpy" and name in self.ADMITTED:
+            return super().find_class(module, name)
+        if (module, name) == ("_codecs", "encode"):
+            return super().find_class(module, name)
+        raise pickle.UnpicklingError(f"it asks for {module}.{name}")
+
+
+def _unpickled(content: bytes) -> Any:
+    file: IO[bytes] = io.BytesIO(content)
+    return _Arrays(file, encoding="bytes").load()
