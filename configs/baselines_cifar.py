@@ -4,9 +4,12 @@
 
 METHOD, the first being the default: `ce` (cross-entropy), `focal`, `class_balanced` (effective number), `ldam_drw`,
 `logit_adjusted`, `balanced_softmax`, `crt` (classifier re-trained on balanced batches), `lws` (learnable weight
-scaling), `balpoe` (three experts with different priors). tau-normalisation and post-hoc logit adjustment need no
-training of their own: `evaluate --adjust=tau_norm --tau=0.7` on a run of `ce`. Equations and sources are in
-shike_jax/methods/losses.py and shike_jax/methods/adjustment.py.
+scaling), `balpoe` (three experts with different priors), `gcl` (Gaussian clouds, then classifiers on balanced
+batches), `mislas` (mixup, then label-aware smoothing and weight scaling on balanced batches), `ride` (three experts
+kept diverse), `sade` (three experts for three distributions; `evaluate --adjust=sade` weighs them by the images),
+`proco` (probabilistic contrast), `disalign` (cross-entropy, then calibrated logits). tau-normalisation and post-hoc
+logit adjustment need no training of their own: `evaluate --adjust=tau_norm --tau=0.7` on a run of `ce`. Equations and
+sources are in shike_jax/methods.
 Other arguments: dataset=cifar100|cifar10|digits (digits: real images of 16 px, seconds), imbalance_factor=100,
 epochs=180, classifier_epochs=20 (of two-stage methods; one-stage methods train for the sum of both), width=0 (channels
 of the stem; 0: 16), file=cifar-100-python.tar.gz (as for configs/cifar_lt.py). Augmentation, optimiser and schedule are
@@ -15,7 +18,7 @@ those of configs/cifar_lt.py, so that only the method differs. Results: docs/met
 
 from shike_jax import config as schema
 
-LOSSES = {  # method: weights and parameters of its first stage's losses
+LOSSES = {  # method: weights and parameters of its first stage's losses; the first one's are the default
     "ce": {"ce": 1.0},
     "focal": {"ce": 0.0, "focal": 1.0, "focal_gamma": 2.0},
     "class_balanced": {"ce": 0.0, "class_balanced": 1.0, "class_balanced_beta": 0.9999},
@@ -25,11 +28,26 @@ LOSSES = {  # method: weights and parameters of its first stage's losses
     "crt": {"ce": 1.0},
     "lws": {"ce": 1.0},
     "balpoe": {"ce": 0.0, "balanced_experts": 1.0},
+    "gcl": {"ce": 0.0, "gcl": 1.0},
+    "mislas": {"ce": 1.0},
+    "ride": {"ce": 1.0, "diversity": 0.2},
+    "sade": {"ce": 0.0, "sade": 1.0},
+    "proco": {"ce": 0.0, "logit_adjusted": 1.0, "proco": 1.0},
+    "disalign": {"ce": 1.0},
 }
+SECOND = {  # of methods with two stages: losses, sampler and second set of classifiers of the second
+    "crt": ({"ce": 1.0}, "balanced", "fresh"),
+    "lws": ({"ce": 1.0}, "balanced", "scaled"),
+    "gcl": ({"ce": 0.0, "gcl": 1.0}, "balanced", "fresh"),
+    "mislas": ({"ce": 0.0, "label_aware": 1.0}, "balanced", "scaled"),
+    "disalign": ({"ce": 0.0, "generalized_reweight": 1.0}, "shuffle", "aligned"),
+}
+THREE_EXPERTS = ("balpoe", "ride", "sade")
+COSINE = ("ldam_drw", "gcl")
 
 
 def get_config(arguments: str | None = None):
-    """One network without fusion (three for `balpoe`), trained in one stage, or two for `crt` and `lws`."""
+    """One network (or three experts) without fusion, trained in one stage or two."""
     args = schema.parse_arguments(
         arguments,
         tuple(LOSSES),
@@ -43,19 +61,20 @@ def get_config(arguments: str | None = None):
     method, config = args["preset"], schema.base()
     config.name = f"{method}_{args['dataset']}_lt_if{args['imbalance_factor']:g}"
     _set_data(config, args)
-    head = "cosine" if method == "ldam_drw" else "linear"
-    config.model.update({"fusion": False, "depths": (1, 2, 1) if method == "balpoe" else (1,), "head": head})
+    head = "cosine" if method in COSINE else "linear"
+    config.model.update({"fusion": False, "depths": (1, 2, 1) if method in THREE_EXPERTS else (1,), "head": head})
     epochs, later = args["epochs"], args["classifier_epochs"]
-    two_stages = method in ("crt", "lws")
-    config.run = ("representation", "classifier") if two_stages else ("representation",)
-    config.stages.representation = schema.stage(epochs=epochs if two_stages else epochs + later)
+    config.run = ("representation", "classifier") if method in SECOND else ("representation",)
+    config.stages.representation = schema.stage(epochs=epochs if method in SECOND else epochs + later)
     config.stages.representation.loss.update(LOSSES[method])
-    if two_stages:
+    if method in SECOND:
+        losses, sampler, config.model.second_head = SECOND[method]
         config.stages.classifier = schema.stage(
-            epochs=later, heads="classifier", train=("heads/classifier/.*",), sampler="balanced", lr=0.1
+            epochs=later, heads="classifier", train=("heads/classifier/.*",), sampler=sampler, lr=0.1
         )
-    if method == "lws":
-        config.model.second_head = "scaled"
+        config.stages.classifier.loss.update(losses)
+    if method == "mislas":
+        config.stages.representation.mixup = 1.0
     if args["dataset"] == "digits":
         for name in config.run:
             config.stages[name].batch_size = 32

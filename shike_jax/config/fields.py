@@ -178,7 +178,9 @@ FIELDS: dict[str, Field] = {
     "model.head": Field("cosine", "kind of the classifiers", choices=("cosine", "linear")),
     "model.head_scale": Field(30.0, "of the cosine", above=0, high=1000),
     "model.second_head": Field(
-        "fresh", "second set of classifiers: own weights, or factors over the first", choices=("fresh", "scaled")
+        "fresh",
+        "second set of classifiers: own weights, factors over the first (scaled), or DisAlign (aligned)",
+        choices=("fresh", "scaled", "aligned"),
     ),
     "model.align_last_relu": Field(False, "ReLU after the last alignment convolution too"),
     "run": Field((), "names of the stages, in order", items=str, length=(1, math.inf), rule=_STAGES),

@@ -17,6 +17,7 @@ from shike_jax.methods.tables import NETWORKS
 from shike_jax.models.calling import sizes_of, tried
 from shike_jax.models.experts import HEAD_SETS, ExpertNetwork
 from shike_jax.models.resnet import BACKBONES, Backbone
+from shike_jax.models.second_heads import SECOND_HEADS
 from shike_jax.models.vectors import VectorNetwork
 
 __all__ = [
@@ -45,7 +46,7 @@ DEFAULTS: dict[str, Any] = {
     "align_last_relu": False,
 }
 # What the fields with few values may be.
-CHOICES = {"shortcut": ("A", "B"), "head": ("cosine", "linear"), "second_head": ("fresh", "scaled")}
+CHOICES = {"shortcut": ("A", "B"), "head": ("cosine", "linear"), "second_head": ("fresh", *SECOND_HEADS)}
 
 
 def list_models() -> list[str]:

@@ -10,8 +10,9 @@ import jax
 import jax.numpy as jnp
 
 from shike_jax.models.initial import torch_default
-from shike_jax.models.layers import ClassScales, Conv, CosineClassifier, LinearClassifier, param_dtype
+from shike_jax.models.layers import Conv, CosineClassifier, LinearClassifier, param_dtype
 from shike_jax.models.resnet import Backbone, Mode, Stage, Trunk
+from shike_jax.models.second_heads import SECOND_HEADS, CorrectedHeadSet
 
 Array = jax.Array
 HEAD_SETS = ("representation", "classifier")
@@ -82,22 +83,10 @@ class HeadSet(nn.Module):
         raise ValueError(f"head {self.kind!r}: expected cosine or linear")
 
 
-class ScaledHeadSet(nn.Module):
-    """The factors of learnable weight scaling: logits [M,B,C] to logits [M,B,C]."""
-
-    experts: int
-    classes: int
-
-    @nn.compact
-    def __call__(self, logits: Array) -> Array:
-        """Returns logits."""
-        return jnp.stack([ClassScales(self.classes, name=f"expert{m}")(logits[m]) for m in range(self.experts)])
-
-
 class Heads(nn.Module):
     """The two sets of classifiers: one for representation learning, one trained afterwards (sec. 3.4).
 
-    The second set has weights of its own (`fresh`), or only factors over the logits of the first (`scaled`).
+    The second set has weights of its own (`fresh`), or corrects the logits of the first (`SECOND_HEADS`).
     """
 
     experts: int
@@ -112,14 +101,14 @@ class Heads(nn.Module):
         self.classifier = self._second_set()
 
     def _second_set(self) -> nn.Module:
-        if self.second == "scaled":
-            return ScaledHeadSet(self.experts, self.classes)
+        if self.second in SECOND_HEADS:
+            return CorrectedHeadSet(self.second, self.experts, self.classes)
         return HeadSet(self.experts, self.classes, self.kind, self.scale)
 
     def __call__(self, pooled: Array, heads: str) -> Array:
         """Pooled features [M,B,F] to logits [M,B,C] of one set (`heads`)."""
-        if heads == "classifier" and self.second == "scaled":
-            return self.classifier(self.representation(pooled))
+        if heads == "classifier" and self.second in SECOND_HEADS:
+            return self.classifier(self.representation(pooled), pooled)
         return getattr(self, heads)(pooled)
 
 
@@ -132,7 +121,7 @@ class ExpertNetwork(nn.Module):
       fusion: depth-wise knowledge fusion on or off.
       classes: C.
       head, head_scale: `cosine` with its scale, or `linear`.
-      second_head: what the second set of classifiers is: `fresh` or `scaled`.
+      second_head: what the second set of classifiers is: `fresh`, or one of `SECOND_HEADS`.
       last_relu: ReLU after the last alignment convolution too.
       dtype: compute dtype.
       axis_name: pmapped axis over which BN statistics are summed; None for a single device or per-device statistics.
@@ -186,7 +175,7 @@ class ExpertNetwork(nn.Module):
 
     def sets_used_by(self, heads: str) -> tuple[str, ...]:
         """The sets of classifiers on whose parameters the logits of the set `heads` depend."""
-        return HEAD_SETS if heads == "classifier" and self.second_head == "scaled" else (heads,)
+        return HEAD_SETS if heads == "classifier" and self.second_head in SECOND_HEADS else (heads,)
 
     def __call__(
         self,

@@ -151,20 +151,6 @@ class LinearClassifier(nn.Module):
         return jnp.dot(x.astype(kind), kernel, precision=lax.Precision.HIGHEST) + bias
 
 
-class ClassScales(nn.Module):
-    """Learnable weight scaling (Kang et al. 2020, sec. 4): one factor for each class over logits of frozen weights.
-
-    Input: logits [B,classes]; output: the same, each class multiplied by its factor, which begins at 1.
-    """
-
-    classes: int
-
-    @nn.compact
-    def __call__(self, logits: Array) -> Array:
-        """Returns logits."""
-        return logits * self.param("scale", ones, (self.classes,), logits.dtype)
-
-
 def param_dtype(dtype: Any) -> Any:
     """The dtype of parameters, statistics and losses for a compute dtype: float64 for float64, else float32."""
     return jnp.float64 if jnp.dtype(dtype) == jnp.float64 else jnp.float32
