@@ -38,7 +38,7 @@ def size_and_work(config: dict[str, Any], classes: int) -> tuple[int, float]:
     trace = jax.make_jaxpr(lambda variables, x: network.apply(variables, x, heads))(shapes, image)
     params = dict(shapes["params"])
     params["heads"] = dict(params["heads"])
-    if not (heads == "classifier" and model["second_head"] == "scaled"):  # scaled ones need both sets
+    if heads == "representation" or model["second_head"] == "fresh":  # others correct the first set's logits
         params["heads"] = {heads: params["heads"][heads]}
     return models.num_parameters(params), matrix_flops(trace.jaxpr)
 

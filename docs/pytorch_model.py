@@ -94,6 +94,21 @@ class Factors(nn.Module):
         super().__init__()
         self.weight = nn.Parameter(torch.ones(classes))
 
+    def forward(self, logits, pooled):
+        return logits * self.weight
+
+
+class Calibration(nn.Module):
+    """DisAlign: logits of the first set of classifiers with factors and shifts, as far as the features ask for them."""
+
+    def __init__(self, classes, features):
+        super().__init__()
+        self.weight, self.bias = nn.Parameter(torch.ones(classes)), nn.Parameter(torch.zeros(classes))
+        self.confidence = nn.Linear(features, 1)
+
+    def forward(self, logits, pooled):
+        return logits + torch.sigmoid(self.confidence(pooled)) * (self.weight * logits + self.bias)
+
 
 class Network(nn.Module):
     """Shared stages, a last stage for each expert, fusion, and two sets of classifiers; see `model` in config.json."""
@@ -115,7 +130,7 @@ class Network(nn.Module):
                 inputs = channels[s]
             return nn.Sequential(*found)
 
-        self.pools, self.last, self.scaled = wide, last, model.get("second_head") == "scaled"
+        self.pools, self.last = wide, last
         self.fusion, self.depths = model["fusion"], depths
         self.conv1 = conv(3, width, 7, 2) if wide else conv(3, width)
         self.bn1 = nn.BatchNorm2d(width)
@@ -132,7 +147,10 @@ class Network(nn.Module):
             return nn.Linear(channels[-1], classes)
 
         self.classifiers = nn.ModuleList(classifier() for _ in depths)
-        self.rt_classifiers = nn.ModuleList(Factors(classes) if self.scaled else classifier() for _ in depths)
+        second = model.get("second_head", "fresh")
+        self.corrects = second != "fresh"  # the first set's logits
+        corrections = {"scaled": lambda: Factors(classes), "aligned": lambda: Calibration(classes, channels[-1])}
+        self.rt_classifiers = nn.ModuleList(corrections.get(second, classifier)() for _ in depths)
 
     def forward(self, images, heads="classifier"):
         """Images [N,3,H,W] to logits [experts,N,classes] of one set of classifiers (`representation`, `classifier`)."""
@@ -149,8 +167,8 @@ class Network(nn.Module):
                 x = x * self.shallow_exps[m](shared[self.depths[m] - 1])
             second = heads == "classifier"
             pooled = x.mean((2, 3))
-            found = (self.rt_classifiers if second and not self.scaled else self.classifiers)[m](pooled)
-            logits.append(found * self.rt_classifiers[m].weight if second and self.scaled else found)
+            found = (self.rt_classifiers if second and not self.corrects else self.classifiers)[m](pooled)
+            logits.append(self.rt_classifiers[m](found, pooled) if second and self.corrects else found)
         return torch.stack(logits)
 
 

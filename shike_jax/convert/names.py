@@ -45,6 +45,7 @@ _AUTHORS: Rules = (
     (r"shortcut_conv", "shortcut.0"),
     (r"shortcut_bn", "shortcut.1"),
     (r"heads/representation/expert(\d+)", r"classifiers.\1"),
+    (r"heads/classifier/expert(\d+)/confidence", r"rt_classifiers.\1.confidence"),
     (r"heads/classifier/expert(\d+)", r"rt_classifiers.\1"),
 )
 

@@ -22,6 +22,7 @@ NETWORKS = {
     "ResNeXt": {"backbone": "resnext50_32x4d", "depths": (1, 2), "width": 16, "blocks": (1, 1, 1, 1)},
     "H2T": {"backbone": "resnet32", "depths": (1,), "fusion": False},
     "LWS": {"backbone": "resnet20", "depths": (1,), "fusion": False, "head": "linear", "second_head": "scaled"},
+    "DisAlign": {"backbone": "resnet20", "depths": (1, 2), "width": 4, "head": "linear", "second_head": "aligned"},
 }
 
 
