@@ -7,7 +7,8 @@ METHOD, the first being the default: `ce` (cross-entropy), `focal`, `class_balan
 scaling), `balpoe` (three experts with different priors), `gcl` (Gaussian clouds, then classifiers on balanced
 batches), `mislas` (mixup, then label-aware smoothing and weight scaling on balanced batches), `ride` (three experts
 kept diverse), `sade` (three experts for three distributions; `evaluate --adjust=sade` weighs them by the images),
-`proco` (probabilistic contrast), `disalign` (cross-entropy, then calibrated logits). tau-normalisation and post-hoc
+`proco` (probabilistic contrast), `disalign` (cross-entropy, then calibrated logits), `cmo` (rare foregrounds on
+frequent backgrounds). tau-normalisation and post-hoc
 logit adjustment need no training of their own: `evaluate --adjust=tau_norm --tau=0.7` on a run of `ce`. Equations and
 sources are in shike_jax/methods.
 Other arguments: dataset=cifar100|cifar10|digits (digits: real images of 16 px, seconds), imbalance_factor=100,
@@ -34,6 +35,7 @@ LOSSES = {  # method: weights and parameters of its first stage's losses; the fi
     "sade": {"ce": 0.0, "sade": 1.0},
     "proco": {"ce": 0.0, "logit_adjusted": 1.0, "proco": 1.0},
     "disalign": {"ce": 1.0},
+    "cmo": {"ce": 1.0},
 }
 SECOND = {  # of methods with two stages: losses, sampler and second set of classifiers of the second
     "crt": ({"ce": 1.0}, "balanced", "fresh"),
@@ -75,6 +77,8 @@ def get_config(arguments: str | None = None):
         config.stages.classifier.loss.update(losses)
     if method == "mislas":
         config.stages.representation.mixup = 1.0
+    if method == "cmo":
+        config.stages.representation.update({"sampler": "foregrounds", "cmo": 1.0})
     if args["dataset"] == "digits":
         for name in config.run:
             config.stages[name].batch_size = 32

@@ -62,6 +62,13 @@ def test_the_page_names_what_there_is():
         "crt",
         "lws",
         "balpoe",
+        "gcl",
+        "mislas",
+        "ride",
+        "sade",
+        "proco",
+        "disalign",
+        "cmo",
     }
     for name in methods:
         assert f"| `{name}` |" in PAGE

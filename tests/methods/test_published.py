@@ -7,13 +7,15 @@ import pytest
 import scipy.special
 
 from shike_jax.errors import UserError
-from shike_jax.methods import LOSSES, LossInputs
+from shike_jax.methods import LOSSES, SAMPLERS, LossInputs, MixingInputs
+from shike_jax.methods.adjustment import ADJUSTMENTS, AdjustmentInputs
+from shike_jax.methods.cmo import cmo
 from shike_jax.methods.disalign import generalized_reweight
 from shike_jax.methods.gcl import gaussian_clouded
 from shike_jax.methods.label_aware import label_aware_smoothing
 from shike_jax.methods.proco import concentration, contrast, moved_means
 from shike_jax.methods.ride import expert_diversity
-from shike_jax.methods.sade import skill_diverse
+from shike_jax.methods.sade import aggregation_shares, skill_diverse
 from shike_jax.models.second_heads import Alignment
 
 pytestmark = pytest.mark.usefixtures("quickly_compiled")
@@ -182,3 +184,61 @@ def test_means_of_classes():
     found, after = moved_means(*map(jnp.asarray, (means, amounts, features, labels, weights, [5.0, 7.0])))
     np.testing.assert_allclose(found, [features[2], (6 * means[1] + features[0] + features[1]) / 8], rtol=1e-9)
     assert after.tolist() == [1.0, 7.0]
+
+
+def by_hand_shares(first, second, epochs):
+    """SGD with Nesterov's momentum and weight decay as PyTorch writes it; central differences for the gradient."""
+
+    def value(w):
+        a = np.exp(w) / np.exp(w).sum()
+        p, q = (
+            np.exp(np.array([log_softmax(z) for z in np.einsum("m,mnc->nc", a, logits)])) for logits in (first, second)
+        )
+        return -np.mean((p * q).sum(1) / np.linalg.norm(p, axis=1) / np.linalg.norm(q, axis=1))
+
+    w, buffer = np.full(3, 1 / 3), np.zeros(3)
+    for _ in range(epochs):
+        gradient = np.array([(value(w + 1e-6 * e) - value(w - 1e-6 * e)) / 2e-6 for e in np.eye(3)]) + 5e-4 * w
+        buffer = 0.9 * buffer + gradient
+        w = w - 0.025 * (gradient + 0.9 * buffer)
+    return np.exp(w) / np.exp(w).sum()
+
+
+def test_shares_of_experts_without_labels():
+    """Zhang et al. 2022, eq. 5: five epochs, here of one batch."""
+    first, second = 3 * DRAW.standard_normal((2, 3, 40, C))
+    second[1] = first[1] + 0.1 * DRAW.standard_normal((40, C))  # the second expert is stable under augmentation
+    found = aggregation_shares(first, second)
+    np.testing.assert_allclose(found, by_hand_shares(first, second, 5), rtol=1e-6)
+    assert found.argmax() == 1 and found.sum() == pytest.approx(1)
+    priors = np.full(C, 1 / C)
+    logits = DRAW.standard_normal((3, 40, C))
+    inputs = AdjustmentInputs(logits, priors, priors, views=(first, second))
+    adjusted = ADJUSTMENTS["sade"].function(inputs, 1.0)
+    np.testing.assert_allclose(adjusted.mean(0), np.einsum("m,mnc->nc", found, logits), rtol=1e-9)
+    np.testing.assert_allclose(ADJUSTMENTS["sade"].function(inputs, 0.0), logits, rtol=1e-9)
+
+
+def test_rare_foregrounds():
+    """Park et al. 2022, algorithm 1: a box of the partner, labels by its area, in half of the steps."""
+    images, partners = np.zeros((2, 8, 8, 3)), np.ones((2, 8, 8, 3))
+    plain = 0
+    for seed in range(40):
+        keys = jax.random.split(jax.random.key(seed), 2)
+        given = MixingInputs(images, LABELS[:2], partners, LABELS[2:4], COUNTS, jax.random.key(seed), keys, 1.0)
+        mixed, share = map(np.asarray, cmo(given))
+        np.testing.assert_allclose(1 - share, mixed.mean(), atol=1e-6)  # foreground pixels are 1
+        rows, columns = (np.flatnonzero(mixed[0, ..., 0].any(axis)) for axis in (1, 0))
+        box = mixed[0][np.ix_(rows, columns)] if len(rows) else np.ones(1)
+        assert (box == 1).all() and (np.diff(rows) == 1).all() and (np.diff(columns) == 1).all()
+        plain += share == 1
+    assert 10 <= plain <= 32  # half of the steps, and empty boxes
+
+
+def test_foregrounds_are_balanced():
+    """Backgrounds: each image once. Foregrounds: classes alike, whatever their counts."""
+    labels = np.repeat(np.arange(3), [300, 60, 6])
+    entry = SAMPLERS["foregrounds"]
+    assert sorted(np.asarray(entry.function(jax.random.key(0), labels))) == list(range(366))
+    drawn = labels[np.asarray(SAMPLERS[entry.options["partner"]].function(jax.random.key(1), labels))]
+    assert (abs(np.bincount(drawn) - 122) < 40).all()

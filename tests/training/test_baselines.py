@@ -14,7 +14,16 @@ from tests.stopped import assert_same_end, train_until, weights
 pytestmark = pytest.mark.usefixtures("quickly_compiled")
 
 FAST = ("lws",)  # two stages and a second set of another kind
-SLOW = ("ce", "focal", "class_balanced", "ldam_drw", "logit_adjusted", "balanced_softmax", "crt", "balpoe")
+SLOW = ("ce", "focal", "class_balanced", "ldam_drw", "logit_adjusted", "balanced_softmax", "crt", "balpoe", "gcl")
+SLOW += ("mislas", "ride", "sade", "proco", "disalign", "cmo")
+# What trains in the second stage.
+SECOND = {
+    "crt": ("kernel", "bias"),
+    "lws": ("scale",),
+    "gcl": ("kernel",),
+    "mislas": ("scale",),
+    "disalign": ("scale", "bias", "confidence/kernel", "confidence/bias"),
+}
 
 
 def configured(method):
@@ -37,7 +46,7 @@ def test_a_method_trains_and_a_stopped_run_ends_alike(method, tmp_path):
     results = loop.train(config, tmp_path / "whole")
     said = train_until(config, tmp_path / "stopped", 3)
     loop.train(config, tmp_path / "stopped")
-    assert len(results["experts"]) == (3 if method == "balpoe" else 1)
+    assert len(results["experts"]) == (3 if method in ("balpoe", "ride", "sade") else 1)
     assert said.startswith("stopped in stage representation at step 3")
     assert_same_end(tmp_path / "whole", tmp_path / "stopped", tuple(config.run))
     losses = [_losses(tmp_path / name) for name in ("whole", "stopped")]
@@ -45,17 +54,17 @@ def test_a_method_trains_and_a_stopped_run_ends_alike(method, tmp_path):
 
     # The method's own loss is what trained (the report of a term is its mean, unweighted).
     rows = _rows(tmp_path / "whole")
-    own = {name for name, weight in _weights(config).items() if weight}
-    assert all(row["loss"] == pytest.approx(sum(row[name] for name in own), rel=1e-5) for row in rows[:5])
-    if method in ("crt", "lws"):
+    own = {name: weight for name, weight in _weights(config).items() if weight}
+    totals = [sum(weight * row[name] for name, weight in own.items()) for row in rows[:5]]
+    assert [row["loss"] for row in rows[:5]] == pytest.approx(totals, rel=1e-5)
+    if method in SECOND:
         _only_the_second_classifiers_moved(tmp_path / "whole", method)
 
 
 def _only_the_second_classifiers_moved(workdir, method):
     before, after = (weights(workdir, stage) for stage in ("representation", "classifier"))
     moved = {path for path in before if "batch_stats" not in path and not np.array_equal(before[path], after[path])}
-    names = {"crt": ("kernel", "bias"), "lws": ("scale",)}[method]
-    assert moved == {f"params/heads/classifier/expert0/{name}" for name in names}
+    assert moved == {f"params/heads/classifier/expert0/{name}" for name in SECOND[method]}
 
 
 def _rows(workdir):
