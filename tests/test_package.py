@@ -25,6 +25,7 @@ EXTRA_PACKAGES = {
 }
 # imported name: the package whose dependency it is
 COMES_WITH = {"jaxlib": "jax", "ml_dtypes": "jax", "etils": "orbax", "array_record": "tensorflow_datasets"}
+COMES_WITH |= {"fsspec": "gcsfs"}
 ONLY_TO_COMPARE = {"torch"}  # `benchmark step --against=torch`
 PIP_NAMES = {
     "absl": "absl-py",

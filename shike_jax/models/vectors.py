@@ -10,6 +10,7 @@ import jax.numpy as jnp
 
 from shike_jax.models.experts import HEAD_SETS, Heads
 from shike_jax.models.layers import param_dtype
+from shike_jax.models.second_heads import SECOND_HEADS
 
 Array = jax.Array
 
@@ -52,7 +53,7 @@ class VectorNetwork(nn.Module):
 
     def sets_used_by(self, heads: str) -> tuple[str, ...]:
         """As `ExpertNetwork.sets_used_by`."""
-        return HEAD_SETS if heads == "classifier" and self.second_head == "scaled" else (heads,)
+        return HEAD_SETS if heads == "classifier" and self.second_head in SECOND_HEADS else (heads,)
 
     def __call__(self, images: Array, heads: str = "representation", **mode: Any) -> Array:
         """Arrays [B,...] to logits [M,B,C]; `init` makes both sets of classifiers."""

@@ -113,7 +113,7 @@ def test_own_score_reaches_every_place(trained):
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ("stages.only.sampler=rare_fist", ("'rare_fist'", "shuffle, balanced, sqrt, paired, rare_first")),
+        ("stages.only.sampler=rare_fist", ("'rare_fist'", "shuffle, balanced, sqrt, paired, foregrounds, rare_first")),
         ("stages.only.schedule=having", ("'having'", "warmup_cosine", "halving")),
         ("stages.only.optimizer=sdg", ("'sdg'", "one of sgd, or an optimiser of optax")),
         ("stages.only.loss.sprad=1", ("stages.only.loss.sprad", "spread")),
