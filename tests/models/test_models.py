@@ -131,7 +131,7 @@ def test_initial_weights_are_flax_s_draws(shape, dtype):
 
 
 def test_impossible_networks_are_named():
-    with pytest.raises(UserError, match=r"backbone='resnet33': expected one of resnet20"):
+    with pytest.raises(UserError, match=r"backbone='resnet33': expected one of vectors, resnet20"):
         build_model(model(backbone="resnet33"), 5)
     with pytest.raises(UserError, match=r"depths=\(1, 3\): expected shared stages from 1 to 2"):
         build_model(model(depths=(1, 3)), 5)
