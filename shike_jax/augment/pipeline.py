@@ -93,7 +93,8 @@ def make_train_augment(
             )
 
         def pixels(branch: Callable[..., Array], image: Array, drawn: _Plan) -> Array:
-            image = _crop_and_flip(image, drawn.corner - border, drawn.flip)
+            if image.ndim == 3:
+                image = _crop_and_flip(image, drawn.corner - border, drawn.flip)
             return rules.apply(image, drawn.choice, branch) if rules and drawn.choice is not None else image
 
         plans = jax.vmap(plan)(keys)
