@@ -81,7 +81,11 @@ FIELDS: dict[str, Field] = {
     ),
     "log": Field("info", "how much the run says", choices=("quiet", "info", "debug"), free=True),
     "data.source": Field("digits", "where the images come from", choices=lambda: dict.fromkeys((*_SOURCES, *SOURCES))),
-    "data.name": Field("", "tfds name (cifar100, ...), or the name reports use for lists and folders"),
+    "data.name": Field("", "tfds name (cifar100, cifar100:3.0.2), or the name reports use for lists and folders"),
+    "data.train_split": Field("", "tfds: split expression of the part, such as train[:90%]; empty: the data set's own"),
+    "data.val_split": Field("", "as train_split"),
+    "data.test_split": Field("", "as train_split"),
+    "data.try_gcs": Field(False, "tfds: what is not in data_dir is read from tfds's public bucket", free=True),
     "data.data_dir": Field("", "tfds folder; empty: $TFDS_DATA_DIR, else ~/tensorflow_datasets", free=True),
     "data.root": Field(
         "",

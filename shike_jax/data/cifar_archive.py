@@ -55,18 +55,26 @@ def load(data: ConfigDict) -> Source:
 
 
 def longtailed_source(
-    data: ConfigDict, class_names: tuple[str, ...], found: dict[str, Images], ids: dict[str, np.ndarray] | None = None
+    data: ConfigDict,
+    class_names: tuple[str, ...],
+    found: dict[str, Images],
+    ids: dict[str, np.ndarray] | None = None,
+    said: str = "",
 ) -> Source:
     """CIFAR by the authors' rule: the parts in the order of their ids (None: 0, 1, ...), the training part long-tailed.
+
+    Args:
+      said: what the rule of the split says after "by id".
 
     Raises:
       UserError: an impossible imbalance factor.
     """
-    keep, rule = longtailed(found["train"][0], len(class_names), data, f"{data.name} by id", ranked=False)
-    kept = {"train": keep, "test": np.arange(len(found["test"][0]))}
+    name = data.name.partition(":")[0]
+    keep, rule = longtailed(found["train"][0], len(class_names), data, f"{name} by id{said}", ranked=False)
+    kept = {part: np.arange(len(labels)) for part, (labels, _) in found.items()} | {"train": keep}
     numbers = ids or {part: np.arange(len(labels)) for part, (labels, _) in found.items()}
     split = Split(
-        name=f"{data.name}_lt_if{data.imbalance_factor:g}",
+        name=f"{name}_lt_if{data.imbalance_factor:g}",
         rule=rule,
         seed=data.subset_seed,
         class_names=class_names,

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from types import ModuleType
 from typing import Any
+
+from etils import epath
+from ml_collections import ConfigDict
 
 from shike_jax.common.extras import optional
 from shike_jax.errors import UserError
@@ -42,10 +46,12 @@ def import_tfds() -> ModuleType:
     return tfds
 
 
-def find_builder(name: str, data_dir: str = "", file_format: str = "tfrecord") -> Any:
-    """Returns the read-only tfds builder of data set `name` from the newest version on disk.
+def find_builder(name: str, data_dir: str = "", file_format: str = "tfrecord", try_gcs: bool = False) -> Any:
+    """Returns the read-only tfds builder of a data set: of the version named, else of the newest one on disk.
 
     Args:
+      name: NAME, NAME:VERSION or NAME/CONFIG:VERSION.
+      try_gcs: what is not on disk is read from tfds's public bucket, where it is there.
       data_dir: tfds folder; empty: $TFDS_DATA_DIR, else ~/tensorflow_datasets.
       file_format: in which its records must be stored.
 
@@ -57,7 +63,12 @@ def find_builder(name: str, data_dir: str = "", file_format: str = "tfrecord") -
     folder = os.path.expanduser(data_dir or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets")
     option = "" if file_format == "tfrecord" else f" --file_format={file_format}"
     command = f"tfds build {name}{option} --data_dir={folder}"
-    found = tf.io.gfile.glob(os.path.join(folder, name, "*", "dataset_info.json"))
+    kind, _, version = name.partition(":")
+    found = tf.io.gfile.glob(os.path.join(folder, kind, version or "*", "dataset_info.json"))
+    if not found and try_gcs:
+        with named_damage(name, command):
+            builder = tfds.builder(name, data_dir=folder, try_gcs=True)
+            found = [str(builder.data_path / "dataset_info.json")] if builder.is_prepared() else []
     if not found:
         raise UserError(
             f"no prepared {name} in {folder} (from --config.data.data_dir, else $TFDS_DATA_DIR, else "
@@ -73,17 +84,43 @@ def find_builder(name: str, data_dir: str = "", file_format: str = "tfrecord") -
     return builder
 
 
-def shards(builder: Any, split: str) -> Iterator[tuple[str, int]]:
-    """The files of a split, each with the number of its records.
+@dataclasses.dataclass(frozen=True)
+class Shard:
+    """Records of one file that belong to a split: `records` in all, those from `skip` to `end` are taken."""
+
+    path: str
+    records: int
+    skip: int
+    end: int
+
+
+def shards(builder: Any, split: str) -> Iterator[Shard]:
+    """The files of a split, or of a split expression such as `train[:90%]`, in order.
 
     Raises:
-      UserError: one is missing.
+      UserError: one is missing, or the data set has no such split.
     """
-    about = builder.info.splits[split]
-    for path, records in zip(about.filepaths, about.shard_lengths, strict=True):
-        if not path.exists():
-            raise UserError(damage(path, "missing", builder.prepared_by))
-        yield str(path), records
+    try:
+        about = builder.info.splits[split].file_instructions
+    except (KeyError, ValueError, AssertionError) as error:
+        known = ", ".join(builder.info.splits)
+        raise UserError(f"{builder.info.full_name}: split {split!r} is none of {known}, nor made of them") from error
+    for one in about:
+        if not epath.Path(one.filename).exists():
+            raise UserError(damage(one.filename, "missing", builder.prepared_by))
+        end = one.examples_in_shard if one.take < 0 else one.skip + one.take
+        yield Shard(str(one.filename), one.examples_in_shard, one.skip, end)
+
+
+def splits_of(data: ConfigDict, own: Mapping[str, str]) -> tuple[dict[str, str], str]:
+    """The split expression of each part, and how the rule of the split says those that are not the data set's own.
+
+    Args:
+      own: part to split of the data set.
+    """
+    chosen = {part: data[f"{part}_split"] for part in ("train", "val", "test") if data[f"{part}_split"]}
+    said = "".join(f", {part} {expression}" for part, expression in chosen.items())
+    return {**own, **chosen}, said
 
 
 @contextlib.contextmanager
