@@ -6,16 +6,16 @@
     tfds.builder("cifar100_lt/if100", data_dir="data").download_and_prepare()
 
 (`tfds build cifar100_lt/if100 --imports=shike_jax.data.builders --data_dir=data` does the same.) From then on
-`tfds.load("cifar100_lt/if100", data_dir="data")` needs nothing of this package. The metadata hold the training images of
-each class, `class_counts`, and `split_hash`, that of the same split here.
+`tfds.load("cifar100_lt/if100", data_dir="data")` needs nothing of this package. The metadata hold `class_counts`, the
+training images of each class, and `split_hash`, that of the same split here.
 
     cifar10_lt/ifN, cifar100_lt/ifN   from tfds's cifar10 and cifar100, in the same data_dir, $TFDS_DATA_DIR or loaded
     imagenet_lt_lists                 ImageNet_LT_{train,val,test}.txt and the archives of ILSVRC 2012
     places_lt                         Places_LT_{train,val,test}.txt and the archives of Places365
     inaturalist18_lt                  iNaturalist18_{train,val}.txt and the archive train_val2018
 
-Of the last three you put the list files and the archives (.tar, .tar.gz, .zip; archives in archives too), or the folders
-that they unpack to, into DATA_DIR/downloads/manual (or `--manual_dir`).
+Of the last three you put the list files and the archives (.tar, .tar.gz, .zip; archives in archives too), or the
+folders that they unpack to, into DATA_DIR/downloads/manual (or `--manual_dir`).
 """
 
 from __future__ import annotations
@@ -120,14 +120,13 @@ def _listed(tfds: Any, name: str, files: dict[str, str]) -> None:
         label = dict(zip(part.members, part.labels, strict=True))
         found, left = _by_ending(list(label)), set(label)
         for place, content in _images(folder):
-            member = next((found[end] for end in _endings(place) if found.get(end)), None)
+            member = next((found[end] for end in _endings(place) if found.get(end)), "")
             if member in left:
                 left.discard(member)
                 yield member, {"id": member, "image": io.BytesIO(content), "label": int(label[member])}
         if left:
-            raise UserError(
-                f"{name}: {len(left):,} listed images are in no archive below {folder}, such as {min(left)}"
-            )
+            absent = f"{len(left):,} listed images are in no archive below {folder}"
+            raise UserError(f"{name}: {absent}, such as {min(left)}")
 
     about = f"put {', '.join(files.values())} and the archives of the images there"
     methods = {"_split_generators": split_generators, "_generate_examples": generate}
@@ -162,7 +161,7 @@ def _images(folder: Path) -> Iterator[tuple[str, bytes]]:
 
 
 def _members(name: str, file: Any) -> Iterator[tuple[str, bytes]]:
-    """The files in an archive; those of an archive inside it are named as if in a folder of its name (n01440764.tar)."""
+    """The files in an archive; those of an archive inside it are named as if in a folder of its name."""
     if name.endswith(".zip"):
         with zipfile.ZipFile(file) as archive:
             inside = ((one.filename, archive.open(one)) for one in archive.infolist() if not one.is_dir())

@@ -1,6 +1,7 @@
 """Builders of tfds: what is loaded from them is the split of the configurations."""
 
 import io
+import json
 import subprocess
 import sys
 import tarfile
@@ -11,7 +12,7 @@ import pytest
 
 from shike_jax import config as schema
 from shike_jax.config.loading import load_config
-from shike_jax.data import sources
+from shike_jax.data import sources, tfds_large
 from shike_jax.data.splits import Part, Split
 from shike_jax.errors import UserError
 from tests.data.test_tfds_large import jpeg, prepare
@@ -29,6 +30,7 @@ def cifar100_lt(shared, tmp_path_factory):
     return folder
 
 
+@pytest.mark.slow
 def test_cifar100_lt_is_loaded_without_this_package(shared, cifar100_lt):
     """10,847 examples of the split of the configuration, for a program that knows nothing of it."""
     code = f"""
@@ -37,14 +39,12 @@ import tensorflow_datasets as tfds
 data, info = tfds.load("cifar100_lt/if100", data_dir={str(cifar100_lt)!r}, with_info=True)
 found = {{}}
 for part, examples in data.items():
-    rows = [(int(one["id"].rsplit(b"_", 1)[1]), int(one["label"]), int(one["image"].sum())) for one in tfds.as_numpy(examples)]
-    found[part] = sorted(rows)
+    rows = ((one["id"].rsplit(b"_", 1)[1], one["label"], one["image"].sum()) for one in tfds.as_numpy(examples))
+    found[part] = sorted([int(value) for value in row] for row in rows)
 assert not [name for name in sys.modules if name.startswith("shike_jax")]
 print(json.dumps([found, info.features["label"].names, info.metadata["class_counts"], info.metadata["split_hash"]]))
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=cifar100_lt, check=True)
-    import json
-
     found, names, counts, split_hash = json.loads(done.stdout.splitlines()[-1])
     assert [len(found[part]) for part in ("train", "test")] == [10847, 10000]
     config = load_config("cifar_lt", imbalance_factor=100)
@@ -109,9 +109,7 @@ def test_list_files_and_archives_make_imagenet_lt(tmp_path):
 
 def test_an_image_that_is_in_no_archive_is_named(tmp_path):
     (manual(tmp_path) / "ILSVRC2012_img_val.zip").unlink()
-    with pytest.raises(
-        UserError, match="1 listed images are in no archive below .*such as val/ILSVRC2012_val_00000001"
-    ):
+    with pytest.raises(UserError, match=r"1 listed images are in no archive below .*such as val/ILSVRC2012_val_0"):
         tfds.builder("imagenet_lt_lists", data_dir=str(tmp_path)).download_and_prepare()
 
 
@@ -157,13 +155,11 @@ def test_a_version_is_named_with_the_data_set(imagenet_lt):
 
 
 def test_a_split_that_is_not_there_is_named(imagenet_lt):
-    with pytest.raises(UserError, match=r"split 'extra\[:10%\]' is none of test, train, validation"):
+    with pytest.raises(UserError, match=r"split 'extra\[:10%\]' is none of train, validation, test"):
         sources.load(small(imagenet_lt, train_split="extra[:10%]"))
 
 
 def test_the_labels_are_kept_next_to_the_data(imagenet_lt, monkeypatch):
-    from shike_jax.data import tfds_large
-
     sources.load(small(imagenet_lt))
     kept = list((imagenet_lt / "imagenet_lt" / "1.0.0").glob(".label-*.npy"))
     assert kept
