@@ -42,14 +42,12 @@ def make_outcome(run: Run, stage: Stage) -> Callable[[TrainState], PyTree]:
     key = randomness.reestimation_key(stage.program.key)
     plan = sampling.epoch_plan("shuffle", key, 0, run.labels, settings.batch_size, True)
 
-    def augmented(batch: steps.Batch, number: jax.Array) -> jax.Array:
-        return steps.augmented(
-            stage.program, batch["image"], batch["mask"], randomness.step_key(key, number), "augment"
-        )
+    def augmented(batch: steps.Batch, key: jax.Array) -> jax.Array:
+        return steps.augmented(stage.program, batch["image"], batch["mask"], key, "augment")
 
     modes = {"train_trunk": settings.bn_trunk == "batch", "train_experts": settings.bn_experts == "batch"}
     views = randomness.host_seed(run.config.seed, stage.index, settings.epochs)  # of an epoch that does not train
-    estimate = make_estimate(run.network, run.feeds["train"], plan, augmented, modes, views, run.log.meter)
+    estimate = make_estimate(run.network, run.feeds["train"], plan, augmented, modes, key, views, run.log.meter)
 
     def outcome(state: TrainState) -> PyTree:
         params = trainable.merge(state.average, state.params)
@@ -66,6 +64,7 @@ def make_estimate(
     plan: sampling.Plan,
     images_of: Callable[[steps.Batch, jax.Array], jax.Array],
     modes: dict[str, bool],
+    key: jax.Array,
     views: int | None = None,
     meter: Callable[[str, int], AbstractContextManager[Update]] = hidden,
 ) -> Callable[[PyTree], PyTree]:
@@ -73,16 +72,17 @@ def make_estimate(
 
     Args:
       feed, plan: of the images, each of which should come once.
-      images_of: (a device's batch, the number of the batch int32 []) to the images [b,H,W,3] that the network sees.
+      images_of: (a device's batch, a key for the global batch) to the images [b,H,W,3] that the network sees.
       modes: `train_trunk` and `train_experts`: which parts are estimated; the others keep their statistics.
+      key: of the pass; an argument of the compiled program, which serves every seed.
       views: seed of the host's training views; None: evaluation views.
       meter: shows how far it is.
     """
 
     def step(given: tuple[PyTree, jax.Array], data: PyTree, inputs: PyTree) -> PyTree:
-        variables, number = given
+        variables, of_batch = given
         batch = feed.fetch(data, jax.tree.map(lambda x: x[0], inputs))
-        images = images_of(batch, number)
+        images = images_of(batch, jax.random.wrap_key_data(of_batch))
         method = "features" if has_features(network) else None
         _, found = network.apply(variables, images, **modes, mask=batch["mask"], method=method, mutable=[MOMENTS])
         # With an axis the layers have summed over the devices already; statistics per device are summed here.
@@ -97,7 +97,8 @@ def make_estimate(
             return variables["batch_stats"]
         with meter("estimating BN statistics", len(plan["mask"])) as update:
             for done, (_, inputs) in enumerate(feed.calls(plan, 0, 1, views), 1):
-                given = variables, parallel.replicate(np.int32(done - 1))
+                of_batch = np.asarray(jax.random.key_data(randomness.step_key(key, done - 1)))
+                given = variables, parallel.replicate(of_batch)
                 sums = parallel.to_host(call(given, feed.data, inputs))  # waits: calls in flight can starve a CPU
                 sums = jax.tree.map(lambda x: np.asarray(x, np.float64), sums)
                 totals = sums if totals is None else jax.tree.map(np.add, totals, sums)

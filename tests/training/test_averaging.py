@@ -139,13 +139,13 @@ def test_bn_statistics_are_the_two_passes_over_all_images():
 
         feed = DeviceFeed(images, np.zeros(11, np.int32))
         modes = {"train_trunk": True, "train_experts": True}
-        numbers = []
+        key, seen_keys = jax.random.key(5), set()
 
-        def images_of(batch, number):
-            jax.debug.callback(lambda value: numbers.append(int(value)), number)
+        def images_of(batch, own):
+            jax.debug.callback(lambda value: seen_keys.add(tuple(map(int, value))), jax.random.key_data(own))
             return transform(batch["image"])
 
-        estimate = make_estimate(network, feed, plan, images_of, modes)
+        estimate = make_estimate(network, feed, plan, images_of, modes, key)
         found = parallel.to_host(estimate(parallel.replicate(variables)))
         alone = dataclasses.replace(network, axis_name=None)
         inputs = {}
@@ -161,8 +161,8 @@ def test_bn_statistics_are_the_two_passes_over_all_images():
             )
             for path, (values,) in flatten_dict(seen["intermediates"], sep="/").items():
                 inputs.setdefault(path.removesuffix("/__call__"), []).append(np.asarray(values))
-        assert sorted(set(numbers)) == [0, 1, 2]
-        frozen = make_estimate(network, feed, plan, images_of, {"train_trunk": False, "train_experts": True})
+        assert seen_keys == {tuple(map(int, jax.random.key_data(jax.random.fold_in(key, n)))) for n in range(3)}
+        frozen = make_estimate(network, feed, plan, images_of, {"train_trunk": False, "train_experts": True}, key)
         kept = parallel.to_host(frozen(parallel.replicate(variables)))
     layers = {path.rpartition("/")[0] for path in flatten_dict(found, sep="/")}
     assert len(layers) == len(inputs) > 10
