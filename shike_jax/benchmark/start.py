@@ -92,7 +92,7 @@ def parts(config: ConfigDict) -> Iterator[str]:
     feed = make_feeds(source, config)["train"]
     yield "data"
     settings, labels = config.stages[config.run[0]], source.split.parts["train"].labels
-    axis = parallel.AXIS if config.train.sync_bn else None
+    axis = parallel.bn_axis(config.train.sync_bn, config.train.bn_group)
     network = models.build_model(config.model, source.split.num_classes, dtype=jnp.dtype(config.dtype), axis_name=axis)
     images = images_seen(source, config)
     variables = models.init_variables(network, config.seed, images)

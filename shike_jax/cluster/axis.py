@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from typing import Any
 
@@ -13,7 +14,23 @@ from jax import lax
 PyTree = Any
 
 
-def axis_size(name: str | None) -> int:
+@dataclasses.dataclass(frozen=True)
+class Neighbours:
+    """The axis `name`, along which `size` devices next to each other form a group, with sums of its own."""
+
+    name: str
+    size: int
+
+    @property
+    def groups(self) -> list[list[int]]:
+        """Numbers of the devices of each group; in a function that runs over the axis."""
+        return np.arange(axis_size(self.name)).reshape(-1, self.size).tolist()
+
+
+Axis = str | Neighbours | None
+
+
+def axis_size(name: Axis) -> int:
     """Number of devices that run the function being traced, along the axis of that name.
 
     Returns:
@@ -21,16 +38,20 @@ def axis_size(name: str | None) -> int:
     """
     if name is None:
         return 1
+    if isinstance(name, Neighbours):
+        return min(axis_size(name.name), name.size)
     try:
         return int(lax.axis_size(name))
     except NameError:  # JAX's answer for an axis that is not bound
         return 1
 
 
-def sum_over(name: str | None, tree: PyTree) -> PyTree:
+def sum_over(name: Axis, tree: PyTree) -> PyTree:
     """Sums a pytree over the devices along the axis of that name; as it is where there is no such axis."""
     if name is None or axis_size(name) == 1:
         return tree
+    if isinstance(name, Neighbours):
+        return lax.psum(tree, name.name, axis_index_groups=name.groups)
     leaves, structure = jax.tree.flatten(tree)
     if len(leaves) < 2 or jax.process_count() == 1:
         return lax.psum(tree, name)

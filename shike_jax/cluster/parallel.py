@@ -22,7 +22,7 @@ from jax import lax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from shike_jax.cluster import coordination
-from shike_jax.cluster.axis import axis_size, sum_over
+from shike_jax.cluster.axis import Axis, Neighbours, axis_size, sum_over
 from shike_jax.errors import UserError
 
 AXIS = "devices"
@@ -43,6 +43,13 @@ def use_backend(name: str) -> str:
         raise ValueError(f"backend {name!r}: expected one of {', '.join(BACKENDS)}")
     before, _backend = _backend, name
     return before
+
+
+def bn_axis(synchronised: bool, group: int) -> Axis:
+    """What BN statistics are summed over: all devices, groups of `group` neighbours (0: all), or each its own."""
+    if not synchronised:
+        return None
+    return Neighbours(AXIS, group) if group else AXIS
 
 
 def compile_step(function: Callable, *, replicated_in: tuple[bool, ...], donate: bool) -> Any:

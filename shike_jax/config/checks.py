@@ -80,6 +80,8 @@ def _validate_stage(prefix: str, one: ConfigDict, config: ConfigDict) -> None:
     optimizers = f"one of {', '.join(OPTIMIZERS)}, or an optimiser of optax such as adamw"
     _require(is_optimizer(one.optimizer), f"{prefix}.optimizer", one.optimizer, optimizers)
     _validate_warmup(prefix, one)
+    known, expected = one.base_batch_size, f"the batch that lr is meant for, with lr_scaling={one.lr_scaling!r}"
+    _require(one.lr_scaling == "none" or known > 0, f"{prefix}.base_batch_size", known, expected)
     pairs = [name for name in SAMPLERS if SAMPLERS[name].options["partner"]]
     for hook, _ in active_hooks(one):
         expected = f"a sampler of pairs ({', '.join(pairs)}) with {hook.name} > 0"
@@ -101,7 +103,7 @@ def _validate_stage(prefix: str, one: ConfigDict, config: ConfigDict) -> None:
 
 def _validate_warmup(prefix: str, one: ConfigDict) -> None:
     lowest_start = SCHEDULES[one.schedule].options["lowest_start"]
-    if lowest_start is None:
+    if lowest_start is None or one.warmup_steps:
         return
     lowest = lowest_start(StageLength(one.lr, one.epochs, 1, one.warmup_lr, one.warmup_epochs))
     expected = (

@@ -192,6 +192,7 @@ FIELDS: dict[str, Field] = {
         0, "training steps per compiled call; 0: an epoch on accelerators, 1 on the CPU", low=0, free=True
     ),
     "train.sync_bn": Field(True, "BN statistics over the global batch; False: per device"),
+    "train.bn_group": Field(0, "with sync_bn: neighbouring devices that share BN statistics; 0: all", low=0),
     "train.eval_every_epochs": Field(1, "0: only at the end of a stage", low=0, free=True),
     "train.checkpoint_every_epochs": Field(1, "0: only at the end of a stage", low=0, free=True),
     "train.checkpoint_every_steps": Field(0, "in addition; 0: off", low=0, free=True),
@@ -248,6 +249,15 @@ _STAGE: dict[str, Field] = {
     "lr": Field(0.15, "peak learning rate", low=0),
     "warmup_lr": Field(0.05, "learning rate that a warm-up starts from", low=0),
     "warmup_epochs": Field(5, "length of the warm-up", low=0, high=10**6),
+    "warmup_steps": Field(
+        0, "length of a warm-up of any schedule, rising every step, instead of warmup_epochs; 0: off", low=0
+    ),
+    "lr_scaling": Field(
+        "none",
+        "of lr and warmup_lr by batch_size / base_batch_size: as it is (linear) or its root (sqrt)",
+        choices=("none", "linear", "sqrt"),
+    ),
+    "base_batch_size": Field(0, "the batch that lr is meant for; 0: that of the configuration file", low=0, high=2**20),
     "optimizer": Field("sgd", "registered, or any of optax that takes a learning rate"),
     "optimizer_options": Field({}, "its further arguments; to be set in a configuration file"),
     "momentum": Field(0.9, "of sgd", low=0, below=1),

@@ -164,6 +164,7 @@ def _parsed(define: Callable[..., Any], arguments: list[str], path: str, stages:
     values = flags.FlagValues()
     try:
         define(flag_values=values, sys_argv=["", *arguments])
+        recipe = _batch_sizes(define, arguments)
         values(["", *arguments])
         config: Any = values["config"].value
     except UserError:
@@ -175,12 +176,34 @@ def _parsed(define: Callable[..., Any], arguments: list[str], path: str, stages:
     if not isinstance(config, ConfigDict):
         kind = type(config).__name__
         raise UserError(f"--config={path}: get_config returned a {kind}; expected a ConfigDict, as schema.base() gives")
+    for name, one in config.stages.items():
+        _for_its_batch(name, one, recipe.get(name, one.batch_size))
     config.init_from = expanded(config.init_from)
     for name in ("root", "data_dir", "train_list", "val_list", "test_list", "table"):
         config.data[name] = expanded(config.data[name])
     config.data.npz.update({part: expanded(path) for part, path in config.data.npz.items()})
     validate(config, stages)
     return config
+
+
+def _batch_sizes(define: Callable[..., Any], arguments: Sequence[str]) -> dict[str, int]:
+    """The batch size of each stage as the file has it, before changes on the command line."""
+    if not any(".batch_size=" in item for item in arguments) or not arguments[0].startswith("--config="):
+        return {}
+    values = flags.FlagValues()
+    define(flag_values=values, sys_argv=["", arguments[0]])
+    values(["", arguments[0]])
+    config: Any = values["config"].value
+    return {name: one.batch_size for name, one in config.stages.items()}
+
+
+def _for_its_batch(name: str, one: ConfigDict, recipe: int) -> None:
+    """Notes the batch that a stage's learning rates are meant for, where they follow it; a remark where they do not."""
+    if one.lr_scaling != "none":
+        one.base_batch_size = one.base_batch_size or recipe
+    elif one.batch_size != recipe:
+        said = f"config.stages.{name}.batch_size={one.batch_size}, and {recipe} in the recipe: its learning rates stay"
+        print(f"{said} as they are (config.stages.{name}.lr_scaling=linear or sqrt scales them)", file=sys.stderr)
 
 
 def split_arguments(argv: Sequence[str]) -> tuple[list[str], list[str]]:

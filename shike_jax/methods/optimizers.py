@@ -30,6 +30,49 @@ def sgd(learning_rate: LearningRate, momentum: float, weight_decay: float) -> op
     )
 
 
+def matrices(params: Any) -> Any:
+    """True for kernels; False for biases and what belongs to batch normalisation, which have a single axis."""
+    return jax.tree.map(lambda leaf: leaf.ndim > 1, params)
+
+
+@OPTIMIZERS.register("lars")
+def lars(
+    learning_rate: LearningRate, momentum: float, weight_decay: float, **options: Any
+) -> optax.GradientTransformation:
+    """LARS (You et al., arXiv 1708.03888) as optax has it; biases and BN take plain steps and do not decay.
+
+    Args:
+      options: those of `optax.lars`, which also replace `weight_decay_mask` and `trust_ratio_mask`.
+    """
+    masks = {"weight_decay_mask": matrices, "trust_ratio_mask": matrices}
+    return optax.lars(learning_rate, weight_decay, momentum=momentum, **{**masks, **options})
+
+
+@OPTIMIZERS.register("lamb")
+def lamb(
+    learning_rate: LearningRate,
+    momentum: float,
+    weight_decay: float,
+    *,
+    b1: float = 0.9,
+    b2: float = 0.999,
+    eps: float = 1e-6,
+    mask: Callable[[Any], Any] = matrices,
+) -> optax.GradientTransformation:
+    """LAMB (You et al., arXiv 1904.00962): Adam whose step has each kernel's own length.
+
+    Args:
+      momentum: of SGD; not used, as LAMB has b1 and b2.
+      mask: parameters that decay and get a trust ratio: not biases and BN.
+    """
+    return optax.chain(
+        optax.scale_by_adam(b1=b1, b2=b2, eps=eps),
+        optax.add_decayed_weights(weight_decay, mask),
+        optax.masked(optax.scale_by_trust_ratio(), mask),
+        optax.scale_by_learning_rate(learning_rate),
+    )
+
+
 def is_optimizer(name: str) -> bool:
     """Whether `make_optimizer` knows the name."""
     return name in OPTIMIZERS or _of_optax(name) is not None

@@ -52,6 +52,26 @@ def lowest_start(stage: StageLength) -> float:
     return stage.lr / max(stage.warmup_epochs, 2) if stage.warmup_epochs else 0.0
 
 
+def scale(rule: str, batch_size: int, base_batch_size: int) -> float:
+    """What learning rates are multiplied with for another batch size than the one that they are meant for.
+
+    Args:
+      rule: `linear` (Goyal et al., arXiv 1706.02677), `sqrt` (Krizhevsky, arXiv 1404.5997) or `none`.
+    """
+    ratio = batch_size / base_batch_size if rule != "none" else 1.0
+    return math.sqrt(ratio) if rule == "sqrt" else ratio
+
+
+def warmed_up(schedule: Callable[[Array], Array], start: float, steps: int) -> Callable[[Array], Array]:
+    """A schedule that rises from `start` in the first `steps` steps, in each by the same share of what it is there."""
+
+    def rising(step: Array) -> Array:
+        share = jnp.minimum((step + 1) / steps, 1)
+        return start + (schedule(step) - start) * share
+
+    return rising
+
+
 @SCHEDULES.register("warmup_cosine", lowest_start=lowest_start)
 def warmup_cosine(step: Array, stage: StageLength) -> Array:
     """The authors' code, set once per epoch e.

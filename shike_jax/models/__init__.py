@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
+from shike_jax.cluster.axis import Axis
 from shike_jax.errors import UserError, nearest
 from shike_jax.methods.tables import NETWORKS
 from shike_jax.models.calling import sizes_of, tried
@@ -64,7 +65,7 @@ def create_model(
     *,
     experts: Sequence[int] = (1, 2, 1),
     dtype: Any = jnp.float32,
-    axis_name: str | None = None,
+    axis_name: Axis = None,
     **fields: Any,
 ) -> ExpertNetwork:
     """A network of SHIKE's kind as a Flax module: images [B,H,W,3] to logits [M,B,C].
@@ -119,9 +120,7 @@ def _is_whole(value: Any, least: int) -> bool:
     return isinstance(value, int | np.integer) and not isinstance(value, bool) and int(value) >= least
 
 
-def build_model(
-    model: Mapping[str, Any], num_classes: int, *, dtype: Any = jnp.float32, axis_name: str | None = None
-) -> Any:
+def build_model(model: Mapping[str, Any], num_classes: int, *, dtype: Any = jnp.float32, axis_name: Axis = None) -> Any:
     """Builds the network that `config.model` describes.
 
     Args:
@@ -149,7 +148,7 @@ def build_model(
 
 
 def _network(
-    model: Mapping[str, Any], num_classes: int, dtype: Any, axis_name: str | None, called: Mapping[str, str]
+    model: Mapping[str, Any], num_classes: int, dtype: Any, axis_name: Axis, called: Mapping[str, str]
 ) -> ExpertNetwork:
     """As `build_model`; `called` is what the user knows some fields by."""
     name, depths = model["backbone"], tuple(model["depths"])
@@ -207,7 +206,7 @@ def num_parameters(params: Any) -> int:
 
 
 @NETWORKS.register("vectors")
-def _vectors(model: ConfigDict, num_classes: int, *, dtype: Any, axis_name: str | None) -> VectorNetwork:
+def _vectors(model: ConfigDict, num_classes: int, *, dtype: Any, axis_name: Axis) -> VectorNetwork:
     """Classifiers over vectors: `depths` has an entry for each expert, `width` is their hidden units."""
     second = model.get("second_head", "fresh")
     return VectorNetwork(

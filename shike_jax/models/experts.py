@@ -9,6 +9,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from shike_jax.cluster.axis import Axis
 from shike_jax.models.initial import torch_default
 from shike_jax.models.layers import Conv, CosineClassifier, LinearClassifier, param_dtype
 from shike_jax.models.resnet import Backbone, Mode, Stage, Trunk
@@ -136,7 +137,7 @@ class ExpertNetwork(nn.Module):
     second_head: str = "fresh"
     last_relu: bool = False
     dtype: Any = jnp.float32
-    axis_name: str | None = None
+    axis_name: Axis = None
 
     def setup(self) -> None:
         """Names the parts as checkpoints do: trunk, expert0, ..., heads."""

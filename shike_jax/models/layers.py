@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from shike_jax.cluster.axis import sum_over
+from shike_jax.cluster.axis import Axis, sum_over
 from shike_jax.kernels.convolution import convolve
 from shike_jax.models.initial import he_normal, ones, uniform, zeros
 
@@ -52,7 +52,7 @@ class BatchNorm(nn.Module):
     Statistics and the normalisation are computed in float32 (float64), the result is returned in the input's dtype.
     """
 
-    axis_name: str | None = None
+    axis_name: Axis = None
     momentum: float = 0.1
     epsilon: float = 1e-5
 
@@ -88,7 +88,7 @@ class BatchNorm(nn.Module):
 
 # Both are traced once for all layers of one shape: half of a training step's tracing went into them.
 @functools.partial(jax.jit, static_argnums=(2,))
-def _moments(x: Array, mask: Array | None, axis_name: str | None) -> tuple[Array, Array, Array]:
+def _moments(x: Array, mask: Array | None, axis_name: Axis) -> tuple[Array, Array, Array]:
     """Mean and biased variance [C] over batch, height and width, and the number of values they are of."""
     area = x.shape[1] * x.shape[2]
     # One pass over the data: both sums fuse into one reduction, and the mask multiplies one number per example and

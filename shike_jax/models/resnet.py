@@ -9,6 +9,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from shike_jax.cluster.axis import Axis
 from shike_jax.kernels.pooling import max_pool
 from shike_jax.models.layers import BatchNorm, Conv
 
@@ -64,7 +65,7 @@ class Mode:
 
     train: bool
     mask: Array | None = None
-    axis_name: str | None = None
+    axis_name: Axis = None
     dtype: Any = jnp.float32
 
     def normalise(self, x: Array, name: str) -> Array:

@@ -114,7 +114,7 @@ def _training(results: Results) -> str:
         stage = stages[found["name"]]
         losses = " + ".join(map(_loss, results["losses"][found["name"]]))
         trains = ", ".join(code(pattern) for pattern in stage["train"])
-        row = (markdown(found["name"]), found["epochs"], stage["batch_size"], f"{stage['lr']:g}", losses, trains)
+        row = (markdown(found["name"]), found["epochs"], stage["batch_size"], _peak(stage), losses, trains)
         lines.append(f"| {' | '.join(map(str, row))} |")
     averages = {"none": "the weights after the last epoch", "ema": "the exponential average of the weights"}
     averages["uniform"] = "the mean of the weights over the last epochs"
@@ -126,6 +126,11 @@ def _training(results: Results) -> str:
         f"the evaluated images: these are {averages.get(average, f'an average of the weights ({average})')}.",
     ]
     return "\n".join(lines)
+
+
+def _peak(stage: Mapping[str, Any]) -> str:
+    rule = stage.get("lr_scaling", "none")
+    return f"{stage['lr']:g}" + (f" for {stage['base_batch_size']}, {rule} scaling" if rule != "none" else "")
 
 
 def _loss(one: Mapping[str, Any]) -> str:

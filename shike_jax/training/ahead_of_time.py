@@ -159,7 +159,7 @@ class Steps:
         return self._lower(predict_call(predict, self._fetch), arguments, PREDICT_CALL)
 
     def _network(self) -> Any:
-        axis = parallel.AXIS if self.config.train.sync_bn else None
+        axis = parallel.bn_axis(self.config.train.sync_bn, self.config.train.bn_group)
         return models.build_model(
             self.config.model, len(self.sizes.class_counts), dtype=jnp.dtype(self.config.dtype), axis_name=axis
         )

@@ -20,6 +20,7 @@ import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from shike_jax.cluster import parallel
+from shike_jax.cluster.axis import axis_size
 from shike_jax.common.progress import Update, hidden
 from shike_jax.data import sampling
 from shike_jax.data.feeds import Feed
@@ -85,9 +86,11 @@ def make_estimate(
         images = images_of(batch, jax.random.wrap_key_data(of_batch))
         method = "features" if has_features(network) else None
         _, found = network.apply(variables, images, **modes, mask=batch["mask"], method=method, mutable=[MOMENTS])
-        # With an axis the layers have summed over the devices already; statistics per device are summed here.
-        sums = found.get(MOMENTS, {})
-        return parallel.psum(sums) if getattr(network, "axis_name", None) is None else sums
+        # With an axis the layers have summed over its devices already; those of devices or groups are summed here.
+        sums, axis = found.get(MOMENTS, {}), getattr(network, "axis_name", None)
+        if axis == parallel.AXIS:
+            return sums
+        return jax.tree.map(lambda total: total / axis_size(axis), parallel.psum(sums))
 
     call = parallel.compile_step(step, replicated_in=(True, True, False), donate=False)
 

@@ -21,6 +21,7 @@ from shike_jax.methods.averaging import AverageSettings
 from shike_jax.methods.feature_hooks import active_hooks
 from shike_jax.methods.loss_registry import active_losses, check_losses
 from shike_jax.methods.optimizers import make_optimizer
+from shike_jax.methods.schedules import scale, warmed_up
 from shike_jax.models.calling import has_features, name_of, sets_used_by
 from shike_jax.training.loss_variables import ROOM
 from shike_jax.training.trainable import trainable_mask
@@ -159,9 +160,13 @@ def make_program(
 
 def _depending_on_length(stage: dict[str, Any], course: Course) -> dict[str, Any]:
     """The fields of `Program` that follow from the stage's length: schedule, optimiser, share in the average."""
-    lr, warmup_lr, warmup_epochs = stage["lr"], stage["warmup_lr"], stage["warmup_epochs"]
+    factor = scale(stage["lr_scaling"], stage["batch_size"], stage["base_batch_size"])
+    lr, warmup_lr, warmup_steps = factor * stage["lr"], factor * stage["warmup_lr"], stage["warmup_steps"]
+    warmup_epochs = 0 if warmup_steps else stage["warmup_epochs"]
     length = StageLength(lr, course.epochs, course.steps_per_epoch, warmup_lr, warmup_epochs)
     schedule = _with(SCHEDULES[stage["schedule"]].function, length)
+    if warmup_steps:
+        schedule = warmed_up(schedule, warmup_lr, warmup_steps)
     newest_share = None
     if stage["average"] != "none":
         chosen = AverageSettings(stage["average_decay"], course.first_averaged)

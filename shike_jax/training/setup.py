@@ -110,6 +110,8 @@ def check_devices(config: ConfigDict) -> None:
         size = config.stages[name].batch_size
         if size % devices:
             raise UserError(f"config.stages.{name}.batch_size={size}: expected a multiple of the {devices} devices")
+    if (group := config.train.bn_group) and devices % group:
+        raise UserError(f"config.train.bn_group={group}: expected 0 or a divisor of the {devices} devices")
 
 
 def prepare(config: ConfigDict, workdir: Path, log: RunLog) -> tuple[Run, Stage, TrainState]:
@@ -129,7 +131,7 @@ def prepare(config: ConfigDict, workdir: Path, log: RunLog) -> tuple[Run, Stage,
     if parallel.is_main():
         _record(workdir, source, log, fresh=tree is None)
     position.history.setdefault("starts", []).append(_start(config, position))
-    axis = parallel.AXIS if config.train.sync_bn else None
+    axis = parallel.bn_axis(config.train.sync_bn, config.train.bn_group)
     network = models.build_model(config.model, source.split.num_classes, dtype=jnp.dtype(config.dtype), axis_name=axis)
     feeds = make_feeds(source, config)
     run = Run(

@@ -71,7 +71,7 @@ def train_step(program: Program, state: TrainState, batch: Batch) -> tuple[Train
         # the same step, but wraps the optimiser's state and divides by a gradient's norm even where it is 0.
         grads, _ = jax.grad(objective, has_aux=True)(uphill(trained, grads, rho))
         grads = parallel.psum(grads)
-    if getattr(program.network, "axis_name", None) is None:
+    if getattr(program.network, "axis_name", None) != parallel.AXIS:  # each device's own, or those of its group
         batch_stats = averaged_over_devices(batch_stats, batch["mask"])
     elif loss_variables.ROOM in batch_stats:
         carried = averaged_over_devices(batch_stats[loss_variables.ROOM], batch["mask"])

@@ -11,6 +11,7 @@ from shike_jax import config
 from shike_jax.errors import UserError
 from shike_jax.methods import SCHEDULES, StageLength
 from shike_jax.methods.optimizers import make_optimizer, sgd
+from shike_jax.methods.schedules import scale, warmed_up
 from shike_jax.training.trainable import merge, select, trainable_mask
 from tests.conftest import GOLDEN
 
@@ -118,7 +119,7 @@ def test_optimisers_of_optax_by_name():
     optimizer = make_optimizer("adamw", lambda step: 0.1, 0.9, 0.01, {"b1": 0.8})
     updates, _ = optimizer.update(grad, optimizer.init(p), p)
     np.testing.assert_allclose(updates, -0.1 * (np.sign(grad) + 0.01 * p), rtol=1e-5)
-    with pytest.raises(UserError, match=r"unknown optimiser 'adamv': expected sgd or one of optax"):
+    with pytest.raises(UserError, match=r"unknown optimiser 'adamv': expected sgd, lars, lamb or one of optax"):
         make_optimizer("adamv", lambda step: 0.1, 0.9, 0.0, {})
     with pytest.raises(UserError, match="nonsense"):
         make_optimizer("adamw", lambda step: 0.1, 0.9, 0.0, {"nonsense": 1})
@@ -127,3 +128,41 @@ def test_optimisers_of_optax_by_name():
     for name in ("lbfgs", "scale_by_learning_rate"):  # one needs more than gradients, the other is a part of one
         with pytest.raises(UserError, match=name):
             make_optimizer(name, lambda step: 0.1, 0.9, 0.0, {})
+
+
+@pytest.mark.parametrize(("rule", "factor"), [("linear", 4.0), ("sqrt", 2.0), ("none", 1.0)])
+def test_learning_rates_follow_the_batch(rule, factor):
+    assert scale(rule, 512, 128) == factor
+
+
+def test_a_warm_up_in_steps_rises_every_step():
+    schedule = warmed_up(learning_rate(config.stage(schedule="cosine_per_step", lr=0.8), 2, 10), 0.2, 4)
+    whole = [0.8 * (1 + np.cos(np.pi * step / 20)) / 2 for step in range(20)]
+    expected = [0.2 + (rate - 0.2) * min((step + 1) / 4, 1) for step, rate in enumerate(whole)]
+    np.testing.assert_allclose([float(schedule(jnp.int32(step))) for step in range(20)], expected, atol=1e-6)
+
+
+def test_lars_leaves_biases_and_bn_out():
+    """One step written out: kernels move by their own length over that of the decayed gradient, vectors do not."""
+    rng = np.random.default_rng(0)
+    params = {"kernel": rng.normal(size=(3, 4)).astype(np.float32), "bias": rng.normal(size=4).astype(np.float32)}
+    grads = {name: rng.normal(size=value.shape) for name, value in params.items()}
+    optimizer = make_optimizer("lars", lambda step: 0.5, 0.9, 0.01, {})
+    moved, _ = optimizer.update(jax.tree.map(jnp.asarray, grads), optimizer.init(params), params)
+    decayed = grads["kernel"] + 0.01 * params["kernel"]
+    ratio = 0.001 * np.linalg.norm(params["kernel"]) / np.linalg.norm(decayed)
+    np.testing.assert_allclose(moved["kernel"], -0.5 * ratio * decayed, rtol=1e-5)
+    np.testing.assert_allclose(moved["bias"], -0.5 * grads["bias"], rtol=1e-6)
+
+
+def test_lamb_leaves_biases_and_bn_out():
+    """Adam's first step is the sign of the gradient; the kernel's has the kernel's own length."""
+    rng = np.random.default_rng(1)
+    params = {"kernel": rng.normal(size=(3, 4)).astype(np.float32), "scale": rng.normal(size=4).astype(np.float32)}
+    grads = {name: rng.normal(size=value.shape) for name, value in params.items()}
+    optimizer = make_optimizer("lamb", lambda step: 0.5, 0.9, 0.01, {})
+    moved, _ = optimizer.update(jax.tree.map(jnp.asarray, grads), optimizer.init(params), params)
+    step = np.sign(grads["kernel"]) + 0.01 * params["kernel"]
+    length = np.linalg.norm(params["kernel"]) / np.linalg.norm(step)
+    np.testing.assert_allclose(moved["kernel"], -0.5 * length * step, rtol=1e-3)
+    np.testing.assert_allclose(moved["scale"], -0.5 * np.sign(grads["scale"]), rtol=1e-4)
