@@ -14,7 +14,7 @@ sources are in shike_jax/methods.
 Other arguments: dataset=cifar100|cifar10|digits (digits: real images of 16 px, seconds), imbalance_factor=100,
 epochs=180, classifier_epochs=20 (of two-stage methods; one-stage methods train for the sum of both), width=0 (channels
 of the stem; 0: 16), file=cifar-100-python.tar.gz (as for configs/cifar_lt.py). Augmentation, optimiser and schedule are
-those of configs/cifar_lt.py, so that only the method differs. Results: docs/methods.md.
+those of configs/cifar_lt.py, so that only the method differs. Results: docs/methods_cifar.md.
 """
 
 from shike_jax import config as schema

@@ -12,7 +12,7 @@ epochs=20, classifier_epochs=8, two seeds: 28.18 and 28.48 %, few-shot 0.57 and 
 two (docs/results/cifar100_lt_20_8).
 
 `plus` is `official` with what may lift it at the same length. It has been run at 20 + 8 epochs of a small network only
-(docs/methods.md), so whether it helps at full length is not known. Each addition is one field: a fourth expert
+(docs/methods_cifar.md), so whether it helps at full length is not known. Each addition is one field: a fourth expert
 (model.depths=(1,2,1,2)) and averaged weights (stages.NAME.average=ema, decay 0.99 a step, in both stages). Averaging
 adds a pass over the training images to every evaluation, so `plus` evaluates every tenth epoch. Further candidates are
 left off: stages.representation.mixup=0.2 (hurt in the short runs), stages.representation.cutmix=1.0,

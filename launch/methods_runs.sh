@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# The rows of docs/methods.md on CIFAR100-LT, imbalance factor 100: one small ResNet, 20 + 8 epochs, one after the other.
+# The rows of docs/methods_cifar.md on CIFAR100-LT, imbalance factor 100: one small ResNet, 20 + 8 epochs, one after the other.
 #
 #   bash launch/methods_runs.sh WORKDIR [SEED] [ROW...]
 #

@@ -1,4 +1,4 @@
-"""docs/methods.md: the file that adds a method trains and adjusts, and the page names what there is."""
+"""docs/new_method.md: the file that adds a method trains and adjusts; docs/methods.md names what there is."""
 
 import re
 
@@ -14,7 +14,8 @@ from tests.conftest import ROOT
 pytestmark = pytest.mark.usefixtures("quickly_compiled")
 
 PAGE = (ROOT / "docs" / "methods.md").read_text()
-BLOCKS = re.findall(r"^```python\n(.*?)^```$", PAGE, re.MULTILINE | re.DOTALL)
+OWN = (ROOT / "docs" / "new_method.md").read_text()
+BLOCKS = re.findall(r"^```python\n(.*?)^```$", OWN, re.MULTILINE | re.DOTALL)
 
 
 def test_the_file_of_the_page_adds_a_loss_and_an_adjustment(tmp_path, capsys, monkeypatch):

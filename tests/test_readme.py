@@ -1,13 +1,15 @@
-"""README.md does what it says: its commands run in its order, made small, and so does its Python block."""
+"""README.md and docs/commands.md do what they say: their commands run in order, made small, and so does the Python."""
 
 import contextlib
 import csv
 import hashlib
+import importlib.util
 import io
 import json
 import os
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 
@@ -18,16 +20,20 @@ from PIL import Image
 
 from shike_jax.commands import program
 from shike_jax.commands import train as training
-from shike_jax.config.loading import parse_config
+from shike_jax.config.loading import checkpoint_config, parse_config
 from shike_jax.data import arrays, sources
+from shike_jax.evaluation.classifier import load
+from shike_jax.storage.checkpoints import load_weights
 from tests.conftest import ROOT
 from tests.test_guide import BLOCK
+from tests.tiny import write_checkpoint
 
 pytestmark = pytest.mark.usefixtures("quickly_compiled")
 
 README = (ROOT / "README.md").read_text()
+PAGES = README + (ROOT / "docs" / "commands.md").read_text()
 COMMANDS = [
-    line for kind, text in BLOCK.findall(README) if kind == "bash" for line in text.replace("\\\n", " ").splitlines()
+    line for kind, text in BLOCK.findall(PAGES) if kind == "bash" for line in text.replace("\\\n", " ").splitlines()
 ]
 DATA = "digits32.npz"  # a split exported below: CIFAR's size of images, nothing to download
 SLIM = [
@@ -61,6 +67,27 @@ def train(words, place):
     words = [re.sub(r"(cifar_lt.py)[:]?", rf"\1:file={DATA},", word).removesuffix(",") for word in words]
     typed = {word.partition("=")[0] for word in words}
     python(words, place, [item for item in SLIM if item.partition("=")[0] not in typed])
+
+
+def photographs(words, place):
+    """A folder of two classes, tried without training: a tiny checkpoint takes the run's place. Then the folder goes:
+    later commands have photos of their own.
+    """
+    draw = np.random.default_rng(0)
+    for name in ("photos/ant", "photos/bee", "new"):
+        (place / name).mkdir(parents=True)
+        for i in range(5):
+            Image.fromarray(draw.integers(0, 256, (32, 32, 3)).astype(np.uint8)).save(place / name / f"{i}.png")
+    python(words, place, ["--dry-run"])
+    write_checkpoint(place / "runs" / "mine")
+    shutil.rmtree(place / "photos")
+
+
+def published(words, place):
+    """The weights are those that the command names, and take the data that it names."""
+    arguments = [word.partition("=")[2] if word.startswith("--checkpoint") else word for word in words[4:]]
+    _, meta = load_weights(ROOT / arguments[0])
+    assert checkpoint_config(meta, arguments[1:]).data.source == "archive" and meta["scores"]["top1"] == 55.59
 
 
 def evaluate(words, place):
@@ -154,13 +181,17 @@ def nothing(words, place):
 
 # The beginning of a command, and what runs it.
 TABLE = {
+    "pip install .": nothing,
+    "python -m shike_jax train --config=folder_lt:root=photos ": photographs,
+    "python -m shike_jax predict --checkpoint=runs/mine ": python,
+    "python -m shike_jax evaluate --checkpoint=docs/results/": published,
     "bash launch/quickstart.sh": quickstart,
     "bash launch/test.sh": suite,
     "export TFDS_DATA_DIR=": nothing,
     "python -m shike_jax train --config=configs/cifar_lt.py:official,imbalance_factor=100 ": train,
-    "python -m shike_jax evaluate ": evaluate,
+    "python -m shike_jax evaluate --checkpoint=runs/if100 ": evaluate,
     "python -m shike_jax report ": python,
-    "python -m shike_jax predict ": predict,
+    "python -m shike_jax predict --checkpoint=runs/if100 ": predict,
     "python -m shike_jax export ": python,
     "python -m shike_jax train --config=configs/cifar_lt.py --workdir=runs/two_experts ": train,
     "python -m shike_jax sweep table4 ": lambda words, place: python(words, place, ["--dry-run"]),
@@ -219,15 +250,23 @@ def test_what_the_commands_have_written(place, capsys):
     assert "data:image/png" in page and "Best expert of each class" in page
 
 
-def test_python_block_agrees_with_the_prediction_and_the_export(place):
-    images = np.stack([np.asarray(Image.open(place / "photos" / f"{i}.png")) for i in range(4)])
+def test_the_python_block_runs(place):
     [block] = [text for kind, text in BLOCK.findall(README) if kind == "python"]
-    names = {"images": images}
-    exec(compile(block, "README.md", "exec"), names)
-    assert names["logits"].shape == (2, 4, 10)
+    short = block.replace("epochs=20, classifier_epochs=8", "width=4, epochs=1, classifier_epochs=1")
+    assert short != block
+    names = {}
+    exec(compile(short, "README.md", "exec"), names)
+    assert names["probabilities"].shape == (300, 10) and (place / "digits_classifier" / "model.safetensors").is_file()
+
+
+def test_prediction_and_export_agree_with_the_library(place):
+    images = np.stack([np.asarray(Image.open(place / "photos" / f"{i}.png")) for i in range(4)])
+    classifier = load(place / "runs" / "if100")
+    classes, logits = classifier.predict(images)[0], classifier(images)
+    assert logits.shape == (2, 4, 10)
     with (place / "predictions.csv").open() as file:
         predicted = [row["class_1"] for row in csv.DictReader(file)]
-    assert predicted == [names["classifier"].class_names[c] for c in names["classes"]]
+    assert predicted == [classifier.class_names[c] for c in classes]
 
     code = (
         "import runpy, numpy as np; e = runpy.run_path('exported/load.py')['Exported']('exported'); "
@@ -235,9 +274,25 @@ def test_python_block_agrees_with_the_prediction_and_the_export(place):
     )
     np.save(place / "in.npy", images)
     subprocess.run([sys.executable, "-c", code], cwd=place, env={**os.environ, "PYTHONPATH": ""}, check=True)
-    np.testing.assert_allclose(np.load(place / "out.npy"), names["logits"], rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(np.load(place / "out.npy"), logits, rtol=1e-4, atol=1e-4)
 
 
-def test_links_lead_somewhere():
-    for name in re.findall(r"\]\(((?!http)[^)#]+)\)", README):
-        assert (ROOT / name).exists(), name
+@pytest.mark.parametrize("page", ["README.md", "CONTRIBUTING.md", *(f"docs/{p.name}" for p in ROOT.glob("docs/*.md"))])
+def test_links_lead_somewhere(page):
+    text = re.sub(r"^```.*?^```$", "", (ROOT / page).read_text(), flags=re.MULTILINE | re.DOTALL)
+    for name in re.findall(r"\]\(((?!http)[^)#\s]+)", text):
+        assert name.endswith("extend.md") or (ROOT / page).parent.joinpath(name).exists(), name
+
+
+def test_the_readme_is_short_and_so_is_every_page():
+    assert len(README.split()) <= 900
+    long = {page.name: len(page.read_text().split()) for page in ROOT.glob("docs/*.md")}
+    assert {name for name, words in long.items() if words > 1200} <= {"guide.md", "pods.md", "registries.md"}
+
+
+def test_the_pictures_are_those_of_their_script(tmp_path, monkeypatch):
+    spec = importlib.util.spec_from_file_location("draw", ROOT / "docs" / "figures" / "draw.py")
+    draw = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(draw)
+    for name in ("method", "accuracy"):
+        assert (ROOT / "docs" / "figures" / f"{name}.svg").read_text() == getattr(draw, name)()

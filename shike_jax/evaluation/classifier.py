@@ -121,7 +121,7 @@ class Classifier:
           private: of a new one: whether only its owner sees it.
 
         Returns:
-          `hf://OWNER/NAME`.
+          The address, for `load`.
 
         Raises:
           UserError: another name, no login, or the hub cannot be reached.

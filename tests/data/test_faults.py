@@ -1,4 +1,4 @@
-"""What users do wrong, done to a copy of real photographs: each fault gives the report that docs/data.md promises."""
+"""What users do wrong, done to a copy of real photographs: each fault gives the report that docs/faults.md promises."""
 
 import shutil
 
