@@ -247,7 +247,7 @@ def test_what_the_commands_have_written(place, capsys):
     assert len(results["experts"]) == 2 and results["seed"] == 1
     assert results["config"]["stages"]["representation"]["loss"]["nt"] == 0
     page = (place / "runs" / "report" / "report.html").read_text()
-    assert "data:image/png" in page and "Best expert of each class" in page
+    assert "data:image/svg+xml" in page and "Best expert of each class" in page
 
 
 def test_the_python_block_runs(place):

@@ -11,7 +11,7 @@ from ml_collections import ConfigDict
 
 from shike_jax.common.extras import optional
 from shike_jax.common.parser import Parser
-from shike_jax.common.text import printable, say, to_json
+from shike_jax.common.text import aligned, printable, say, to_json
 from shike_jax.config.loading import parse_config
 from shike_jax.data import sources
 from shike_jax.data.held_out import evaluated_part
@@ -61,9 +61,25 @@ def describe(split: Split, test_part: str) -> str:
             f"images     {parts}",
             f"classes    {split.num_classes}; training images of a class: {counts.max():,} to {counts.min():,}",
             f"divisions  {divisions}",
+            "",
+            *histogram(counts),
+            "",
             f"hash       {split.hash}",
         ]
     )
+
+
+def histogram(counts: np.ndarray, rows: int = 10, width: int = 50) -> list[str]:
+    """Bars of the training images of classes, most to fewest: of neighbouring classes the mean, `rows` in all."""
+    ranked = np.sort(counts)[::-1]
+    parts = np.array_split(ranked, min(rows, len(ranked)))
+    ends, begins = np.cumsum([len(part) for part in parts]), np.cumsum([0, *(len(part) for part in parts)])
+    lines = [["classes", "images", ""]]
+    for first, last, part in zip(begins, ends, parts, strict=False):
+        ranks = f"{first + 1}" if last - first == 1 else f"{first + 1}-{last}"
+        length = max(1, round(width * part.mean() / ranked[0]))
+        lines.append([ranks, f"{part.mean():,.0f}", "#" * length])
+    return aligned(lines, left=(0, 2))
 
 
 def check_images(source: Source, config: ConfigDict) -> None:

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import io
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+import numpy as np
+from PIL import Image
 
 from shike_jax.common import buckets
 from shike_jax.common.buckets import place
@@ -17,8 +21,12 @@ from shike_jax.common.quiet import quiet_third_parties
 from shike_jax.common.text import markdown, say, slug
 from shike_jax.common.version import __version__
 from shike_jax.config import own_files
+from shike_jax.config.loading import checkpoint_config
+from shike_jax.data.datasets import DatasetPart, load_data
+from shike_jax.data.held_out import evaluated_part
 from shike_jax.errors import UserError
-from shike_jax.report import curves, html, tables
+from shike_jax.evaluation.checkpoint import meta_of
+from shike_jax.report import curves, html, predictions, tables
 from shike_jax.report.evaluations import evaluation
 from shike_jax.report.runs import Group, Run, by_dataset, collect, families, main_group, single_group
 
@@ -28,9 +36,10 @@ examples:
   python -m shike_jax report --runs runs/if100 runs/if50 --output=report --no-evaluate
   python -m shike_jax report --runs=runs --output=report --reference=official_20_8.csv
 
-Written: report.md, report.html (one file, pictures inside), figures/*.png, evaluations/*.npz. Every results.json below
+Written: report.md, report.html (one file, pictures inside), figures/*.svg, evaluations/*.npz. Every results.json below
 the folders counts; runs that differ in nothing but the seed are one row, in which each seed counts once. The figures of
-the experts, of the hardest negatives and of calibration need an evaluation of the lowest seed of each setting:
+the experts, of the hardest negatives and of calibration, tables of confused classes, comparisons of two runs and
+example images need an evaluation of the lowest seed of each setting:
 RUN/evaluation.npz if it is there (python -m shike_jax evaluate --checkpoint=RUN --output=RUN/evaluation.npz), else
 computed where the run's weights and data are available; what is missing is said in the report.
 """
@@ -47,18 +56,40 @@ class _Section:
         self.missing: list[str] = []
         self.pictures: list[html.Picture] = []
         self.evaluated: dict[str, dict[str, Any]] = {}
+        self.predictions: dict[str, predictions.Predictions] = {}
+        self.examples: dict[str, list[html.Example]] = {}
         for group in groups:
             try:
-                found = evaluation(group.first, output / "evaluations", compute)
+                found, arrays = evaluation(group.first, output / "evaluations", compute)
                 tables.experts_table(dataset, {group.label: found})
+                known = predictions.Predictions.of(found, arrays)
+                if known is not None:
+                    predictions.tables({group.label: known})
+                    self.predictions[group.label] = known
                 self.evaluated[group.label] = found
             except Exception as error:  # a file from elsewhere can fail in any way; go on
                 about = f"{group.label}, seed {group.first.seed}: no figures of its predictions"
                 self.missing.append(f"{about}: {_reason(error)}")
 
+    def show_images(self, group: Group) -> None:
+        """Test images of a group's first run, where its data are there."""
+        found = self.predictions.get(group.label)
+        if found is None:
+            return
+        try:
+            part = part_of(group.first)
+            if not np.array_equal(part.labels, found.labels):
+                raise UserError("its evaluation leaves images out that could not be read")
+            self.examples[group.label] = [
+                html.Example(as_png(part.images[place]), right, caption)
+                for place, right, caption in predictions.examples(found)
+            ]
+        except Exception as error:  # data that are not here, of older code, or not images: the report goes on
+            self.missing.append(f"{group.label}: no example images: {_reason(error)}")
+
     def draw(self, name: str, title: str, caption: str, function: Callable[[Path], Path]) -> None:
-        """Draws one figure into figures/DATASET-NAME.png."""
-        path = self.output / "figures" / f"{slug(f'{self.dataset} {name}')}.png"
+        """Draws one figure into figures/DATASET-NAME.svg."""
+        path = self.output / "figures" / f"{slug(f'{self.dataset} {name}')}.svg"
         try:
             self.pictures.append(html.Picture(function(path), title, caption))
         except (ValueError, KeyError, TypeError, IndexError) as error:  # numbers that do not fit together
@@ -133,8 +164,26 @@ class _Section:
         sheets.append(tables.stages_table(self.dataset, self.groups))
         if self.evaluated:
             sheets.append(tables.experts_table(self.dataset, self.evaluated))
+        sheets += predictions.tables(self.predictions)
         sheets.append(tables.cost_table(self.dataset, self.groups))
-        return html.Section(self.dataset, sheets, self.pictures, self.missing)
+        return html.Section(self.dataset, sheets, self.pictures, self.missing, self.examples)
+
+
+def part_of(run: Run) -> DatasetPart:
+    """The part of its data that a run was evaluated on, as its network saw it."""
+    config = checkpoint_config(meta_of(run.path))
+    data = load_data(config)
+    part = {"val": data.val, "train": data.train}.get(evaluated_part(config.data), data.test)
+    if part is None:
+        raise UserError(f"{run.path}: its data have no part that it was evaluated on")
+    return part
+
+
+def as_png(pixels: np.ndarray) -> bytes:
+    """An image uint8 [S,S,3] as the content of a PNG file."""
+    content = io.BytesIO()
+    Image.fromarray(pixels).save(content, "PNG")
+    return content.getvalue()
 
 
 def _reason(error: Exception) -> str:
@@ -178,12 +227,14 @@ def write(
     sections = []
     for dataset, groups in datasets.items():
         section = _Section(dataset, groups, output, compute)
+        section.training(references)
         together = families(groups)
         for number, family in enumerate(together[:FAMILIES_AT_MOST]):
             section.family(family, str(number + 1) if len(together) > 1 else "")
         if len(together) > FAMILIES_AT_MOST:
             section.missing.append(f"figures of {len(together) - FAMILIES_AT_MOST} more families of settings")
-        section.training(references)
+        if compute:
+            section.show_images(main_group(groups))
         sections.append(section.result())
     count = sum(len(group.runs) for groups in datasets.values() for group in groups)
     introduction = [f"{count} finished runs, read by shike_jax {__version__}.", *remarks]
@@ -196,7 +247,8 @@ def write(
 def _markdown(title: str, introduction: Sequence[str], sections: Sequence[html.Section], output: Path) -> str:
     parts = [f"# {title}", "", *(f"{markdown(text)}\n" for text in introduction)]
     for section in sections:
-        parts += [f"## {markdown(section.title)}", "", *map(tables.to_markdown, section.tables)]
+        short = [table for table in section.tables if not table.sortable]  # all classes are on the page alone
+        parts += [f"## {markdown(section.title)}", "", *map(tables.to_markdown, short)]
         for picture in section.pictures:
             place = picture.path.relative_to(output)
             parts += [f"### {picture.title}", "", f"![{picture.title}]({place})", "", markdown(picture.caption), ""]

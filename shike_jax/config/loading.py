@@ -176,7 +176,7 @@ def _parsed(define: Callable[..., Any], arguments: list[str], path: str, stages:
     if not isinstance(config, ConfigDict):
         kind = type(config).__name__
         raise UserError(f"--config={path}: get_config returned a {kind}; expected a ConfigDict, as schema.base() gives")
-    for name, one in config.stages.items():
+    for name, one in config.stages.items() if stages else ():  # those of a checkpoint may lack newer fields
         _for_its_batch(name, one, recipe.get(name, one.batch_size))
     config.init_from = expanded(config.init_from)
     for name in ("root", "data_dir", "train_list", "val_list", "test_list", "table"):

@@ -142,6 +142,11 @@ def _source(data: str) -> sources.Source:
     return sources.load(ConfigDict(parse_json(data)))
 
 
+def meta_of(path: Any) -> dict[str, Any]:
+    """What the weights that a run ended with remember of it; raises UserError where there are none."""
+    return load_weights(path)[1]
+
+
 def digest_of(path: Path) -> str:
     """The digest of the weights that a run ended with; raises UserError where there are none that can be read."""
     return load_weights(str(path))[1]["digest"]

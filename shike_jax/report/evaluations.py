@@ -19,8 +19,8 @@ from shike_jax.evaluation.classifier import load
 from shike_jax.report.runs import Run
 
 
-def evaluation(run: Run, folder: Path, compute: bool) -> dict[str, Any]:
-    """The summary (`training.evaluation.evaluate`) of a run's test part.
+def evaluation(run: Run, folder: Path, compute: bool) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+    """The summary of a run's test part, and what is known of each image: arrays as `evaluate --output` names them.
 
     Looked for in `RUN/evaluation.npz`, as `evaluate --output` writes it, then in `folder`, then computed.
 
@@ -39,15 +39,15 @@ def evaluation(run: Run, folder: Path, compute: bool) -> dict[str, Any]:
     if not compute:
         raise UserError("not evaluated (--no-evaluate)")
     classifier = load(run.path)
-    summary, arrays = evaluate_as_trained(classifier, checkpoint_config(classifier.meta))
-    save(cached, summary, arrays)
-    return summary
+    save(cached, *evaluate_as_trained(classifier, checkpoint_config(classifier.meta)))
+    return _read(cached, run)
 
 
-def _read(path: Path, run: Run) -> dict[str, Any]:
+def _read(path: Path, run: Run) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
     try:
         with downloaded(path) as local, np.load(local) as file:
             summary = parse_json(str(file["summary"]))
+            arrays = {name: file[name] for name in file.files if name != "summary"}
         about = summary["data"]
         split, part = about["hash"], about.get("part", "test")
     except (OSError, ValueError, KeyError, TypeError, zipfile.BadZipFile) as error:
@@ -62,7 +62,7 @@ def _read(path: Path, run: Run) -> dict[str, Any]:
             f"{path}: of other weights ({str(scored)[:12]}) than the run's ({weights[:12]}); expected an evaluation of "
             f"{run.path}; remove the file, or write it again with python -m shike_jax evaluate"
         )
-    return summary
+    return summary, arrays
 
 
 def _digest(run: Run) -> str | None:

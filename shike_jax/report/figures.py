@@ -1,4 +1,4 @@
-"""Figures of a report, as PNG files: those of the paper, training curves, accuracy by count and calibration.
+"""Figures of a report, as SVG or PNG files: those of the paper, training curves, accuracy by count and calibration.
 
 `results` is the content of a results.json, `summary` that of an evaluation (`shike_jax.commands.evaluate`).
 """
@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from matplotlib.ticker import MaxNLocator
 
 from shike_jax.evaluation.checkpoint import trained_heads
 from shike_jax.report import fonts, style
@@ -122,7 +123,7 @@ def hardest_negatives(summaries: Mapping[str, Mapping[str, Any]], path: Path) ->
         scores = _scores(summary)["hardest_negative"]
         edges, share = np.array(scores["edges"]), np.array(scores["share"])
         width = (edges[1] - edges[0]) / len(summaries)
-        name = f"{label} (mean {scores['mean']:.3f})"
+        name = f"{style.short(label)} (mean {scores['mean']:.3f})"
         shares.bar(edges[:-1] + (i + 0.5) * width, share, 0.94 * width, label=name, **style.bar(i))
         remaining = 100 - np.concatenate([[0], np.cumsum(share)])
         above.plot(edges, remaining, **style.series(i))
@@ -150,7 +151,7 @@ def reliability(summaries: Mapping[str, Mapping[str, Any]], path: Path) -> Path:
         gap = {"facecolor": "none", "edgecolor": style.COLOURS[1], "hatch": "////", "linewidth": 0.6}
         upper.bar(middle[seen], confidence - accuracy, 0.94 * width, accuracy, label="gap", **gap)
         upper.plot([0, 1], [0, 1], "--", color="black", linewidth=1, label="perfect")
-        upper.set(title=f"{label}: ECE {scores['ece']:.1f} %", xlim=(0, 1), ylim=(0, 1))
+        upper.set(title=f"{style.short(label, 60 // columns)}: ECE {scores['ece']:.1f} %", xlim=(0, 1), ylim=(0, 1))
         lower.bar(middle, 100 * np.array(scores["count"]) / max(sum(scores["count"]), 1), 0.94 * width, **style.bar(7))
         lower.set(xlabel="confidence")
     axes[0, 0].set(ylabel="accuracy")
@@ -168,13 +169,15 @@ def training_curves(curves: Sequence[Curve], path: Path) -> Path:
         for axes, values in ((loss, curve.loss), (top1, curve.top1)):
             mean = np.nanmean(values, 0)
             known = ~np.isnan(mean)
-            axes.plot(curve.epochs[known], mean[known], label=curve.label, **look)
+            axes.plot(curve.epochs[known], mean[known], label=style.short(curve.label), **look)
             if len(values) > 1:
                 low, high = np.nanmin(values, 0)[known], np.nanmax(values, 0)[known]
                 axes.fill_between(curve.epochs[known], low, high, color=look["color"], alpha=0.18, linewidth=0)
     for start in sorted({start for curve in curves for start in curve.stage_starts}):
         for axes in (loss, top1):
             axes.axvline(start + 0.5, color=style.GREY, linewidth=0.8, linestyle=":")
+    for axes in (loss, top1):
+        axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
     loss.set(xlabel="epoch", ylabel="training loss", yscale="log")
     style.log_ticks(loss.yaxis, *loss.get_ylim())
     top1.set(xlabel="epoch", ylabel="test top-1 (%)")

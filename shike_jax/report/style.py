@@ -37,6 +37,7 @@ _SETTINGS: Any = {
     "lines.linewidth": 1.4,
     "lines.markersize": 4.5,
     "legend.frameon": False,
+    "svg.hashsalt": "shike_jax",
 }
 
 
@@ -67,10 +68,15 @@ def legend_below(drawn: Figure, axes: Any, columns: int) -> None:
         legend.remove()
 
 
+def short(label: str, most: int = 42) -> str:
+    """A label that leaves room for the figure: its middle is left out where it is long."""
+    return label if len(label) <= most else f"{label[: most // 2]}...{label[-(most // 2 - 3) :]}"
+
+
 def save(drawn: Figure, path: Path) -> Path:
-    """Writes a PNG; returns its path."""
+    """Writes a PNG or an SVG by the path's suffix; returns the path."""
     fonts.fit(drawn)
-    drawn.savefig(path, dpi=DPI, metadata={"Software": None})
+    drawn.savefig(path, dpi=DPI, metadata={"Date": None} if path.suffix == ".svg" else {"Software": None})
     return path
 
 

@@ -18,6 +18,7 @@ class Table:
 
     Attributes:
       ours: rows (by position) that hold measured results, set off from the published ones.
+      sortable: the page sorts it by any column.
     """
 
     title: str
@@ -25,6 +26,7 @@ class Table:
     rows: list[tuple[str, ...]]
     note: str = ""
     ours: frozenset[int] = frozenset()
+    sortable: bool = False
 
 
 def to_markdown(table: Table) -> str:

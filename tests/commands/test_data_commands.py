@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 from PIL import Image
 
@@ -75,3 +76,14 @@ def test_help_and_mistakes(command):
     result = run(command, *(["--output=x.npz"] if command == "pack" else []))
     assert (result.returncode, result.stderr.count("\n")) == (2, 1)
     assert result.stderr.startswith("error: --config is missing")
+
+
+def test_class_counts_are_drawn():
+    """Twelve classes in four rows of three: means 110, 40, 10 and 2 of at most 120 images."""
+    lines = inspect.histogram(np.array([120, 110, 100, 50, 40, 30, 12, 10, 8, 3, 2, 1]), rows=4, width=60)
+    assert [line.split() for line in lines[1:]] == [
+        ["1-3", "110", "#" * 55],
+        ["4-6", "40", "#" * 20],
+        ["7-9", "10", "#" * 5],
+        ["10-12", "2", "#"],
+    ]

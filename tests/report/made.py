@@ -59,12 +59,17 @@ def write_run(folder, curve=True, evaluation=True, **settings):
         ]
         (folder / "metrics.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
     if evaluation:
-        save(folder / "evaluation.npz", summary(found), {})
+        save(folder / "evaluation.npz", *evaluated(found))
     return found
 
 
-def summary(found, examples=2000):
-    """An evaluation of random logits for the classes of a run."""
+def summary(found):
+    """The scores of an evaluation of random logits for the classes of a run."""
+    return evaluated(found)[0]
+
+
+def evaluated(found, examples=2000):
+    """The same with what is known of each image."""
     counts = np.array(found["split"]["class_counts"])
     rng, classes = np.random.default_rng(found["seed"]), len(counts)
     labels = rng.integers(0, classes, examples).astype(np.int32)
@@ -75,7 +80,7 @@ def summary(found, examples=2000):
         "medium": np.flatnonzero((counts <= 100) & (counts >= 20)),
         "few": np.flatnonzero(counts < 20),
     }
-    return {
+    about = {
         "checkpoint": {"heads": "classifier"},
         "data": {
             "hash": found["split"]["hash"],
@@ -85,3 +90,4 @@ def summary(found, examples=2000):
         },
         "heads": {"classifier": metrics.analyse(arrays, labels, classes, divisions)},
     }
+    return about, {"": {"label": labels}, "classifier": arrays}
