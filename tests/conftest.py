@@ -50,7 +50,7 @@ def no_job_outlives_its_test() -> Iterator[None]:
 @pytest.fixture(autouse=True, scope="module")
 def registries_as_they_were() -> Iterator[None]:
     """What the guide or a test registers is forgotten after its module, whichever modules a worker runs next."""
-    from shike_jax import methods
+    from shike_jax import augment, data, methods, models  # noqa: F401  (what comes with the package registers itself)
     from shike_jax.methods import tables
 
     found = [*vars(methods).values(), *vars(tables).values()]

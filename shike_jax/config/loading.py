@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import os
 import sys
+import traceback
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from ml_collections import ConfigDict, config_flags
 from shike_jax.common.paths import expanded, given_text
 from shike_jax.config import GONE, base, gone_line, stated, validate, without_gone
 from shike_jax.config.fields import fields_of, may_change
-from shike_jax.errors import UserError, nearest
+from shike_jax.errors import UserError, causes, nearest
 from shike_jax.methods.own_files import require
 
 _HERE = Path(__file__).resolve().parents[1]
@@ -170,9 +171,9 @@ def _parsed(define: Callable[..., Any], arguments: list[str], path: str, stages:
     except UserError:
         raise
     except (AttributeError, KeyError) as error:
-        raise UserError(_unknown_field(error, arguments) or _explain(error, path)) from error
+        raise UserError(_unknown_field(error, arguments) or explain(error, path)) from error
     except Exception as error:  # flags, ml_collections and the file itself raise many kinds
-        raise UserError(_explain(error, path)) from error
+        raise UserError(explain(error, path)) from error
     if not isinstance(config, ConfigDict):
         kind = type(config).__name__
         raise UserError(f"--config={path}: get_config returned a {kind}; expected a ConfigDict, as schema.base() gives")
@@ -237,9 +238,17 @@ def _unknown_field(error: Exception, arguments: Sequence[str]) -> str:
     return f"{blamed[0]}: the configuration has no field {field!r}. {suggestion}".strip() if blamed else ""
 
 
-def _explain(error: Exception, path: str) -> str:
-    cause = error.__cause__ or error.__context__
-    if isinstance(cause, UserError):
-        return str(cause)
+def explain(error: Exception, path: str) -> str:
+    """One line about what a configuration file raised."""
+    for cause in causes(error):  # ml_collections wraps what the file raised, with its whole traceback as text
+        if isinstance(cause, UserError):
+            return str(cause)
+        frames = traceback.extract_tb(cause.__traceback__)
+        file = Path(path.partition(":")[0]).name
+        own = [frame for frame in frames if Path(frame.filename).name == file]
+        if own:
+            said = " ".join(str(cause).split())
+            kind = "" if isinstance(cause, ValueError) else f"{type(cause).__name__}: "
+            return f"--config={path} (line {own[-1].lineno}): {kind}{said}"
     text = " ".join(str(error).split())
     return text if "--config" in text else f"--config={path}: {text}"

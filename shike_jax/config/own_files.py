@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from shike_jax.common.paths import expanded
-from shike_jax.config.loading import find_config
+from shike_jax.config.loading import explain, find_config
 from shike_jax.errors import UserError
 from shike_jax.methods.own_files import GIVEN, digest
 
@@ -41,8 +41,7 @@ def register(files: Sequence[str]) -> None:
         try:
             spec.loader.exec_module(module)
         except Exception as error:  # a file of a user's can fail in any way
-            reason = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
-            raise UserError(f"--config={given}: {reason}") from error
+            raise UserError(explain(error, given)) from error
 
 
 def register_from(arguments: Sequence[str]) -> None:

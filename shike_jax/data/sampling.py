@@ -48,7 +48,7 @@ def epoch_plan(sampler: str, key: jax.Array, epoch: int, labels: np.ndarray, bat
 
 
 def _draw(sampler: str, key: jax.Array, labels: np.ndarray) -> np.ndarray:
-    positions = np.asarray(SAMPLERS[sampler].function(key, labels))
+    positions = np.asarray(SAMPLERS[sampler].call(key, labels))
     if positions.shape != labels.shape or positions.dtype.kind not in "iu":
         found = f"{positions.dtype} {positions.shape}"
         raise UserError(f"sampler {sampler!r} returned {found}; expected int32 ({len(labels)},), one for each example")

@@ -56,19 +56,27 @@ def _loaded(data: ConfigDict) -> Source:
         raise UserError(f"config.data.source={data.source!r}: expected one of {', '.join(SOURCES)}")
     entry = SOURCES[data.source]
     own = data.get(data.source, {})
-    source = entry.function(data, **{name: own.get(name, default) for name, default in entry.defaults().items()})
+    source = entry.call(data, **{name: own.get(name, default) for name, default in entry.defaults().items()})
     if not isinstance(source, Source):
         found = type(source).__name__
         raise UserError(f"data source {data.source!r} returned a {found}: expected a shike_jax.data.Source")
     if source.images is None and source.read is None:
         raise UserError(f"data source {data.source!r}: expected `images` or `read` of its Source")
-    arrays_of = source.images or {}
-    for name, part in source.split.parts.items() if arrays_of else ():
-        sizes = np.shape(arrays_of.get(name, 0))
-        if not sizes or sizes[0] != len(part):
-            expected = f"{len(part)} examples, as many as labels"
-            raise UserError(f"data source {data.source!r}, part {name}: arrays {sizes}; expected {expected}")
+    _check_arrays(f"data source {data.source!r}", source)
     return source
+
+
+def _check_arrays(what: str, source: Source) -> None:
+    """Refuses arrays that do not fit the labels or each other."""
+    kinds = {}
+    for name, part in source.split.parts.items() if source.images is not None else ():
+        values = (source.images or {}).get(name)
+        if not isinstance(values, np.ndarray) or values.dtype.kind not in "fiub" or values.shape[:1] != (len(part),):
+            found = f"{values.dtype} {values.shape}" if isinstance(values, np.ndarray) else type(values).__name__
+            raise UserError(f"{what}, part {name}: {found}; expected NumPy numbers ({len(part)}, ...), one per label")
+        kinds[name] = f"{values.dtype} {values.shape[1:]}"
+        if kinds[name] != kinds[next(iter(kinds))]:
+            raise UserError(f"{what}, part {name}: examples {kinds[name]}; expected {kinds[next(iter(kinds))]}")
 
 
 def load_whole(data: ConfigDict) -> Source | None:

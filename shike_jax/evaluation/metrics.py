@@ -17,6 +17,7 @@ from shike_jax.methods.scores import (
     describe_scores,
     f1_scores,
     hardest_negative,
+    score_of,
 )
 
 Array = jax.Array
@@ -74,7 +75,7 @@ def analyse(
     experts = range(len(predictions.expert_predicted))
     right = predictions.expert_predicted == labels
     return {
-        **{entry.name: _rounded(entry.function(predictions)) for entry in SCORES.entries()},
+        **{entry.name: _rounded(score_of(entry, predictions)) for entry in SCORES.entries()},
         "examples": len(labels),
         "not_finite": int(np.sum(predictions.predicted < 0)),
         "experts": [_rounded(100 * float(np.mean(right[m]))) for m in experts],

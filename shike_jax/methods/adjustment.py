@@ -110,13 +110,7 @@ def predict(inputs: AdjustmentInputs, name: str, tau: float, chunk: int = 4096) 
 
 
 def _adjusted(entry: Entry[Callable[..., np.ndarray]], inputs: AdjustmentInputs, tau: float) -> np.ndarray:
-    try:
-        found = np.asarray(entry.function(inputs, tau))
-    except UserError:
-        raise
-    except Exception as error:
-        reason = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
-        raise UserError(f"adjustment {entry.name!r} failed: {reason}") from error
+    found = np.asarray(entry.call(inputs, tau))
     wanted = inputs.logits.shape[1:]
     if found.ndim != 3 or found.shape[1:] != wanted or not np.issubdtype(found.dtype, np.floating):
         what = f"{found.dtype} {found.shape}"

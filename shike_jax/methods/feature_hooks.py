@@ -13,6 +13,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from shike_jax.errors import UserError
 from shike_jax.methods.registry import Entry, Option, Registry
 
 Array = jax.Array
@@ -51,6 +52,20 @@ FEATURE_HOOKS: Registry[Callable[[HookInputs], list[Array]]] = Registry(
 def active_hooks(stage: Mapping[str, Any]) -> list[tuple[Entry[Callable[[HookInputs], list[Array]]], float]]:
     """The hooks of a stage with their strengths, in the order of their registration."""
     return [(entry, stage[entry.name]) for entry in FEATURE_HOOKS.entries() if stage.get(entry.name)]
+
+
+def hooked(entry: Entry[Callable[[HookInputs], list[Array]]], inputs: HookInputs) -> list[Array]:
+    """The maps that a hook makes.
+
+    Raises:
+      UserError: it failed, or returned something else than maps of the same shapes.
+    """
+    found = entry.call(inputs)
+    wanted = [x.shape for x in inputs.maps]
+    shapes = [getattr(x, "shape", None) for x in found] if isinstance(found, list | tuple) else type(found).__name__
+    if shapes != wanted:
+        raise UserError(f"feature hook {entry.name!r} returned {shapes}: expected a list of maps {wanted}")
+    return list(found)
 
 
 @FEATURE_HOOKS.register(

@@ -20,23 +20,18 @@ user's own never have the same.
 
 from __future__ import annotations
 
-import copy
 import dataclasses
-import traceback
 import zlib
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import flax.linen as nn
 import jax
-import jax.numpy as jnp
 
-from shike_jax.errors import UserError
 from shike_jax.methods import losses
 from shike_jax.methods.registry import Choice, Entry, Number, Option, Registry
 
 Array = jax.Array
-PyTree = Any
 
 
 def _itself(x: Any) -> Any:
@@ -120,159 +115,6 @@ def further_views(fields: Mapping[str, Any]) -> int:
 def number_of(name: str) -> int:
     """A number that tells losses apart in random keys, whatever else is registered: uint32."""
     return zlib.crc32(name.encode())
-
-
-class NoFeatures(UserError):
-    """A loss asks for features, which the network does not have."""
-
-
-class LossFailed(UserError):
-    """A loss raised an exception of its own; perhaps only for the sizes that it was tried with."""
-
-
-def value_of(
-    entry: Entry[Callable[..., Any]],
-    inputs: LossInputs,
-    parameters: Mapping[str, Any],
-    variables: Mapping[str, PyTree] | None = None,
-) -> tuple[Array, dict[str, PyTree]]:
-    """The value of a registered loss.
-
-    Args:
-      variables: {collection: tree} of a module.
-
-    Returns:
-      float [B], and what a module's variables other than its parameters are afterwards.
-
-    Raises:
-      UserError: the function asks for what `LossInputs` does not have, returns something else, or fails.
-    """
-    variables, after = variables or {}, {}
-    features: Any = inputs.features
-    if features is None:
-        inputs = copy.copy(inputs)
-        object.__delattr__(inputs, "features")
-    try:
-        if entry.options["module"]:
-            carried = [name for name in variables if name != "params"]
-            value, after = entry.function(**parameters).apply(variables, inputs, mutable=carried)
-        else:
-            value = entry.function(inputs, **parameters)
-    except UserError:
-        raise
-    except Exception as error:
-        raise _explained(entry.name, error, inputs) from error
-    wanted = inputs.labels.shape
-    if not hasattr(value, "dtype") or value.shape != wanted or not jnp.issubdtype(value.dtype, jnp.floating):
-        what = f"{value.dtype} {value.shape}" if hasattr(value, "dtype") else type(value).__name__
-        raise UserError(f"loss {entry.name!r} returned {what}: expected a float for each image of the batch, {wanted}")
-    return value, dict(after)
-
-
-def _explained(name: str, error: Exception, inputs: LossInputs) -> UserError:
-    if isinstance(error, AttributeError) and error.obj is inputs:
-        if error.name == "features":
-            return NoFeatures(f"loss {name!r} uses inputs.features: the network has no method `features`")
-        known = ", ".join(field.name for field in dataclasses.fields(LossInputs))
-        return UserError(f"loss {name!r} uses inputs.{error.name}: expected one of {known}")
-    frames = traceback.extract_tb(error.__traceback__)
-    own = [frame for frame in frames if "site-packages" not in frame.filename and not frame.filename.startswith("<")]
-    where = f"{own[-1].filename.rpartition('/')[2]}:{own[-1].lineno}"
-    if isinstance(error, BRANCHES):
-        return UserError(
-            f"loss {name!r} ({where}) asks for the value of an array while the step is compiled: expected jnp.where, "
-            "jax.lax.cond or a mask instead of `if`, int() or NumPy"
-        )
-    reason = " ".join(str(error).split())[:200]
-    return LossFailed(f"loss {name!r} ({where}) failed: {type(error).__name__}: {reason}")
-
-
-BRANCHES = (
-    jax.errors.ConcretizationTypeError,
-    jax.errors.TracerArrayConversionError,
-    jax.errors.TracerIntegerConversionError,
-    jax.errors.NonConcreteBooleanIndexError,
-)
-
-
-def zeros_like_a_batch(experts: int, features: int | None, class_counts: Any, images: int, views: int) -> LossInputs:
-    """Inputs of the right shapes, for finding mistakes and for the first values of a module's variables.
-
-    Args:
-      features: F; None: a network without features.
-      class_counts: [C].
-      images: B.
-      views: how many, the first one included.
-    """
-    shape = (experts, images, features or 0)
-    return LossInputs(
-        logits=jnp.zeros((experts, images, len(class_counts)), jnp.float32),
-        features=None if features is None else jnp.zeros(shape, jnp.float32),  # type: ignore[arg-type]
-        labels=jnp.zeros((images,), jnp.int32),
-        class_counts=jnp.asarray(class_counts),
-        progress=jnp.zeros((), jnp.float32),
-        mask=jnp.ones((images,), jnp.float32),
-        key=jax.random.split(jax.random.key(0), images),
-        views=(jnp.zeros(shape, jnp.float32),) * (views - 1),
-    )
-
-
-def first_variables(
-    entry: Entry[Callable[..., Any]], parameters: Mapping[str, Any], inputs: LossInputs, key: Array
-) -> dict[str, PyTree]:
-    """The variables {collection: tree} that a module begins with; none of a function.
-
-    Raises:
-      UserError: the module fails.
-    """
-    if not entry.options["module"]:
-        return {}
-    try:
-        # Compiled as one program: a loss's layers are few, and op by op would take longer.
-        return dict(jax.jit(lambda key: entry.function(**parameters).init(key, inputs))(key))
-    except UserError:
-        raise
-    except Exception as error:
-        raise _explained(entry.name, error, inputs) from error
-
-
-def check_losses(
-    fields: Mapping[str, Any], experts: int, features: int | None, class_counts: Any, network: str = ""
-) -> None:
-    """Finds mistakes of a stage's losses before anything is trained, without computing.
-
-    Args:
-      fields: of `config.stages.NAME.loss`.
-      experts, features, class_counts: as for `zeros_like_a_batch`.
-      network: its name.
-
-    Raises:
-      UserError: as `value_of`.
-    """
-    missing = f"network {network!r} has no methods `features` and `classify`"
-    for entry, _, parameters in active_losses(fields):
-        views = entry.options["views"]
-        if views > 1 and features is None:
-            raise UserError(f"loss {entry.name!r} asks for views={views}: {missing}")
-
-        def value(key: Array, entry: Any = entry, parameters: Any = parameters, views: int = views) -> Array:
-            inputs = zeros_like_a_batch(experts, features, class_counts, 4, views)
-            inputs = dataclasses.replace(inputs, **_traced(inputs, key))
-            return value_of(entry, inputs, parameters, first_variables(entry, parameters, inputs, key))[0]
-
-        try:
-            jax.eval_shape(value, jax.random.key(0))
-        except LossFailed:  # perhaps for want of devices or of other sizes; if not, it fails in training too
-            continue
-        except NoFeatures:
-            raise UserError(f"loss {entry.name!r} uses inputs.features: {missing}") from None
-
-
-def _traced(inputs: LossInputs, key: Array) -> dict[str, Any]:
-    """The arrays of a step that are not known when it is compiled."""
-    unknown = jax.random.uniform(key)
-    names = ("logits", "features", "labels", "progress", "mask", "views")
-    return jax.tree.map(lambda x: (x + unknown).astype(x.dtype), {name: getattr(inputs, name) for name in names})
 
 
 def describe_losses(fields: Mapping[str, Any]) -> list[dict[str, Any]]:

@@ -71,19 +71,14 @@ def mixed_by(entry: Entry[Callable[[MixingInputs], tuple[Array, Array]]], inputs
     Raises:
       UserError: it failed, or returned something else.
     """
-    try:
-        images, share = entry.function(inputs)
-        share = jnp.asarray(share)
-    except UserError:
-        raise
-    except Exception as error:
-        reason = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
-        raise UserError(f"mixing {entry.name!r} failed: {reason}") from error
-    wanted = inputs.images.shape
+    found, wanted = entry.call(inputs), inputs.images.shape
+    if not isinstance(found, tuple) or len(found) != 2:
+        raise UserError(f"mixing {entry.name!r} returned a {type(found).__name__}: expected images and a weight")
+    images, share = found[0], jnp.asarray(found[1])
     if getattr(images, "shape", None) != wanted or share.shape not in ((), wanted[:1]):
-        found = f"{getattr(images, 'shape', type(images).__name__)} and {share.shape}"
+        given = f"{getattr(images, 'shape', type(images).__name__)} and {share.shape}"
         expected = f"images {wanted} and the weight of their labels, () or {wanted[:1]}"
-        raise UserError(f"mixing {entry.name!r} returned {found}: expected {expected}")
+        raise UserError(f"mixing {entry.name!r} returned {given}: expected {expected}")
     return images.astype(inputs.images.dtype), share
 
 

@@ -5,8 +5,11 @@ from __future__ import annotations
 import dataclasses
 import inspect
 import math
+import traceback
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Generic, TypeVar
+
+import jax
 
 from shike_jax.errors import UserError
 
@@ -49,16 +52,31 @@ class Entry(Generic[Function]):
     """What is known of one registered function.
 
     Attributes:
+      kind: of its registry.
       name: what configurations write.
       function: the function itself.
       parameters: its keyword parameters that a configuration may set: default values, `Choice`s or `Number`s.
       options: facts about the function that its registry's users need, such as the title of a score.
     """
 
+    kind: str
     name: str
     function: Function
     parameters: Mapping[str, Any]
     options: Mapping[str, Any]
+
+    def call(self, *arguments: Any, **keywords: Any) -> Any:
+        """The function's result; whatever it raises becomes one line that names it.
+
+        Raises:
+          UserError: the function failed.
+        """
+        try:
+            return self.function(*arguments, **keywords)
+        except UserError:
+            raise
+        except Exception as error:  # what somebody else wrote can fail in any way
+            raise explained(f"{self.kind} {self.name!r}", error) from error
 
     @property
     def file(self) -> str:
@@ -139,7 +157,7 @@ class Registry(Generic[Function]):
             self._check_names(name, parameters or {})
             if self._given is not None:
                 self._check_signature(name, function, parameters or {})
-            entry = Entry(name, function, dict(parameters or {}), {**self._defaults(), **options})
+            entry = Entry(self.kind, name, function, dict(parameters or {}), {**self._defaults(), **options})
             if self._check is not None:
                 self._check(entry)
             self._entries[name] = entry
@@ -221,3 +239,29 @@ def _origin(function: Callable[..., Any]) -> str:
     written = function.__call__ if isinstance(function, type) else function
     code = getattr(inspect.unwrap(written), "__code__", None)
     return code.co_filename if code is not None else getattr(function, "__module__", "?")
+
+
+class Failed(UserError):
+    """A registered function raised an exception of its own."""
+
+
+# What JAX raises where the value of an array is asked for while a function is traced.
+_BRANCHES = (
+    jax.errors.ConcretizationTypeError,
+    jax.errors.TracerArrayConversionError,
+    jax.errors.TracerIntegerConversionError,
+    jax.errors.NonConcreteBooleanIndexError,
+)
+
+
+def explained(what: str, error: Exception) -> UserError:
+    """One line about an exception in somebody else's function: what failed, in which line of which file, and why."""
+    frames = traceback.extract_tb(error.__traceback__)
+    own = [frame for frame in frames if "site-packages" not in frame.filename and not frame.filename.startswith("<")]
+    where = f"{own[-1].filename.rpartition('/')[2]}:{own[-1].lineno}" if own else "?"
+    if isinstance(error, _BRANCHES):
+        return UserError(
+            f"{what} ({where}) asks for the value of an array while the step is compiled: expected jnp.where, "
+            "jax.lax.cond or a mask instead of `if`, int() or NumPy"
+        )
+    return Failed(f"{what} ({where}) failed: {type(error).__name__}: {' '.join(str(error).split())[:300]}")

@@ -17,7 +17,8 @@ from typing import Any
 
 import numpy as np
 
-from shike_jax.methods.registry import Option, Registry
+from shike_jax.errors import UserError
+from shike_jax.methods.registry import Entry, Option, Registry
 
 CALIBRATION_BINS = 15
 HARDEST_NEGATIVE_BINS = 20
@@ -84,6 +85,43 @@ SCORES: Registry[Score] = Registry(
     column=Option(True, "shown in the report's tables of results"),
     detail=Option(True, "shown by `evaluate`"),
 )
+
+
+def score_of(entry: Entry[Score], predictions: Predictions) -> float | None:
+    """The value of a score.
+
+    Raises:
+      UserError: it failed, or is no number.
+    """
+    value = entry.call(predictions)
+    if value is not None and not isinstance(value, int | float | np.number):
+        what = f"{value.dtype} {value.shape}" if hasattr(value, "shape") else type(value).__name__
+        raise UserError(f"score {entry.name!r} returned {what}: expected a number or None")
+    return None if value is None else float(value)
+
+
+def check_scores(num_classes: int, divisions: Mapping[str, np.ndarray], experts: int) -> None:
+    """Tries every registered score on made-up predictions, so that a mistake does not come after an epoch.
+
+    Raises:
+      UserError: as `score_of`.
+    """
+    labels = np.arange(num_classes).repeat(2)
+    half = np.full(len(labels), 0.5, np.float32)
+    predicted = np.roll(labels, 1)
+    made_up = Predictions(
+        labels=labels,
+        rank=(predicted != labels).astype(np.int32),
+        predicted=predicted,
+        expert_predicted=np.stack([predicted] * experts),
+        confidence=half,
+        hardest_negative=half,
+        loss=half,
+        num_classes=num_classes,
+        divisions=divisions,
+    )
+    for entry in SCORES.entries():
+        score_of(entry, made_up)
 
 
 def describe_scores() -> dict[str, dict[str, Any]]:

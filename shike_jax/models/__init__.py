@@ -140,7 +140,7 @@ def build_model(model: Mapping[str, Any], num_classes: int, *, dtype: Any = jnp.
         entry, given = NETWORKS[name], ConfigDict(dict(model))
         parameters = {**entry.defaults(), **given.get(name, {})}
         arguments = {"dtype": dtype, "axis_name": axis_name, **parameters}
-        network = tried(f"network {name!r}", entry.function, given, num_classes, **arguments)
+        network = entry.call(given, num_classes, **arguments)
         if not isinstance(network, nn.Module):
             raise UserError(f"network {name!r} is a {type(network).__name__}: expected a Flax module (flax.linen)")
         return network.clone(name=name)

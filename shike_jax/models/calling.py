@@ -21,6 +21,7 @@ import jax
 import jax.numpy as jnp
 
 from shike_jax.errors import UserError
+from shike_jax.methods.registry import explained
 from shike_jax.models.experts import HEAD_SETS, ExpertNetwork
 
 Array = jax.Array
@@ -65,12 +66,15 @@ def logits_of(network: nn.Module, variables: PyTree, images: Array, heads: Seque
     return [network.apply(variables, fused, name, method="classify") for name in heads]
 
 
-def sizes_of(network: nn.Module, variables: Mapping[str, PyTree], images: Any) -> tuple[int, int | None]:
+def sizes_of(
+    network: nn.Module, variables: Mapping[str, PyTree], images: Any, classes: int | None = None
+) -> tuple[int, int | None]:
     """How many experts a network has, M, and how many pooled features each has, F; None without `features`.
 
     Args:
       variables: {`params`, `batch_stats`}, or shapes.
       images: [B,...], or their shape.
+      classes: C; None: any number.
 
     Raises:
       UserError: a network that fails, or returns something else than logits [M,B,C].
@@ -78,24 +82,25 @@ def sizes_of(network: nn.Module, variables: Mapping[str, PyTree], images: Any) -
     if isinstance(network, ExpertNetwork):
         return len(network.depths), network.spec.channels(len(network.spec.blocks))
 
+    mode = {"train_trunk": False, "train_experts": False}  # as a step passes them; no device axis is bound here
+
     def call(variables: PyTree, images: Array) -> tuple[Array, Array | None]:
-        fused = network.apply(variables, images, method="features")["fused"] if has_features(network) else None
-        logits = (
-            network.apply(variables, images, heads="representation")
-            if fused is None
-            else logits_of(network, variables, images, HEAD_SETS[:1])[0]
-        )
-        return logits, None if fused is None else pooled(fused)
+        mask = jnp.ones(images.shape[:1], jnp.float32)
+        if not has_features(network):
+            return network.apply(variables, images, heads="representation", mask=mask, **mode), None
+        fused = network.apply(variables, images, mask=mask, method="features", **mode)["fused"]
+        return network.apply(variables, fused, "representation", method="classify"), pooled(fused)
 
     logits, features = tried(f"network {name_of(network)!r}", jax.eval_shape, call, dict(variables), images)
-    if len(logits.shape) != 3 or logits.shape[1] != images.shape[0] or not jnp.issubdtype(logits.dtype, jnp.floating):
-        expected = f"logits [experts, {images.shape[0]}, classes]"
+    fits = len(logits.shape) == 3 and logits.shape[1] == images.shape[0] and classes in (None, logits.shape[2])
+    if not fits or not jnp.issubdtype(logits.dtype, jnp.floating):
+        expected = f"logits (experts, {images.shape[0]}, {classes or 'classes'})"
         raise UserError(f"network {name_of(network)!r} returned {logits.dtype} {logits.shape}: expected {expected}")
     return logits.shape[0], None if features is None else features.shape[-1]
 
 
 def tried(what: str, function: Any, *arguments: Any, **keywords: Any) -> Any:
-    """The result of somebody else's function; its exceptions become one line that names it.
+    """The result of a function that calls somebody else's; its exceptions become one line that names `what`.
 
     Raises:
       UserError: it failed.
@@ -105,4 +110,4 @@ def tried(what: str, function: Any, *arguments: Any, **keywords: Any) -> Any:
     except UserError:
         raise
     except Exception as error:
-        raise UserError(f"{what} failed: {type(error).__name__}: {' '.join(str(error).split())[:300]}") from error
+        raise explained(what, error) from error

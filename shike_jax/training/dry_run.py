@@ -16,6 +16,7 @@ from shike_jax.data.held_out import evaluated_part
 from shike_jax.data.sources import load
 from shike_jax.data.views import images_seen
 from shike_jax.methods.loss_registry import describe_losses
+from shike_jax.methods.scores import check_scores
 from shike_jax.storage.checkpoints import newest_checkpoint
 from shike_jax.storage.workdir import examine
 from shike_jax.training.loss_variables import with_losses
@@ -38,7 +39,8 @@ def describe(config: ConfigDict, workdir: Any) -> list[str]:
     network = models.build_model(config.model, split.num_classes, dtype=jnp.dtype(config.dtype))
     plans, images = plan_stages(config, examples), images_seen(source, config)
     variables = models.init_variables(network, config.seed, images)
-    sizes, counts = models.sizes_of(network, variables, images), split.class_counts
+    sizes, counts = models.sizes_of(network, variables, images, split.num_classes), split.class_counts
+    check_scores(split.num_classes, split.divisions, sizes[0])
     for plan in plans:
         check_stage(plan.name, plan.settings, network, sizes, counts)
     params = with_losses(variables, [plan.settings for plan in plans], sizes, counts, config.seed)["params"]

@@ -12,12 +12,9 @@ from typing import Any
 import jax
 import numpy as np
 
-from shike_jax.methods.loss_registry import (
-    active_losses,
-    first_variables,
-    number_of,
-    zeros_like_a_batch,
-)
+from shike_jax.errors import UserError
+from shike_jax.methods.loss_calls import first_variables, zeros_like_a_batch
+from shike_jax.methods.loss_registry import active_losses, number_of
 
 PyTree = Any
 ROOM = "losses"
@@ -61,6 +58,8 @@ def with_losses(
                 inputs = zeros_like_a_batch(*sizes, class_counts, stage["batch_size"], entry.options["views"])
                 key = jax.random.fold_in(jax.random.key(seed), number_of(entry.name))
                 found[entry.name] = first_variables(entry, parameters, inputs, key)
+    if found and ROOM in variables.get("params", {}):
+        raise UserError(f"the network has parameters {ROOM!r}: expected another name, as those of losses lie there")
     together = {kind: dict(variables.get(kind, {})) for kind in _KINDS}
     for name, own in found.items():
         carried = {kind: tree for kind, tree in own.items() if kind != "params"}

@@ -19,7 +19,8 @@ from shike_jax.errors import UserError
 from shike_jax.methods import AVERAGES, SCHEDULES, StageLength
 from shike_jax.methods.averaging import AverageSettings
 from shike_jax.methods.feature_hooks import active_hooks
-from shike_jax.methods.loss_registry import active_losses, check_losses
+from shike_jax.methods.loss_calls import check_losses
+from shike_jax.methods.loss_registry import active_losses
 from shike_jax.methods.optimizers import make_optimizer
 from shike_jax.methods.schedules import scale, warmed_up
 from shike_jax.models.calling import has_features, name_of, sets_used_by
@@ -164,13 +165,13 @@ def _depending_on_length(stage: dict[str, Any], course: Course) -> dict[str, Any
     lr, warmup_lr, warmup_steps = factor * stage["lr"], factor * stage["warmup_lr"], stage["warmup_steps"]
     warmup_epochs = 0 if warmup_steps else stage["warmup_epochs"]
     length = StageLength(lr, course.epochs, course.steps_per_epoch, warmup_lr, warmup_epochs)
-    schedule = _with(SCHEDULES[stage["schedule"]].function, length)
+    schedule = _with(SCHEDULES[stage["schedule"]].call, length)
     if warmup_steps:
         schedule = warmed_up(schedule, warmup_lr, warmup_steps)
     newest_share = None
     if stage["average"] != "none":
         chosen = AverageSettings(stage["average_decay"], course.first_averaged)
-        newest_share = _with(AVERAGES[stage["average"]].function, chosen)
+        newest_share = _with(AVERAGES[stage["average"]].call, chosen)
     options = stage["momentum"], stage["weight_decay"], stage["optimizer_options"]
     optimizer = make_optimizer(stage["optimizer"], schedule, *options)
     return {"schedule": schedule, "optimizer": optimizer, "newest_share": newest_share}

@@ -31,6 +31,7 @@ from shike_jax.data.sources import Source, load
 from shike_jax.data.views import device_augment, images_seen
 from shike_jax.errors import UserError
 from shike_jax.evaluation.evaluator import Evaluator, plain_views
+from shike_jax.methods.scores import check_scores
 from shike_jax.storage.checkpoints import Checkpoints, remove_unfinished, restore_into
 from shike_jax.storage.logs import Progress, RunLog
 from shike_jax.training import randomness
@@ -154,7 +155,8 @@ def prepare(config: ConfigDict, workdir: Path, log: RunLog) -> tuple[Run, Stage,
         weights = read_pretrained(config.init_from, config.model.backbone, log.line)
     images = images_seen(source, config)
     variables = models.init_variables(network, config.seed, images)
-    sizes = models.sizes_of(network, variables, images)
+    sizes = models.sizes_of(network, variables, images, source.split.num_classes)
+    check_scores(source.split.num_classes, source.split.divisions, sizes[0])
     if weights is not None:
         variables = _warm_started(run, weights, variables)
     stages, counts = [plan.settings for plan in run.plans], source.split.class_counts

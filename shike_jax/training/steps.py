@@ -20,8 +20,9 @@ from jax import lax
 from shike_jax.cluster import parallel
 from shike_jax.methods import LossInputs
 from shike_jax.methods.averaging import moved_average, uphill
-from shike_jax.methods.feature_hooks import HookInputs, active_hooks
-from shike_jax.methods.loss_registry import active_losses, further_views, number_of, value_of
+from shike_jax.methods.feature_hooks import HookInputs, active_hooks, hooked
+from shike_jax.methods.loss_calls import value_of
+from shike_jax.methods.loss_registry import active_losses, further_views, number_of
 from shike_jax.methods.mixing import MixingInputs, active_mixings, mixed_by, partners
 from shike_jax.models.calling import has_features, pooled
 from shike_jax.training import loss_variables, randomness, trainable
@@ -180,7 +181,7 @@ def _forward(
         if any(entry.options["pairs"] for entry, _ in hooks):
             partner, batch_stats = features(partner_images, batch_stats)
         for place, (entry, strength) in enumerate(hooks):
-            fused = entry.function(HookInputs(fused, partner, randomness.hook_key(key, place), strength))
+            fused = hooked(entry, HookInputs(fused, partner, randomness.hook_key(key, place), strength))
         for number in range(further_views(stage["loss"])):
             pixels = batch["views"][number] if "views" in batch else batch["image"]
             maps, batch_stats = features(augmented(program, pixels, mask, key, "views", number=number + 1), batch_stats)

@@ -15,7 +15,7 @@ from shike_jax import config as schema
 from shike_jax import models
 from shike_jax.errors import UserError
 from shike_jax.methods import LOSSES, SAMPLERS, Choice, Registry
-from shike_jax.methods.loss_registry import check_losses
+from shike_jax.methods.loss_calls import check_losses
 from shike_jax.methods.mixing import cutmix, partners
 from shike_jax.training.program import make_program
 from tests.conftest import ROOT
