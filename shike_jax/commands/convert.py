@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 from shike_jax.common.buckets import place
 from shike_jax.common.parser import Parser
+from shike_jax.config import own_files
 from shike_jax.convert.checkpoint import HEAD_SETS, convert, reverse
 from shike_jax.convert.names import MODELS
 from shike_jax.convert.reader import KINDS, SUFFIXES
@@ -48,12 +49,14 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument(
         "--head", help=f"with --reverse, torchvision names: which classifiers ({' or '.join(HEAD_SETS)})"
     )
+    own_files.add_option(parser)
     return parser.parse_args(argv)
 
 
 def main(argv: Sequence[str]) -> None:
     """Runs the command."""
     args = _parse(argv)
+    own_files.register(args.config)
     if args.reverse:
         count = reverse(args.model, args.source, args.target, args.head)
     else:

@@ -9,6 +9,7 @@ from shike_jax.common.buckets import place
 from shike_jax.common.extras import optional
 from shike_jax.common.parser import Parser
 from shike_jax.common.text import parse_json, printable, say
+from shike_jax.config import own_files
 from shike_jax.errors import UserError
 
 _EPILOG = """\
@@ -24,7 +25,10 @@ def main(argv: Sequence[str]) -> None:
     description = "Prints a finished run's table and draws its figure."
     parser = Parser("python -m shike_jax summary", description, _EPILOG)
     parser.add_argument("workdir", type=place, help="work directory of a finished run")
-    workdir = parser.parse_args(argv).workdir
+    own_files.add_option(parser)
+    args = parser.parse_args(argv)
+    own_files.register(args.config)
+    workdir = args.workdir
     path = workdir / "results.json"
     if not path.is_file():
         raise UserError(f"{path}: no such file; expected the work directory of a finished run")

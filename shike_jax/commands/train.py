@@ -120,10 +120,11 @@ def _ending(workdir: Any, results: dict[str, Any] | list[dict[str, Any]]) -> str
         tables = [f"seed {run['seed']}\n{table}" for run, table in zip(runs, tables, strict=True)]
     folder = shlex.quote(str(workdir))
     first = f"{folder}/seed{runs[0]['seed']}" if len(runs) > 1 else folder
+    own = "".join(f" --config={shlex.quote(file)}" for file in runs[0].get("files_to_use", ()))
     commands = (
-        f"evaluate --checkpoint={first}",
-        f"predict --checkpoint={first} --images=FILES",
-        f"report --runs={folder} --output={folder}/report",
+        f"evaluate --checkpoint={first}{own}",
+        f"predict --checkpoint={first} --images=FILES{own}",
+        f"report --runs={folder} --output={folder}/report{own}",
     )
     lines = [*tables, f"\nresults in {workdir}; next:", *(f"  {program()} {command}" for command in commands)]
     return "\n" + "\n".join(lines)

@@ -41,7 +41,7 @@ def evaluate(predict: Callable[[np.ndarray], ArrayLike], part: DatasetPart, *, b
     per_example = jax.jit(metrics.per_example)
     for images, labels in part.batches(size):
         padding = size - len(images)
-        images = np.pad(images, [(0, padding), (0, 0), (0, 0), (0, 0)])
+        images = np.pad(images, [(0, padding), *[(0, 0)] * (images.ndim - 1)])
         found = per_example(_logits(predict(images), size, len(part.class_names)), np.pad(labels, (0, padding)))
         batches.append({name: np.asarray(value)[..., : len(labels)] for name, value in found.items()} | {"": labels})
     examples = {name: np.concatenate([batch[name] for batch in batches], -1) for name in batches[0]}

@@ -74,6 +74,27 @@ def digest(file: str | Path) -> str | None:
         return None
 
 
+def changed(meta: Mapping[str, Any], now: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """A remark on each file that has another digest than a checkpoint remembers.
+
+    Args:
+      meta: of the checkpoint.
+      now: {base name: {`sha256`}}.
+    """
+    lines = []
+    for file, about in (meta.get("files") or {}).items():
+        then, found = about["sha256"], now.get(file, {}).get("sha256")
+        if then and found and then != found:
+            lines.append(f"{file} has changed since this was trained: SHA-256 {then[:12]}, now {found[:12]}")
+    return lines
+
+
+def needed_to_use(files: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """Of the files that a run remembers, those that its checkpoint cannot be used without: network and data."""
+    kinds = tuple(f"{table.kind} " for table in (NETWORKS, SOURCES))
+    return [file for file, about in files.items() if any(what.startswith(kinds) for what in about["registers"])]
+
+
 GIVEN: dict[str, str | None] = {}  # base name: SHA-256 of the files that a user has given to register
 
 
@@ -92,10 +113,11 @@ def require(meta: Mapping[str, Any], where: Any, needed: str) -> None:
     """
     known = {f"{table.kind} {name}" for table, _, _ in _ROOMS for name in table}
     for file, about in (meta.get("files") or {}).items():
-        then, now = about["sha256"], GIVEN.get(file)
+        then = about["sha256"]
         if needed in about["registers"] and needed not in known:
-            with_digest = f" (SHA-256 {then[:12]})" if then else ""
-            expected = f"expected --config={file}, or in Python to import it first"
-            raise UserError(f"checkpoint {where}: its {needed} is registered by {file}{with_digest}; {expected}")
-        if then and now and then != now:
-            print(f"{file} has changed since this was trained: SHA-256 {then[:12]}, now {now[:12]}", file=sys.stderr)
+            said = f"checkpoint {where}: its {needed} is registered by {file}"
+            if not then:
+                raise UserError(f"{said}; expected it to be registered first")
+            raise UserError(f"{said} (SHA-256 {then[:12]}); expected --config={file}, or in Python to import it first")
+    for line in changed(meta, {file: {"sha256": value} for file, value in GIVEN.items()}):
+        print(line, file=sys.stderr)

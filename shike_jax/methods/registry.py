@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import inspect
 import math
+import os
 import traceback
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Generic, TypeVar
@@ -13,6 +14,7 @@ import jax
 
 from shike_jax.errors import UserError
 
+SESSION = "an interactive session"
 Function = TypeVar("Function", bound=Callable[..., Any])
 
 
@@ -235,10 +237,12 @@ class Registry(Generic[Function]):
 
 
 def _origin(function: Callable[..., Any]) -> str:
-    """The file that a function, or a class that can be called, was written in."""
+    """The file that a function, or a class that can be called, was written in; of no file: `SESSION`."""
     written = function.__call__ if isinstance(function, type) else function
     code = getattr(inspect.unwrap(written), "__code__", None)
-    return code.co_filename if code is not None else getattr(function, "__module__", "?")
+    if code is None:
+        return getattr(function, "__module__", SESSION)
+    return code.co_filename if os.path.exists(code.co_filename) else SESSION  # each cell of a notebook has a name
 
 
 class Failed(UserError):

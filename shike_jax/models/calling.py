@@ -99,6 +99,13 @@ def sizes_of(
     return logits.shape[0], None if features is None else features.shape[-1]
 
 
+def applied(network: nn.Module, *arguments: Any, **keywords: Any) -> Any:
+    """As `network.apply`; what a network from outside this package raises becomes one line that names it."""
+    if type(network).__module__.startswith("shike_jax."):
+        return network.apply(*arguments, **keywords)
+    return tried(f"network {name_of(network)!r}", network.apply, *arguments, **keywords)
+
+
 def tried(what: str, function: Any, *arguments: Any, **keywords: Any) -> Any:
     """The result of a function that calls somebody else's; its exceptions become one line that names `what`.
 

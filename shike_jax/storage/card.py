@@ -140,13 +140,14 @@ def _loss(one: Mapping[str, Any]) -> str:
 
 
 def _use(results: Results, workdir: Path) -> str:
+    own = "".join(f" --config={shlex.quote(printable(file))}" for file in results.get("files_to_use", ()))
     num_classes, place = len(results["split"]["class_names"]), shlex.quote(printable(workdir.name))
     return (
         f"## Use\n\nMeant for pictures like those it was trained on, each showing one of the {num_classes} "
         "classes. With this package (`pip install .` in a clone of it), in the folder that holds this run:\n\n"
-        f"    python -m shike_jax predict --checkpoint={place} --images=PICTURES --output=predictions.csv\n"
-        f"    python -m shike_jax evaluate --checkpoint={place}\n"
-        f"    python -m shike_jax export --checkpoint={place} --output=exported\n\n"
+        f"    python -m shike_jax predict --checkpoint={place} --images=PICTURES --output=predictions.csv{own}\n"
+        f"    python -m shike_jax evaluate --checkpoint={place}{own}\n"
+        f"    python -m shike_jax export --checkpoint={place} --output=exported{own}\n\n"
         "JAX promises to read an exported function for six months after the release that wrote it;\n"
         "`python -m shike_jax export --again=exported` makes it again with the JAX that is installed. Weights and\n"
         "checkpoints do not age."

@@ -16,7 +16,7 @@ from shike_jax.data.held_out import evaluated_part
 from shike_jax.data.host_pipeline import short_side
 from shike_jax.methods import LOSSES, SCORES
 from shike_jax.methods.loss_registry import describe_losses
-from shike_jax.methods.own_files import remembered
+from shike_jax.methods.own_files import needed_to_use, remembered
 from shike_jax.methods.scores import describe_scores
 from shike_jax.storage.checkpoints import save_weights
 from shike_jax.storage.trouble import check_present
@@ -132,6 +132,8 @@ def results(run: Run, variables: PyTree) -> dict[str, Any]:
         "experts_per_class": last["experts_per_class"],
         "scores": describe_scores(),
         "losses": {name: describe_losses(run.config.stages[name].loss) for name in run.config.run},
+        "files": (files := remembered(to_plain(run.config))),
+        "files_to_use": needed_to_use(files),
         "name": run.config.name,
         "seed": run.config.seed,
         "num_parameters": models.num_parameters(of_network(variables)["params"]),

@@ -31,6 +31,7 @@ from shike_jax.data.sources import Source, load
 from shike_jax.data.views import device_augment, images_seen
 from shike_jax.errors import UserError
 from shike_jax.evaluation.evaluator import Evaluator, plain_views
+from shike_jax.methods.own_files import changed, remembered
 from shike_jax.methods.scores import check_scores
 from shike_jax.storage.checkpoints import Checkpoints, remove_unfinished, restore_into
 from shike_jax.storage.logs import Progress, RunLog
@@ -128,7 +129,7 @@ def prepare(config: ConfigDict, workdir: Path, log: RunLog) -> tuple[Run, Stage,
     plans = plan_stages(config, len(source.split.parts["train"]))
     starts = [plan.steps_before for plan in plans[1:]]  # of stages: the ends of those before
     checkpoints = Checkpoints(workdir, config.train.keep_checkpoints, config.train.keep_every_steps, starts)
-    position, tree = _restored(checkpoints, workdir, source, log)
+    position, tree = _restored(checkpoints, workdir, source, log, config)
     if parallel.is_main():
         _record(workdir, source, log, fresh=tree is None)
     position.history.setdefault("starts", []).append(_start(config, position))
@@ -184,7 +185,9 @@ class _Position:
     history: dict[str, Any]
 
 
-def _restored(checkpoints: Checkpoints, workdir: Path, source: Source, log: RunLog) -> tuple[_Position, PyTree | None]:
+def _restored(
+    checkpoints: Checkpoints, workdir: Path, source: Source, log: RunLog, config: ConfigDict
+) -> tuple[_Position, PyTree | None]:
     """Where the newest checkpoint that can be read stands, and its arrays; None for a run that has not begun."""
     restored = checkpoints.restore(log.line)
     if restored is None:
@@ -195,6 +198,8 @@ def _restored(checkpoints: Checkpoints, workdir: Path, source: Source, log: RunL
             f"{workdir}: its checkpoint was trained on split {meta['split_hash'][:12]}, the data now give "
             f"{source.split.hash[:12]}; expected the same data"
         )
+    for line in changed(meta, remembered(to_plain(config))):
+        log.line(line)
     # Images that could not be read before the run was stopped count once.
     known = {(one["part"], one["name"]): one["reason"] for one in meta["history"].get("bad_images", ())}
     source.report.unreadable.update(known)

@@ -24,7 +24,7 @@ from shike_jax.methods.feature_hooks import HookInputs, active_hooks, hooked
 from shike_jax.methods.loss_calls import value_of
 from shike_jax.methods.loss_registry import active_losses, further_views, number_of
 from shike_jax.methods.mixing import MixingInputs, active_mixings, mixed_by, partners
-from shike_jax.models.calling import has_features, pooled
+from shike_jax.models.calling import applied, has_features, pooled
 from shike_jax.training import loss_variables, randomness, trainable
 from shike_jax.training.program import Course, Program
 from shike_jax.training.state import TrainState
@@ -163,7 +163,7 @@ def _forward(
 
     def run(images: Array, batch_stats: PyTree, **how: Any) -> tuple[Any, PyTree]:
         variables = {"params": params, "batch_stats": batch_stats}
-        found, new = network.apply(variables, images, **modes, mask=mask, mutable=["batch_stats"], rngs=drawn, **how)
+        found, new = applied(network, variables, images, **modes, mask=mask, mutable=["batch_stats"], rngs=drawn, **how)
         return found, new.get("batch_stats", batch_stats)
 
     def features(images: Array, batch_stats: PyTree) -> tuple[list[Array], PyTree]:
@@ -186,7 +186,7 @@ def _forward(
             pixels = batch["views"][number] if "views" in batch else batch["image"]
             maps, batch_stats = features(augmented(program, pixels, mask, key, "views", number=number + 1), batch_stats)
             views.append(pooled(maps))
-        logits = network.apply({"params": params}, fused, stage["heads"], method="classify")
+        logits = applied(network, {"params": params}, fused, stage["heads"], method="classify")
         pooled_features = pooled(fused)
     inputs = LossInputs(
         logits=logits,

@@ -108,6 +108,24 @@ def test_paired_plans_give_partners(source, config):
     assert batch["partner"]["image"].shape == batch["image"].shape
 
 
+def test_further_views_are_other_crops_of_the_same_images(damaged):
+    """By hand: a view's crop follows from the epoch's seed, the step, and the position plus a multiple of 2**24."""
+    source = sources.load(damaged.data)
+    index = np.array([[0, 3, 1, 5]], np.int32)
+    plan = {"index": index, "mask": np.ones((1, 4), np.float32), "position": np.arange(4)[None]}
+    batches = make_pipeline(source, damaged, "train")
+    [plain], [batch] = batches(plan, 0, 7), batches(plan, 0, 7, 2)
+    np.testing.assert_array_equal(batch["image"], plain["image"])
+    assert "views" not in plain and len(batch["views"]) == 2
+    for number, view in enumerate(batch["views"], 1):
+        assert (view != batch["image"]).any((1, 2, 3)).all()
+        [moved] = batches({**plan, "position": plan["position"] + number * 2**24}, 0, 7)
+        np.testing.assert_array_equal(view, moved["image"])
+    columns = {name: values[:, 2:] for name, values in plan.items()}  # as another process would ask
+    [share] = batches(columns, 0, 7, 2)
+    np.testing.assert_array_equal(share["views"][1], batch["views"][1][2:])
+
+
 @pytest.fixture
 def damaged(tmp_path):
     """Ten tiny photographs of two classes; one training file is cut in half."""

@@ -53,6 +53,11 @@ def test_it_trains_with_all_of_it(folder):
     kinds = ("network layered", "data source waves", "augmentation policy jitter", "loss noisy", "loss centred")
     kinds += ("mixing onto", "feature hook shaken", "sampler with_rare", "schedule thirds", "optimiser lion_like")
     assert {*kinds, "average tenth", "score worst"} <= set(meta["files"]["mine.py"]["registers"])
+    assert results["files_to_use"] == ["mine.py"]
+    assert (
+        "predict --checkpoint=whole --images=PICTURES --output=predictions.csv --config=mine.py"
+        in (folder / "whole" / "card.md").read_text()
+    )
     served, _ = load_weights(folder / "whole")
     assert "losses" not in served["params"] and not served.get("batch_stats")
 
