@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Runs main as one process per GPU of this node: what the pods of launch/gpu_pod.yaml do. Each process decodes its own
+# Runs main as one process per GPU of this node: what the pods of launch/gpu_jobset.yaml do. Each process decodes its own
 # images, so that Python's lock is shared by the threads of one GPU only.
 #
 #   bash launch/node_gpus.sh FLAGS OF main                                       (one node, all of its GPUs)

@@ -1,11 +1,14 @@
 """The launch scripts: what they run, when they start again, and that shellcheck has nothing to say."""
 
 import concurrent.futures
+import math
 import os
 import pathlib
+import re
 import shutil
 import subprocess
 import tarfile
+import tomllib
 
 import pytest
 import yaml
@@ -15,7 +18,7 @@ from shike_jax.cluster import peers, preemption
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 LAUNCH = ROOT / "launch"
 TPU = {"TPU_NAME": "n", "TPU_ZONE": "z", "TPU_TYPE": "v5litepod-16", "BUCKET": "b", "TPU_PAUSE": "0"}
-RUN = ("--config=c.py", "--workdir=runs/a")
+RUN = ("--config=c.py", "--workdir=gs://b/a b")
 
 
 def run(*command: str, **environment: str) -> subprocess.CompletedProcess:
@@ -239,69 +242,81 @@ def test_a_quarter_of_an_hour_skips_what_no_longer_fits(quarter, tmp_path):
 # --- TPU pods -------------------------------------------------------------------------------------------------------
 
 
-def test_tpu_dry_run_prints_the_commands_of_every_step(tmp_path):
-    (tmp_path / "gcloud").write_text("#!/bin/bash\necho started >&2; exit 1")
-    (tmp_path / "gcloud").chmod(0o755)
-    done = run(
-        "launch/tpu_pod.sh",
-        "--dry-run",
-        "all",
-        "--",
-        "--config=configs/x.py",
-        "--workdir=runs/a b",
-        PATH=f"{tmp_path}:{os.environ['PATH']}",
-        **TPU,
-    )
-    assert done.returncode == 0, done.stderr
-    assert "started" not in done.stderr
-    verbs = [line.split()[5] for line in done.stderr.splitlines() if line.startswith("+ gcloud compute tpus tpu-vm")]
-    assert verbs == ["create", "scp", "ssh", "ssh", "ssh", "delete"]
-    assert "--accelerator-type=v5litepod-16" in done.stderr and "--spot" in done.stderr
-    assert done.stderr.count("--worker=all") == 4
-    assert all("--zone=z" in line for line in done.stderr.splitlines() if "gcloud" in line)
+def gcloud(folder: pathlib.Path, script: str) -> dict[str, str]:
+    """The environment in which `gcloud` is a script; what it is called with is added to $CALLS before."""
+    note = """call=$*; echo "${call//$'\\n'/ }" >> "$CALLS"\n"""
+    (folder / "gcloud").write_text(f"#!/bin/bash\n{note}{script}")
+    (folder / "gcloud").chmod(0o755)
+    return {"PATH": f"{folder}:{os.environ['PATH']}", "CALLS": str(folder / "calls"), **TPU}
 
 
-FAKE_GCLOUD = """#!/bin/bash
-verb=$4
-call=$*
-echo "$verb ${call//$'\\n'/ }" >> "$CALLS"
-runs=$(grep -c '^ssh.*shike_jax train' "$CALLS")
-case $verb in
-  describe) echo PREEMPTED ;;
-  ssh) [[ $* != *"shike_jax train"* || $runs -ge 3 ]] || exit "${STATUS:-1}" ;;
+def verbs(folder: pathlib.Path) -> list[str]:
+    """The commands that `gcloud` was called with, without the looks at a request's state."""
+    found = [line.split()[3] for line in (folder / "calls").read_text().splitlines()]
+    return [verb for verb in found if verb != "describe"]
+
+
+READY = """
+runs=$(grep -c '^compute tpus tpu-vm ssh.*shike_jax train' "$CALLS")
+case $3-$4 in
+  queued-resources-describe) echo "${REQUEST:-ACTIVE}" ;;
+  tpu-vm-describe) echo "${SLICE:-PREEMPTED}" ;;
+  tpu-vm-ssh) [[ $* != *"shike_jax train"* || $runs -ge ${GOOD:-1} ]] || exit "${STATUS:-1}" ;;
 esac
 """
+STARTED = ["create", "scp", "ssh", "ssh", "ssh", "ssh"]
 
 
-def test_tpu_dry_run_counts_wherever_it_stands(tmp_path):
-    (tmp_path / "gcloud").write_text("#!/bin/bash\necho started >&2; exit 1")
-    (tmp_path / "gcloud").chmod(0o755)
-    path = f"{tmp_path}:{os.environ['PATH']}"
-    flags = ("--", "--config=c.py", "--workdir=runs/a")
-    for arguments in (("--dry-run", "create"), ("create", "--dry-run"), ("run", "--dry-run", *flags)):
-        done = run("launch/tpu_pod.sh", *arguments, PATH=path, **TPU)
-        assert done.returncode == 0 and "started" not in done.stderr, (arguments, done.stderr)
+@pytest.mark.parametrize("where", [0, 1])
+def test_tpu_dry_run_prints_the_commands_of_every_step(tmp_path, where):
+    arguments = ["all"]
+    arguments.insert(where, "--dry-run")
+    done = run("launch/tpu_pod.sh", *arguments, "--", *RUN, **gcloud(tmp_path, "exit 1"))
+    assert done.returncode == 0, done.stderr
+    assert not (tmp_path / "calls").exists()
+    lines = [line.split() for line in done.stderr.splitlines() if line.startswith("+ gcloud compute tpus")]
+    assert [words[5] for words in lines] == [*STARTED, "delete"]
+    assert lines[0][4] == lines[-1][4] == "queued-resources"
+    assert "--accelerator-type=v5litepod-16" in done.stderr and "--spot" in done.stderr
+    assert done.stderr.count("--worker=all") == 5
+    assert all("--zone=z" in words for words in lines)
 
 
-@pytest.mark.parametrize("workdir", [["--workdir=/tmp/run"], ["--workdir=other/run"], ["--workdir", "run"], []])
+@pytest.mark.parametrize("workdir", [["--workdir=/tmp/run"], ["--workdir=runs/run"], ["--workdir", "gs://b"], []])
 def test_tpu_refuses_a_work_directory_that_would_be_lost_with_the_slice(workdir):
     done = run("launch/tpu_pod.sh", "--dry-run", "all", "--", "--config=c.py", *workdir, **TPU)
     assert done.returncode == 2 and "gcloud" not in done.stderr
-    assert "expected runs/NAME" in done.stderr.splitlines()[-1]
+    assert "expected gs://BUCKET/NAME" in done.stderr.splitlines()[-1]
 
 
-def test_tpu_waits_for_a_slice_when_there_is_none(tmp_path):
-    fake = """#!/bin/bash
-echo "$4" >> "$CALLS"
-[[ $4 == create && $(grep -c create "$CALLS") -lt 3 ]] && echo "There is no more capacity in the zone" >&2 && exit 1
-exit 0
+def test_tpu_waits_for_a_slice_and_asks_again_when_a_request_fails(tmp_path):
+    script = """
+count=$(grep -c "queued-resources describe" "$CALLS")
+states=(WAITING_FOR_RESOURCES FAILED PROVISIONING ACTIVE)
+[[ $3-$4 != queued-resources-describe ]] || echo "${states[count - 1]}"
 """
-    (tmp_path / "gcloud").write_text(fake)
-    (tmp_path / "gcloud").chmod(0o755)
-    calls, path = tmp_path / "calls", f"{tmp_path}:{os.environ['PATH']}"
-    done = run("launch/tpu_pod.sh", "all", "--", *RUN, PATH=path, CALLS=str(calls), **TPU)
+    done = run("launch/tpu_pod.sh", "all", "--", *RUN, **gcloud(tmp_path, script))
     assert done.returncode == 0, done.stderr
-    assert calls.read_text().split() == ["create"] * 3 + ["scp", "ssh", "ssh", "ssh", "delete"]
+    assert verbs(tmp_path) == ["create", "delete", *STARTED, "delete"]
+    assert "the request for n is FAILED; asking again" in done.stderr
+
+
+def test_tpu_shows_a_request_that_is_refused(tmp_path):
+    done = run("launch/tpu_pod.sh", "all", "--", *RUN, **gcloud(tmp_path, "echo 'no such zone' >&2; exit 1"))
+    assert done.returncode == 1 and "no such zone" in done.stderr
+    assert verbs(tmp_path) == ["create"]
+
+
+def test_tpu_passes_the_environment_on(tmp_path):
+    own = {"XLA_FLAGS": "--xla_a=1 --xla_b=2", "LIBTPU_INIT_ARGS": "--c=$d", "WANDB_MODE": "off"}
+    others = {"TPU_ENV": "WANDB_MODE", "JAX_COMPILATION_CACHE_DIR": ""}
+    done = run("launch/tpu_pod.sh", "run", "--", *RUN, **gcloud(tmp_path, READY), **own, **others)
+    assert done.returncode == 0, done.stderr
+    (command,) = (line for line in (tmp_path / "calls").read_text().splitlines() if "shike_jax train" in line)
+    start = command.partition("--command=cd shike && ")[2].partition(".venv")[0]
+    said = subprocess.run(["bash", "-c", f"{start} env"], capture_output=True, text=True, check=True).stdout
+    passed = dict(line.partition("=")[::2] for line in said.splitlines())
+    assert passed.items() >= {**own, "JAX_COMPILATION_CACHE_DIR": "gs://b/compiled"}.items()
 
 
 def test_tpu_names_what_is_not_committed(tmp_path):
@@ -315,41 +330,22 @@ def test_tpu_names_what_is_not_committed(tmp_path):
 
 
 def test_tpu_slice_is_replaced_until_the_run_is_finished(tmp_path):
-    (tmp_path / "gcloud").write_text(FAKE_GCLOUD)
-    (tmp_path / "gcloud").chmod(0o755)
-    calls = tmp_path / "calls"
-    path = f"{tmp_path}:{os.environ['PATH']}"
-    done = run("launch/tpu_pod.sh", "all", "--", *RUN, PATH=path, CALLS=str(calls), **TPU)
+    done = run("launch/tpu_pod.sh", "all", "--", *RUN, **gcloud(tmp_path, READY), GOOD="3")
     assert done.returncode == 0, done.stderr
-    start = ["create", "scp", "ssh", "ssh", "ssh"]
-    lost = ["describe", "delete"]
-    assert [line.split()[0] for line in calls.read_text().splitlines()] == [
-        *start,
-        *lost,
-        *start,
-        *lost,
-        *start,
-        "delete",
-    ]
+    assert verbs(tmp_path) == [*STARTED, "delete", *STARTED, "delete", *STARTED, "delete"]
 
 
 def test_tpu_gives_up(tmp_path):
-    (tmp_path / "gcloud").write_text("#!/bin/bash\n[[ $4 == describe ]] && echo READY && exit\n[[ $4 != ssh ]]")
-    (tmp_path / "gcloud").chmod(0o755)
-    path = f"{tmp_path}:{os.environ['PATH']}"
-    done = run("launch/tpu_pod.sh", "run", "--", *RUN, PATH=path, TPU_RESTARTS="2", **TPU)
+    environment = gcloud(tmp_path, READY) | {"GOOD": "99", "SLICE": "READY", "TPU_RESTARTS": "2"}
+    done = run("launch/tpu_pod.sh", "run", "--", *RUN, **environment)
     assert done.returncode == 1
     assert "started 3 times: giving up" in done.stderr
 
 
 def test_a_mistake_is_not_started_again_on_a_tpu(tmp_path):
-    (tmp_path / "gcloud").write_text(FAKE_GCLOUD)
-    (tmp_path / "gcloud").chmod(0o755)
-    calls = tmp_path / "calls"
-    path = f"{tmp_path}:{os.environ['PATH']}"
-    done = run("launch/tpu_pod.sh", "all", "--", *RUN, PATH=path, CALLS=str(calls), STATUS="2", **TPU)
+    done = run("launch/tpu_pod.sh", "all", "--", *RUN, **gcloud(tmp_path, READY), GOOD="99", STATUS="2")
     assert done.returncode == 2 and "not started again" in done.stderr
-    assert [line.split()[0] for line in calls.read_text().splitlines()] == ["create", "scp", "ssh", "ssh", "ssh"]
+    assert verbs(tmp_path) == STARTED
 
 
 @pytest.mark.parametrize("arguments", [(), ("fly",), ("run",), ("all", "--")])
@@ -395,34 +391,110 @@ def test_slurm_queues_again_what_can_go_on(tmp_path, status, restarts, ends_with
 
 # --- Kubernetes -----------------------------------------------------------------------------------------------------
 
+TEXT, COUNT, NAMES = (str,), (int,), {str: str}
+EXIT_RULE = {"action": TEXT, "onExitCodes": {"containerName": TEXT, "operator": TEXT, "values": [COUNT]}}
+CONTAINER = {
+    **dict.fromkeys(("name", "image", "workingDir"), TEXT),
+    "command": [TEXT],
+    "args": [TEXT],
+    "env": [{"name": TEXT, "value": TEXT, "valueFrom": {"fieldRef": {"fieldPath": TEXT}}}],
+    "ports": [{"containerPort": COUNT}],
+    "resources": {"requests": {str: (str, int)}, "limits": {str: (str, int)}},
+    "volumeMounts": [{"name": TEXT, "mountPath": TEXT}],
+}
+POD = {
+    "restartPolicy": TEXT,
+    "serviceAccountName": TEXT,
+    "terminationGracePeriodSeconds": COUNT,
+    "nodeSelector": NAMES,
+    "tolerations": [{"key": TEXT, "operator": TEXT, "effect": TEXT}],
+    "containers": [CONTAINER],
+    "volumes": [{"name": TEXT, "emptyDir": {"medium": TEXT, "sizeLimit": TEXT}}],
+}
+JOB = {
+    "completionMode": TEXT,
+    **dict.fromkeys(("completions", "parallelism", "backoffLimit"), COUNT),
+    "podFailurePolicy": {"rules": [EXIT_RULE]},
+    "template": {"spec": POD},
+}
+JOBSET = {  # the fields used here, of jobset.x-k8s.io/v1alpha2, batch/v1 and v1, with their types
+    "apiVersion": TEXT,
+    "kind": TEXT,
+    "metadata": {"name": TEXT, "labels": NAMES, "annotations": NAMES},
+    "spec": {
+        "failurePolicy": {"maxRestarts": COUNT, "rules": [{"action": TEXT, "onJobFailureReasons": [TEXT]}]},
+        "replicatedJobs": [{"name": TEXT, "replicas": COUNT, "template": {"spec": JOB}}],
+    },
+}
 
-def test_pod_file_is_consistent():
-    service, job = yaml.safe_load_all((LAUNCH / "gpu_pod.yaml").read_text())
-    assert (service["apiVersion"], service["kind"]) == ("v1", "Service")
-    assert (job["apiVersion"], job["kind"]) == ("batch/v1", "Job")
-    name, spec = job["metadata"]["name"], job["spec"]
-    assert spec["completionMode"] == "Indexed"
-    pod = spec["template"]["spec"]
+
+def check_schema(value, schema, path=""):
+    """Fields that the schema does not have, and values of another type, fail."""
+    if isinstance(schema, tuple):
+        assert isinstance(value, schema), f"{path}: {value!r}"
+    elif isinstance(schema, list):
+        assert isinstance(value, list) and value, path
+        for i, one in enumerate(value):
+            check_schema(one, schema[0], f"{path}[{i}]")
+    elif str in schema:
+        assert all(isinstance(k, str) and isinstance(v, schema[str]) for k, v in value.items()), path
+    else:
+        assert set(value) <= set(schema), f"{path}: {set(value) - set(schema)}"
+        for name, one in value.items():
+            check_schema(one, schema[name], f"{path}.{name}")
+
+
+def manifest(name):
+    (jobset,) = yaml.safe_load_all((LAUNCH / name).read_text())
+    check_schema(jobset, JOBSET)
+    assert (jobset["apiVersion"], jobset["kind"]) == ("jobset.x-k8s.io/v1alpha2", "JobSet")
+    (replicated,) = jobset["spec"]["replicatedJobs"]
+    job = replicated["template"]["spec"]
+    pod = job["template"]["spec"]
     (main,) = pod["containers"]
-    environment = {item["name"]: item.get("value") for item in main["env"]}
-    # Pods are named JOB-INDEX, and found through the headless service that is their subdomain.
-    assert service["spec"]["clusterIP"] == "None"
-    assert service["spec"]["selector"] == {"batch.kubernetes.io/job-name": name}
-    assert pod["subdomain"] == service["metadata"]["name"]
-    port = service["spec"]["ports"][0]["port"]
-    assert environment["JAX_COORDINATOR_ADDRESS"] == f"{name}-0.{pod['subdomain']}:{port}"
-    assert spec["completions"] == spec["parallelism"] == int(environment["NODES"])
-    assert int(environment["GPUS"]) == main["resources"]["limits"]["nvidia.com/gpu"]
-    assert main["command"] == ["bash", "launch/node_gpus.sh"] and (ROOT / main["command"][1]).is_file()
+    return jobset, replicated, job, pod, main, {item["name"]: item.get("value") for item in main["env"]}
+
+
+@pytest.mark.parametrize("name", ["tpu_jobset.yaml", "gpu_jobset.yaml"])
+def test_manifests_are_consistent(name):
+    jobset, replicated, job, pod, main, environment = manifest(name)
+    assert "kueue.x-k8s.io/queue-name" in jobset["metadata"]["labels"]
+    assert job["completionMode"] == "Indexed" and job["completions"] == job["parallelism"]
+    assert job["backoffLimit"] == 0 and jobset["spec"]["failurePolicy"]["maxRestarts"] > 0  # all together, or none
     assert pod["restartPolicy"] == "Never"  # failure policies demand it
-    rules = {
-        tuple(r["onExitCodes"]["values"]): r["action"] for r in spec["podFailurePolicy"]["rules"] if "onExitCodes" in r
-    }
-    assert rules == {(2,): "FailJob", (preemption.EXIT_STATUS, peers.EXIT_STATUS): "Ignore"}
-    # `status` may be left out only from Kubernetes 1.34 on.
-    conditions = [r["onPodConditions"] for r in spec["podFailurePolicy"]["rules"] if "onPodConditions" in r]
-    assert conditions == [[{"type": "DisruptionTarget", "status": "True"}]]
-    assert {r["onExitCodes"]["containerName"] for r in spec["podFailurePolicy"]["rules"] if "onExitCodes" in r} == {
-        "main"
-    }
-    assert {v["name"] for v in pod["volumes"]} == {m["name"] for m in main["volumeMounts"]}
+    (rule,) = job["podFailurePolicy"]["rules"]
+    assert rule["action"] == "FailJob" and rule["onExitCodes"]["values"] == [2]
+    assert rule["onExitCodes"]["containerName"] == main["name"]
+    assert not {preemption.EXIT_STATUS, peers.EXIT_STATUS} & set(rule["onExitCodes"]["values"])
+    (ending,) = jobset["spec"]["failurePolicy"]["rules"]
+    assert ending == {"action": "FailJobSet", "onJobFailureReasons": ["PodFailurePolicy"]}
+    assert environment["JAX_COMPILATION_CACHE_DIR"].startswith("gs://")
+    assert [item for item in main["args"] if item.startswith("--workdir=gs://")]
+    first = f"{jobset['metadata']['name']}-{replicated['name']}-0-0.{jobset['metadata']['name']}"
+    ports = [port["containerPort"] for port in main["ports"]]
+    if name.startswith("tpu"):
+        assert environment["MEGASCALE_COORDINATOR_ADDRESS"] == first
+        assert int(environment["MEGASCALE_NUM_SLICES"]) == replicated["replicas"]
+        sides = pod["nodeSelector"]["cloud.google.com/gke-tpu-topology"].split("x")
+        chips = main["resources"]["limits"]["google.com/tpu"]
+        assert job["completions"] * chips == math.prod(map(int, sides))
+        assert main["command"] == ["python", "-m", "shike_jax", "train"]
+    else:
+        assert environment["JAX_COORDINATOR_ADDRESS"] == f"{first}:{ports[0]}"
+        assert job["completions"] == int(environment["NODES"])
+        assert int(environment["GPUS"]) == main["resources"]["limits"]["nvidia.com/gpu"]
+        assert main["command"] == ["bash", "launch/node_gpus.sh"] and (ROOT / main["command"][1]).is_file()
+        assert {v["name"] for v in pod["volumes"]} == {m["name"] for m in main["volumeMounts"]}
+
+
+def test_the_image_holds_what_the_manifests_call():
+    lines = (LAUNCH / "Dockerfile").read_text().splitlines()
+    words = [line.split() for line in lines if line and not line.startswith("#")]
+    assert {line[0] for line in words} <= {"FROM", "ARG", "ENV", "WORKDIR", "COPY", "RUN", "ENTRYPOINT", "CMD"}
+    assert ["WORKDIR", "/app"] in words and ["ENTRYPOINT", "[]"] in words
+    for name in ("tpu_jobset.yaml", "gpu_jobset.yaml"):
+        assert manifest(name)[4]["workingDir"] == "/app"
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    for line in lines:
+        if found := re.search(r"ACCELERATOR=(\w+)", line):
+            assert f"jax[{found[1]}]" in extras[found[1]]

@@ -151,7 +151,7 @@ def submitted(words, place):
 
 def kubectl(words, place):
     _, [(_, verb, flag, file)] = scripted(words, place)
-    assert (verb, flag) == ("apply", "-f") and len([*yaml.safe_load_all((ROOT / file).read_text())]) == 2
+    assert (verb, flag) == ("apply", "-f") and len([*yaml.safe_load_all((ROOT / file).read_text())]) == 1
 
 
 def pod(words, place):
@@ -198,7 +198,7 @@ TABLE = {
     "bash launch/local_multiprocess.sh 2 4 -- ": processes,
     "sbatch launch/gpu_slurm.sbatch ": submitted,
     "kubectl apply ": kubectl,
-    "TPU_NAME=shike TPU_ZONE=us-east5-b TPU_TYPE=v5litepod-16 BUCKET=my-runs ": pod,
+    "TPU_NAME=shike TPU_ZONE=us-east5-b TPU_TYPE=v5litepod-16 BUCKET=my-bucket ": pod,
     "sudo bash launch/slurm_here.sh": privileged,
 }
 RECORDER = """#!/bin/bash

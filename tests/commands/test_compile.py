@@ -215,6 +215,6 @@ def test_table_of_compiled_programs(tmp_path):
 
 
 def test_the_table_of_the_page_on_pods_is_that_of_its_files():
-    page = (ROOT / "docs" / "pods.md").read_text()
+    page = (ROOT / "docs" / "notes" / "pods.md").read_text()
     files = sorted((ROOT / "docs" / "results" / "compiled").glob("*.json"))
-    assert files and table(files, ROOT / "docs") in page
+    assert files and table(files, ROOT / "docs" / "notes") in page
