@@ -14,8 +14,6 @@ from pathlib import Path
 
 import jax
 
-from shike_jax.common import buckets
-
 KEPT_BYTES = 2 << 30
 # JAX's own limit of a second would leave out most programs of a small network's start.
 SECONDS_WORTH_KEEPING = 0.05
@@ -25,8 +23,6 @@ def use_default_folder() -> None:
     """Has JAX keep compiled programs in `default_folder`, unless the user has chosen or it cannot be used."""
     if "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS" not in os.environ:
         jax.config.update("jax_persistent_cache_min_compile_time_secs", SECONDS_WORTH_KEEPING)
-    if "://" in (folder_in_use() or ""):
-        buckets.place(str(folder_in_use()))  # JAX reaches it in the same way
     if folder_in_use() or not jax.config.values["jax_enable_compilation_cache"]:
         return
     try:

@@ -92,7 +92,8 @@ def main(argv: Sequence[str]) -> int:
     from shike_jax.training import loop
 
     if not args.dry_run:
-        compiled_cache.use_default_folder()
+        place(compiled_cache.folder_in_use() or ".")  # in a bucket, JAX reaches it by the same packages as we
+    compiled_cache.use_default_folder()
     cpu.use_cores(config.train.cpu_devices, [config.stages[name].batch_size for name in config.run])
     with peers.watched(config.train.peer_timeout):
         if args.dry_run:
