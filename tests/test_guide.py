@@ -14,6 +14,7 @@ from PIL import Image
 from shike_jax.commands.program import main
 from shike_jax.config.loading import parse_config
 from shike_jax.data import sources
+from tests import events
 from tests.conftest import ROOT
 
 pytestmark = pytest.mark.usefixtures("quickly_compiled")
@@ -93,11 +94,9 @@ def test_configuration_of_the_second_section(tour):
 
 
 def test_tensorboard_gets_curves_images_and_accuracies_of_classes(tour):
-    events = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
     _, folder = tour
-    found = events.EventAccumulator(str(folder / "runs" / "digits" / "tensorboard"))
-    found.Reload()
-    tags = {
+    found = events.read(folder / "runs" / "digits" / "tensorboard")
+    expected = {
         "augmented",
         *(
             f"{stage}/{name}"
@@ -105,7 +104,9 @@ def test_tensorboard_gets_curves_images_and_accuracies_of_classes(tour):
             for name in ("epoch_loss", "learning_rate", "top1", "few", "per_class_top1")
         ),
     }
-    assert tags <= set(found.Tags()["tensors"])
+    assert expected <= events.tags(found)
+    if "augmented" not in found.Tags()["tensors"]:  # tensorboardX lays the pictures side by side
+        return
 
     # Each stage's first batch as the network saw it. Stage one mixes its pictures; every one of stage two is a digit,
     # at most two pixels from its place.

@@ -115,7 +115,7 @@ def test_configs_import_the_schema_and_the_registries_only():
 BLOCKED = """
 import importlib.util
 import sys
-NAMES = ("tensorflow", "tensorflow_datasets", "tensorboard", "clu", "torch", "matplotlib")
+NAMES = ("tensorflow", "tensorflow_datasets", "tensorboard", "tensorboardX", "clu", "torch", "matplotlib")
 class Block:
     def find_spec(self, name, path=None, target=None):
         if name.split(".")[0] in NAMES:

@@ -10,6 +10,9 @@ from shike_jax.errors import UserError
 # imported name: what pip calls it, and the extra that holds it
 EXTRAS = {
     "clu": ("clu with TensorFlow and TensorBoard", "tensorboard"),
+    "mlflow": ("mlflow-skinny", "mlflow"),
+    "tensorboardX": ("tensorboardX", "tensorboard"),
+    "wandb": ("wandb", "wandb"),
     "huggingface_hub": ("huggingface_hub", "hub"),
     "gcsfs": ("gcsfs", "gcs"),
     "matplotlib": ("matplotlib", "report"),

@@ -94,6 +94,8 @@ class Field:
         return f"a {'whole ' if kind is int else ''}number{self._bounds()}{f' ({self.unit})' if self.unit else ''}"
 
     def _several(self) -> str:
+        if self.choices:
+            return f"of {', '.join(self._listed())}"
         return self.rule[1] if self.rule else f"{'whole ' if self.items is int else ''}numbers{self._bounds()}"
 
     def _amount(self) -> str:

@@ -200,8 +200,9 @@ FIELDS: dict[str, Field] = {
     "train.keep_every_steps": Field(0, "checkpoints at its multiples stay too; 0: off", low=0, free=True),
     "train.log_every_steps": Field(50, "0: off", low=0, free=True),
     "train.tensorboard": Field(
-        True, "event files in WORKDIR/tensorboard; False: TensorFlow stays out, a quicker start", free=True
+        True, "event files in WORKDIR/tensorboard, by tensorboardX if installed, else by TensorFlow", free=True
     ),
+    "train.loggers": Field((), "where curves go too", items=str, choices=("wandb", "mlflow"), length=(0, 2), free=True),
     "train.pictures": Field(
         16,
         "augmented training images that TensorBoard gets from each stage's first step; 0: off",

@@ -1,4 +1,4 @@
-"""What a run tells: lines for a person, JSON lines for programs, TensorBoard through clu when it is installed."""
+"""What a run tells: lines for a person, JSON lines for programs, and what `writers` hand on to other programs."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import contextlib
 import math
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -14,9 +14,9 @@ import numpy as np
 
 from shike_jax.common import progress
 from shike_jax.common.atomic import write_text
-from shike_jax.common.extras import optional
 from shike_jax.common.text import parse_json, printable, say, to_json
 from shike_jax.errors import UserError
+from shike_jax.storage import writers
 from shike_jax.storage.mirror import Mirror
 
 
@@ -27,7 +27,15 @@ class RunLog:
       folder: a local one for files that grow; it is copied to a work directory in a bucket.
     """
 
-    def __init__(self, workdir: Path, level: str, active: bool, tensorboard: bool = True, name: str = "") -> None:
+    def __init__(
+        self,
+        workdir: Path,
+        level: str,
+        active: bool,
+        tensorboard: bool = True,
+        name: str = "",
+        loggers: Sequence[str] = (),
+    ) -> None:
         """Opens the files.
 
         Args:
@@ -36,6 +44,10 @@ class RunLog:
           active: False on all processes but one.
           tensorboard: whether event files are written, where what they need is installed.
           name: of this run among several of one process, which its lines begin with where they are printed.
+          loggers: names of `writers.LOGGERS`.
+
+        Raises:
+          UserError: a logger whose package is not installed.
         """
         self._level, self._writer, self._name = level, None, name
         self._text: TextIO | None = None
@@ -47,7 +59,7 @@ class RunLog:
             self.folder = self._mirror.folder
             self._text = (self.folder / "log.txt").open("a", buffering=1)
             self._open_metrics(self.folder / "metrics.jsonl")
-            self._writer = self._open_writer(self.folder / "tensorboard") if tensorboard else None
+            self._writer = self._open_writers(tensorboard, loggers)
 
     def flush(self) -> None:
         """Returns when everything said so far is where it stays, which may be a bucket."""
@@ -72,13 +84,15 @@ class RunLog:
             self._json.close()
             self._open_metrics(path)
 
-    def _open_writer(self, folder: Path) -> Any:
-        try:
-            metric_writers = optional("clu.metric_writers", "no TensorBoard files")
-            return metric_writers.AsyncWriter(metric_writers.SummaryWriter(str(folder)))
-        except UserError as absent:
-            self.line(str(absent))
-            return None
+    def _open_writers(self, tensorboard: bool, loggers: Sequence[str]) -> writers.Writer | None:
+        found: list[writers.Writer] = []
+        if tensorboard:
+            try:
+                found.append(writers.tensorboard(self.folder / "tensorboard"))
+            except UserError:
+                self.line("no TensorBoard files (the extra tensorboard writes them)")
+        found += [writers.LOGGERS[name](self.folder, self.folder.name) for name in loggers]
+        return writers.Several(found) if found else None
 
     @property
     def has_tensorboard(self) -> bool:

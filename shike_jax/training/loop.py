@@ -205,7 +205,7 @@ def _member(config: ConfigDict, workdir: Path, held: contextlib.ExitStack, mine:
       mine: the work directories of this process's runs so far, this one included.
       name: for the log, of one run among several.
     """
-    log = RunLog(workdir, config.log, parallel.is_main(), config.train.tensorboard, name)
+    log = RunLog(workdir, config.log, parallel.is_main(), config.train.tensorboard, name, config.train.loggers)
     held.callback(_close, log)
     if parallel.is_main() and jax.process_count() == 1:
         preemption.leave_at_once(functools.partial(_discard_untrained, mine))

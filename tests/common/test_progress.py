@@ -25,6 +25,7 @@ from shike_jax.storage.logs import Progress, RunLog
 from shike_jax.training.overview import parameter_table
 from shike_jax.training.plan import examples_left, plan_stages
 from shike_jax.training.profile import Profile
+from tests import events
 from tests.conftest import ROOT
 from tests.jobs import digits
 
@@ -199,18 +200,14 @@ def test_a_profile_is_written(plain):
 
 def test_tensorboard_has_a_table_of_the_run(plain):
     workdir, _ = plain
-    event_accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
-    tensor_util = pytest.importorskip("tensorboard.util.tensor_util")
     plugin_data = pytest.importorskip("tensorboard.plugins.hparams.plugin_data_pb2")
-    events = event_accumulator.EventAccumulator(str(workdir / "tensorboard"))
-    events.Reload()
-    content = events.SummaryMetadata("_hparams_/session_start_info").plugin_data.content
+    found = events.read(workdir / "tensorboard")
+    content = found.SummaryMetadata("_hparams_/session_start_info").plugin_data.content
     table = plugin_data.HParamsPluginData.FromString(content).session_start_info.hparams
     assert table["seed"].number_value == 0 and table["representation.loss.nt"].number_value == 10
     assert table["model.backbone"].string_value == "resnet20"
     results = json.loads((workdir / "results.json").read_text())
-    [final] = events.Tensors("final/top1")
-    assert float(tensor_util.make_ndarray(final.tensor_proto)) == pytest.approx(results["top1"], rel=1e-6)
+    assert events.last(found, "final/top1") == pytest.approx(results["top1"], rel=1e-6)
 
 
 @pytest.mark.parametrize("columns", [80, 140])

@@ -1,0 +1,200 @@
+"""Where a run's curves, images and settings go in addition to its own files: one interface, a few lines for each place.
+
+The interface is that of clu's writers: `write_scalars`, `write_images`, `write_histograms` (each a step and a dict by
+name), `write_hparams` (a dict) and `close`. A place of a user's own needs these five methods.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+
+from shike_jax.common.extras import optional
+from shike_jax.errors import UserError
+
+Arrays = Mapping[str, np.ndarray]
+
+
+class Writer(Protocol):
+    """What receives numbers and images of a run."""
+
+    def write_scalars(self, step: int, scalars: Mapping[str, float]) -> None:
+        """Numbers at a step of the whole run."""
+
+    def write_images(self, step: int, images: Arrays) -> None:
+        """Images float [N,H,W,3] in 0..1 for each name."""
+
+    def write_histograms(self, step: int, arrays: Arrays) -> None:
+        """Values of which a histogram is drawn."""
+
+    def write_hparams(self, hparams: Mapping[str, Any]) -> None:
+        """The settings of a finished run."""
+
+    def close(self) -> None:
+        """Everything is where it belongs afterwards."""
+
+
+def tensorboard(folder: Path) -> Writer:
+    """TensorBoard's event files, by tensorboardX where it is installed, else by clu, which imports TensorFlow.
+
+    Raises:
+      UserError: neither is installed.
+    """
+    try:
+        return TensorBoardX(folder)
+    except UserError:
+        metric_writers = optional("clu.metric_writers", "no TensorBoard files")
+        return metric_writers.AsyncWriter(metric_writers.SummaryWriter(str(folder)))
+
+
+class TensorBoardX:
+    """Event files without TensorFlow."""
+
+    def __init__(self, folder: Path) -> None:
+        """Raises UserError where tensorboardX is not installed."""
+        self._writer = optional("tensorboardX", "no TensorBoard files").SummaryWriter(str(folder))
+
+    def write_scalars(self, step: int, scalars: Mapping[str, float]) -> None:
+        """Writes curves."""
+        for name, value in scalars.items():
+            self._writer.add_scalar(name, value, step)
+
+    def write_images(self, step: int, images: Arrays) -> None:
+        """Writes each name's images as one sheet."""
+        for name, values in images.items():
+            self._writer.add_images(name, np.asarray(values), step, dataformats="NHWC")
+
+    def write_histograms(self, step: int, arrays: Arrays) -> None:
+        """Writes histograms."""
+        for name, values in arrays.items():
+            self._writer.add_histogram(name, np.asarray(values), step)
+
+    def write_hparams(self, hparams: Mapping[str, Any]) -> None:
+        """Writes the run's line of the table of runs, into the same file as its curves."""
+        from tensorboardX.summary import hparams as summaries
+
+        for summary in summaries(dict(hparams), {}):
+            self._writer.file_writer.add_summary(summary)
+
+    def close(self) -> None:
+        """Flushes."""
+        self._writer.close()
+
+
+class WeightsAndBiases:
+    """A run of Weights & Biases, continued by its id; $WANDB_PROJECT, $WANDB_MODE=offline and so on are obeyed."""
+
+    def __init__(self, folder: Path, name: str) -> None:
+        """Starts or continues the run, whose files lie in the folder."""
+        self._wandb = optional("wandb", "config.train.loggers: wandb")
+        note = folder / "wandb.id"
+        known = note.read_text().strip() if note.exists() else secrets.token_hex(4)
+        note.write_text(known + "\n")
+        self._run = self._wandb.init(dir=str(folder), name=name, id=known, resume="allow")
+
+    def write_scalars(self, step: int, scalars: Mapping[str, float]) -> None:
+        """Logs curves."""
+        self._run.log(dict(scalars), step=max(step, self._run.step))
+
+    def write_images(self, step: int, images: Arrays) -> None:
+        """Logs images."""
+        shown = {name: [self._wandb.Image(np.asarray(one)) for one in values] for name, values in images.items()}
+        self._run.log(shown, step=max(step, self._run.step))
+
+    def write_histograms(self, step: int, arrays: Arrays) -> None:
+        """Logs histograms."""
+        shown = {name: self._wandb.Histogram(np.asarray(values)) for name, values in arrays.items()}
+        self._run.log(shown, step=max(step, self._run.step))
+
+    def write_hparams(self, hparams: Mapping[str, Any]) -> None:
+        """Sets the run's configuration."""
+        self._run.config.update(dict(hparams), allow_val_change=True)
+
+    def close(self) -> None:
+        """Ends the run."""
+        self._run.finish()
+
+
+class MLflow:
+    """A run of MLflow, at $MLFLOW_TRACKING_URI or in a file next to the run; histograms are left out."""
+
+    def __init__(self, folder: Path, name: str) -> None:
+        """Starts or continues the run."""
+        mlflow = optional("mlflow", "config.train.loggers: mlflow")
+        place = os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{folder.absolute() / 'mlflow.db'}"
+        self._client = mlflow.MlflowClient(place)
+        note = folder / "mlflow.id"
+        if note.exists():
+            self._id = note.read_text().strip()
+            return
+        title = os.environ.get("MLFLOW_EXPERIMENT_NAME", "shike_jax")
+        found = self._client.get_experiment_by_name(title)
+        experiment = found.experiment_id if found else self._client.create_experiment(title)
+        self._id = self._client.create_run(experiment, run_name=name).info.run_id
+        note.write_text(self._id + "\n")
+
+    def write_scalars(self, step: int, scalars: Mapping[str, float]) -> None:
+        """Logs metrics."""
+        for name, value in scalars.items():
+            self._client.log_metric(self._id, name, value, step=step)
+
+    def write_images(self, step: int, images: Arrays) -> None:
+        """Logs each name's images side by side."""
+        for name, values in images.items():
+            sheet = (np.concatenate(list(np.asarray(values)), axis=1) * 255).astype(np.uint8)
+            self._client.log_image(self._id, sheet, key=name, step=step)
+
+    def write_histograms(self, step: int, arrays: Arrays) -> None:
+        """Does nothing: there is no place for them."""
+
+    def write_hparams(self, hparams: Mapping[str, Any]) -> None:
+        """Logs parameters, which cannot change: those of a continued run are known already."""
+        known = self._client.get_run(self._id).data.params
+        for name, value in hparams.items():
+            if name not in known:
+                self._client.log_param(self._id, name, value)
+
+    def close(self) -> None:
+        """Marks the run as finished."""
+        self._client.set_terminated(self._id)
+
+
+LOGGERS: dict[str, Callable[[Path, str], Writer]] = {"wandb": WeightsAndBiases, "mlflow": MLflow}
+
+
+class Several:
+    """Hands everything on to several writers."""
+
+    def __init__(self, writers: Sequence[Writer]) -> None:
+        """Args: writers: in the order in which they are called."""
+        self._writers = writers
+
+    def write_scalars(self, step: int, scalars: Mapping[str, float]) -> None:
+        """To all."""
+        for writer in self._writers:
+            writer.write_scalars(step, scalars)
+
+    def write_images(self, step: int, images: Arrays) -> None:
+        """To all."""
+        for writer in self._writers:
+            writer.write_images(step, images)
+
+    def write_histograms(self, step: int, arrays: Arrays) -> None:
+        """To all."""
+        for writer in self._writers:
+            writer.write_histograms(step, arrays)
+
+    def write_hparams(self, hparams: Mapping[str, Any]) -> None:
+        """To all."""
+        for writer in self._writers:
+            writer.write_hparams(hparams)
+
+    def close(self) -> None:
+        """All."""
+        for writer in self._writers:
+            writer.close()
