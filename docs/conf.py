@@ -82,7 +82,7 @@ def _kept(target: str, page: Path) -> bool:
     if target.startswith(("http", "#", "mailto:")):
         return True
     path = (page.parent / target.partition("#")[0]).resolve()
-    inside = HERE in path.parents and HERE / "results" not in path.parents and path.name != "extend.md"
+    inside = HERE in path.parents and HERE / "results" not in path.parents
     return inside and path.suffix in (".md", ".ipynb", ".svg", ".png", ".py")
 
 

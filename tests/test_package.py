@@ -31,6 +31,8 @@ PIP_NAMES = {
     "absl": "absl-py",
     "PIL": "pillow",
     "sklearn": "scikit-learn",
+    "tensorboardX": "tensorboardx",
+    "mlflow": "mlflow-skinny",
     "tensorflow_datasets": "tensorflow-datasets",
 }
 PIP_NAMES |= {"orbax": "orbax-checkpoint", "tensorflow": "tensorflow-cpu"}
@@ -167,3 +169,20 @@ def copied(tmp_path):
     clone = tmp_path / "clone"
     subprocess.run(["git", "clone", "--quiet", str(ROOT), str(clone)], check=True)
     return clone
+
+
+def test_the_version_stands_in_one_place_and_the_changelog_has_it():
+    from shike_jax.common.version import __version__
+
+    changes = (ROOT / "CHANGELOG.md").read_text()
+    assert re.search(rf"^## {re.escape(__version__)} \(\d{{4}}-\d\d-\d\d\)$", changes, re.MULTILINE)
+    for name in ("pyproject.toml", "CITATION.cff"):
+        assert __version__ not in (ROOT / name).read_text()
+
+
+def test_workflows_and_templates_are_yaml():
+    yaml = pytest.importorskip("yaml")
+    files = [*(ROOT / ".github").rglob("*.yml")]
+    assert len(files) == 5
+    for path in files:
+        assert yaml.safe_load(path.read_text())
