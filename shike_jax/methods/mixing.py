@@ -55,6 +55,7 @@ MIXINGS: Registry[Callable[[MixingInputs], tuple[Array, Array]]] = Registry(
     about=Option("strength; 0: off", "describes the field `config.stages.STAGE.NAME`, whose value is the strength"),
     high=Option(1000.0, "the largest strength"),
     pairs=Option(False, "the partners are those that a sampler of pairs has drawn"),
+    draws=Option(None, "of mixup and CutMix: the number by which they have always drawn; else the name decides"),
 )
 
 
@@ -82,7 +83,7 @@ def mixed_by(entry: Entry[Callable[[MixingInputs], tuple[Array, Array]]], inputs
     return images.astype(inputs.images.dtype), share
 
 
-@MIXINGS.register("mixup", about="alpha of the Beta distribution; 0: off")
+@MIXINGS.register("mixup", about="alpha of the Beta distribution; 0: off", draws=2)
 def _mixup(inputs: MixingInputs) -> tuple[Array, Array]:
     """Mixup (Zhang et al. 2018)."""
     # The second half has always drawn the partners: other draws would change old runs.
@@ -91,7 +92,9 @@ def _mixup(inputs: MixingInputs) -> tuple[Array, Array]:
 
 
 @MIXINGS.register(
-    "cutmix", about="alpha, 0: off; with mixup too, each step takes one of the two with equal probability"
+    "cutmix",
+    about="alpha, 0: off; with mixup too, each step takes one of the two with equal probability",
+    draws=4,
 )
 def _cutmix(inputs: MixingInputs) -> tuple[Array, Array]:
     """CutMix (Yun et al. 2019)."""

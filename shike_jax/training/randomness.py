@@ -14,13 +14,12 @@ from shike_jax.methods.loss_registry import number_of
 
 Array = jax.Array
 
-# Roles within a step: folded into the key of the step.
+# Roles within a step: folded into the key of the step. Mixings may have a number of their own, below 10.
 ROLES = {
     "augment": 0,
     "augment_partner": 1,
-    "mixup": 2,
+    "partners": 2,
     "feature_hooks": 3,
-    "cutmix": 4,
     "which_mixing": 5,
     "losses": 6,
     "views": 7,
@@ -58,10 +57,10 @@ def role_key(step: Array, role: str) -> Array:
     return jax.random.fold_in(step, ROLES[role])
 
 
-def mixing_key(step: Array, name: str) -> Array:
-    """The key of a mixing, the same on all devices: by its own role where it has one, else by its name."""
-    if name in ROLES:
-        return role_key(step, name)
+def mixing_key(step: Array, name: str, number: int | None) -> Array:
+    """The key of a mixing, the same on all devices: by the number of its own where it has one, else by its name."""
+    if number is not None:
+        return jax.random.fold_in(step, number)
     return jax.random.fold_in(role_key(step, "mixings"), number_of(name))
 
 

@@ -223,7 +223,7 @@ def _mix(program: Program, images: Array, partner_images: Any, batch: Batch, key
     else:
         everyone = parallel.all_gather({"image": images, "label": batch["label"], "mask": batch["mask"]})
         # The order has always been drawn from the second half of this role's key: other draws would change old runs.
-        _, order_key = jax.random.split(randomness.role_key(key, "mixup"))
+        _, order_key = jax.random.split(randomness.role_key(key, "partners"))
         here = parallel.device_index() * len(images) + jnp.arange(len(images))
         partner = partners(order_key, everyone["mask"])[here]
         others, labels = everyone["image"][partner], everyone["label"][partner]
@@ -237,7 +237,7 @@ def _mix(program: Program, images: Array, partner_images: Any, batch: Batch, key
             partners=others,
             partner_labels=labels,
             class_counts=program.class_counts,
-            key=randomness.mixing_key(key, entry.name),
+            key=randomness.mixing_key(key, entry.name, entry.options["draws"]),
             keys=own,
             strength=strength,
         )

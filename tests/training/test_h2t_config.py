@@ -101,7 +101,7 @@ def test_the_exchange_is_an_option_of_other_classifier_stages():
     [
         (
             ("--config.stages.h2t.sampler=balanced",),
-            r"sampler='balanced': expected a sampler of pairs \(paired\) with exchange > 0",
+            r"sampler='balanced': expected a sampler of pairs \(paired.*\) with exchange > 0",
         ),
         (("--config.stages.h2t.exchange=1.5",), "exchange=1.5: expected a number from 0 to 1"),
         (('--config.stages.h2t.train=(".*",)',), "parameters under heads/ with exchange > 0"),
