@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 
 from shike_jax.methods.loss_registry import LOSSES, LossInputs
-from shike_jax.methods.losses import cross_entropy
+from shike_jax.methods.losses import checked, checked_counts, cross_entropy
 from shike_jax.methods.registry import Number
 
 Array = jax.Array
@@ -26,10 +26,14 @@ def generalized_reweight(logits: ArrayLike, labels: ArrayLike, class_counts: Arr
 
     Returns:
       float [B].
+
+    >>> print(generalized_reweight([[0.0, 0.0]], [1], [3, 1], rho=1.0))  # 3/2 log 2
+    [1.0397208]
     """
-    counts = jnp.asarray(class_counts, jnp.float32)
+    logits, labels = checked(logits, labels)
+    counts = checked_counts(class_counts, logits)
     weights = (counts / jnp.max(counts)) ** -rho
-    return (weights / jnp.mean(weights))[jnp.asarray(labels)] * cross_entropy(logits, labels)
+    return (weights / jnp.mean(weights))[labels] * cross_entropy(logits, labels)
 
 
 @LOSSES.register("generalized_reweight", parameters={"generalized_reweight_rho": Number(1.2, low=0)}, balances=True)

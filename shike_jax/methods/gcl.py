@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 
 from shike_jax.methods.loss_registry import LOSSES, LossInputs
-from shike_jax.methods.losses import cross_entropy
+from shike_jax.methods.losses import checked, checked_counts, cross_entropy
 from shike_jax.methods.registry import Number
 
 Array = jax.Array
@@ -39,13 +39,17 @@ def gaussian_clouded(
 
     Returns:
       float [B].
+
+    >>> print(gaussian_clouded([[0.0, 0.0]], [1], [9, 1], [[1.0, 1.0]], strength=0.1, scale=10))  # log(1 + e)
+    [1.3132616]
     """
-    values, rarity = jnp.asarray(logits), -jnp.log(jnp.asarray(class_counts, jnp.float32))
+    logits, labels = checked(logits, labels)
+    rarity = -jnp.log(checked_counts(class_counts, logits))
     rarity = rarity - jnp.min(rarity)
     rarity = rarity / jnp.maximum(jnp.max(rarity), 1e-12)
-    is_label = jax.nn.one_hot(labels, values.shape[-1], dtype=values.dtype)
+    is_label = jax.nn.one_hot(labels, logits.shape[-1], dtype=logits.dtype)
     lowered = strength * jnp.abs(jnp.asarray(noise)) * rarity + margin * is_label
-    return cross_entropy(values - scale * lowered.astype(values.dtype), labels)
+    return cross_entropy(logits - scale * lowered.astype(logits.dtype), labels)
 
 
 @LOSSES.register(

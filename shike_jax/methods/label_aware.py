@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 
 from shike_jax.methods.loss_registry import LOSSES, LossInputs
-from shike_jax.methods.losses import cross_entropy
+from shike_jax.methods.losses import checked, checked_counts, cross_entropy
 from shike_jax.methods.registry import Number
 
 Array = jax.Array
@@ -29,13 +29,16 @@ def label_aware_smoothing(
 
     Returns:
       float [B].
+
+    >>> print(label_aware_smoothing([[0.0, 0.0]], [1], [3, 1]))  # both parts are log 2
+    [0.6931472]
     """
-    values, counts = jnp.asarray(logits), jnp.asarray(class_counts, jnp.float32)
+    logits, labels = checked(logits, labels)
+    counts = checked_counts(class_counts, logits)
     share = (counts - jnp.min(counts)) / jnp.maximum(jnp.max(counts) - jnp.min(counts), 1)
-    smoothing = (tail + (head - tail) * jnp.sin(share * (jnp.pi / 2)))[jnp.asarray(labels)]
-    rest = -jnp.mean(jax.nn.log_softmax(values), -1)
-    rest = rest if rest.ndim == 1 else jnp.sum(rest, 0)
-    return (1 - smoothing) * cross_entropy(values, labels) + smoothing * rest
+    smoothing = (tail + (head - tail) * jnp.sin(share * (jnp.pi / 2)))[labels]
+    rest = -jnp.sum(jnp.mean(jax.nn.log_softmax(logits), -1), 0)
+    return (1 - smoothing) * cross_entropy(logits, labels) + smoothing * rest
 
 
 @LOSSES.register(

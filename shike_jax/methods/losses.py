@@ -57,7 +57,7 @@ def cross_entropy(logits: ArrayLike, labels: ArrayLike) -> Array:
     >>> print(cross_entropy([[0.0, 0.0]], [1]))  # log 2
     [0.6931472]
     """
-    logits, labels = _checked(logits, labels)
+    logits, labels = checked(logits, labels)
     return -jnp.sum(at_label(jax.nn.log_softmax(logits), labels), 0)
 
 
@@ -71,8 +71,8 @@ def balanced_softmax(logits: ArrayLike, labels: ArrayLike, class_counts: ArrayLi
     >>> print(balanced_softmax([[0.0, 0.0]], [1], [3, 1]))  # log 4
     [1.3862944]
     """
-    logits, labels = _checked(logits, labels)
-    return cross_entropy(logits + jnp.log(_counts(class_counts, logits)), labels)
+    logits, labels = checked(logits, labels)
+    return cross_entropy(logits + jnp.log(checked_counts(class_counts, logits)), labels)
 
 
 def mutual_distillation(logits: ArrayLike, form: str = "official") -> Array:
@@ -85,7 +85,7 @@ def mutual_distillation(logits: ArrayLike, form: str = "official") -> Array:
     >>> print(mutual_distillation([[[0.0, 0.0]], [[0.0, 0.0]]]))  # experts that agree
     [0.]
     """
-    logits = _of_experts(logits)
+    logits = as_experts(logits)
     _check_form(form)
     log_p = jax.nn.log_softmax(logits)
     if form == "official":
@@ -111,7 +111,7 @@ def grand_teacher(logits: ArrayLike, labels: ArrayLike, form: str = "paper") -> 
     >>> print(teacher[0, 1:], hardest)  # class 2 is the hardest negative: the experts' mean
     [2. 2.] [2]
     """
-    logits, labels = _checked(logits, labels)
+    logits, labels = checked(logits, labels)
     _check_form(form)
     target = jax.nn.one_hot(labels, logits.shape[-1], dtype=bool)
     mean = jnp.mean(logits, 0)
@@ -130,7 +130,7 @@ def non_target_distillation(logits: ArrayLike, labels: ArrayLike, form: str = "o
     >>> print(non_target_distillation([[[0.0, 1.0, 1.0]], [[5.0, 1.0, 1.0]]], [0], form="paper"))  # negatives agree
     [0.]
     """
-    logits, labels = _checked(logits, labels)
+    logits, labels = checked(logits, labels)
     teacher, _ = grand_teacher(logits, labels, form)
     target = jax.nn.one_hot(labels, logits.shape[-1], dtype=bool)
     if form == "official":
@@ -180,7 +180,7 @@ def focal(logits: ArrayLike, labels: ArrayLike, gamma: float = 2.0) -> Array:
     >>> print(focal([[0.0, 0.0]], [1]))  # log 2 / 4
     [0.1732868]
     """
-    logits, labels = _checked(logits, labels)
+    logits, labels = checked(logits, labels)
     log_p = at_label(jax.nn.log_softmax(logits), labels)
     # 1 - p_y; never 0, where a power below 1 has no finite gradient.
     miss = jnp.maximum(-jnp.expm1(log_p), 1e-7)
@@ -197,8 +197,8 @@ def class_balanced(logits: ArrayLike, labels: ArrayLike, class_counts: ArrayLike
     >>> print(class_balanced([[0.0, 0.0]], [1], [3, 1], beta=0.0))  # no weights: log 2
     [0.6931472]
     """
-    logits, labels = _checked(logits, labels)
-    return effective_number_weights(_counts(class_counts, logits), beta)[labels] * cross_entropy(logits, labels)
+    logits, labels = checked(logits, labels)
+    return effective_number_weights(checked_counts(class_counts, logits), beta)[labels] * cross_entropy(logits, labels)
 
 
 def ldam(
@@ -223,8 +223,8 @@ def ldam(
     >>> print(ldam([[0.0, 0.0]], [0], [16, 1], margin=0.5, scale=2.0))  # Delta_0 = 0.25: log(1 + e^0.5)
     [0.974077]
     """
-    logits, labels = _checked(logits, labels)
-    counts = _counts(class_counts, logits)
+    logits, labels = checked(logits, labels)
+    counts = checked_counts(class_counts, logits)
     margins = counts.astype(jnp.float32) ** -0.25
     margins = margins * (margin / jnp.max(margins))
     is_label = jnp.arange(logits.shape[-1]) == labels[:, None]
@@ -241,7 +241,7 @@ def logit_adjusted(logits: ArrayLike, labels: ArrayLike, class_counts: ArrayLike
     >>> print(logit_adjusted([[0.0, 0.0]], [1], [3, 1]))  # log 4
     [1.3862944]
     """
-    logits, labels = _checked(logits, labels)
+    logits, labels = checked(logits, labels)
     return cross_entropy(logits + tau * _log_prior(class_counts, logits), labels)
 
 
@@ -258,7 +258,7 @@ def balanced_experts(
     >>> print(balanced_experts([[[0.0, 0.0]], [[0.0, 0.0]]], [1], [3, 1], high=1.0))  # log 2 + log 4
     [2.0794415]
     """
-    logits, labels = _checked(logits, labels)
+    logits, labels = checked(logits, labels)
     taus = jnp.linspace(low, high, len(logits))
     return cross_entropy(logits + taus[:, None, None] * _log_prior(class_counts, logits), labels)
 
@@ -283,11 +283,11 @@ def _log_softmax_without(logits: Array, excluded: Array) -> Array:
 
 
 def _log_prior(class_counts: ArrayLike, logits: Array) -> Array:
-    counts = _counts(class_counts, logits)
+    counts = checked_counts(class_counts, logits)
     return jnp.log(counts / jnp.sum(counts))
 
 
-def _of_experts(logits: ArrayLike) -> Array:
+def as_experts(logits: ArrayLike) -> Array:
     """Logits as a floating array [M,B,C]."""
     values = jnp.asarray(logits)
     if values.ndim not in (2, 3):
@@ -297,9 +297,9 @@ def _of_experts(logits: ArrayLike) -> Array:
     return values[None] if values.ndim == 2 else values
 
 
-def _checked(logits: ArrayLike, labels: ArrayLike) -> tuple[Array, Array]:
+def checked(logits: ArrayLike, labels: ArrayLike) -> tuple[Array, Array]:
     """Logits [M,B,C] and labels [B] that fit each other."""
-    values, classes = _of_experts(logits), jnp.asarray(labels)
+    values, classes = as_experts(logits), jnp.asarray(labels)
     if classes.shape != values.shape[1:2] or not jnp.issubdtype(classes.dtype, jnp.integer):
         raise UserError(
             f"labels {classes.dtype} {classes.shape}: expected whole numbers {values.shape[1:2]}, one for each image "
@@ -308,7 +308,7 @@ def _checked(logits: ArrayLike, labels: ArrayLike) -> tuple[Array, Array]:
     return values, classes
 
 
-def _counts(class_counts: ArrayLike, logits: Array) -> Array:
+def checked_counts(class_counts: ArrayLike, logits: Array) -> Array:
     counts = jnp.asarray(class_counts)
     if counts.shape != logits.shape[-1:]:
         raise UserError(f"class_counts {counts.shape}: expected {logits.shape[-1:]}, one for each class of the logits")

@@ -13,7 +13,7 @@ from jax.typing import ArrayLike
 from shike_jax.errors import UserError
 from shike_jax.methods.adjustment import ADJUSTMENTS, AdjustmentInputs
 from shike_jax.methods.loss_registry import LOSSES, LossInputs
-from shike_jax.methods.losses import cross_entropy
+from shike_jax.methods.losses import checked, checked_counts, cross_entropy
 
 Array = jax.Array
 EXPERTS = 3
@@ -39,11 +39,16 @@ def skill_diverse(logits: ArrayLike, labels: ArrayLike, class_counts: ArrayLike,
 
     Raises:
       UserError: another number of experts.
+
+    >>> print(skill_diverse([[[0.0, 0.0]]] * 3, [1], [3, 1]))  # log 2, log 4 and log 28
+    [5.411646]
     """
-    values, counts = jnp.asarray(logits), jnp.asarray(class_counts, jnp.float32)
-    if values.ndim != 3 or len(values) != EXPERTS:
-        found = len(values) if values.ndim == 3 else 1
-        raise UserError(f"loss 'sade': {found} experts; expected {EXPERTS}, such as config.model.depths=(1, 2, 1)")
+    values, labels = checked(logits, labels)
+    counts = checked_counts(class_counts, values)
+    if len(values) != EXPERTS:
+        raise UserError(
+            f"loss 'sade': {len(values)} experts; expected {EXPERTS}, such as config.model.depths=(1, 2, 1)"
+        )
     log_prior = jnp.log(counts / jnp.sum(counts))
     rank = jnp.argsort(jnp.argsort(log_prior))
     log_inverse = jnp.sort(log_prior)[::-1][rank]
