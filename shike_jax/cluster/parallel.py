@@ -148,6 +148,30 @@ def all_gather(tree: PyTree) -> PyTree:
     return tree if axis_size(AXIS) == 1 else lax.all_gather(tree, AXIS, tiled=True)
 
 
+def rows_of_all(array: Any, positions: Any) -> Any:
+    """Rows of the global batch by their positions in it, from arrays [b,...] of each device; inside a compiled step.
+
+    The shares go round from device to device, so that none holds more than two of them.
+
+    Args:
+      positions: int [n], in the global batch.
+    """
+    devices, each = axis_size(AXIS), len(array)
+    if devices == 1:
+        return array[positions]
+    owner, place = positions // each, positions % each
+    ring = [(device, (device - 1) % devices) for device in range(devices)]
+
+    def turn(number: Any, carried: tuple[Any, Any]) -> tuple[Any, Any]:
+        share, found = carried
+        here = owner == (lax.axis_index(AXIS) + number) % devices  # whose share has come
+        chosen = jnp.where(here.reshape(-1, *[1] * (array.ndim - 1)), share[place], found)
+        return lax.ppermute(share, AXIS, ring), chosen
+
+    start = jnp.zeros((len(positions), *array.shape[1:]), array.dtype)
+    return lax.fori_loop(0, devices, turn, (array, start))[1]
+
+
 def replicate(tree: PyTree) -> PyTree:
     """Puts host arrays on every device; the result passes into `compile_step` functions without further copies."""
     local_devices = np.zeros(jax.local_device_count(), np.float32)

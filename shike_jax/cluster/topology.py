@@ -17,12 +17,17 @@ import jax
 from shike_jax.errors import UserError
 
 GIB = 1 << 30
-# Memory of a chip in bytes: Google's and NVIDIA's published sizes.
-TPU_MEMORY = {"v4": 32 * GIB, "v5e": 16 * GIB, "v5p": 95 * GIB, "v6e": 32 * GIB}
-# name: (marketing name, bytes of memory, bytes a second)
+# Google's and NVIDIA's published figures: bytes of memory of a chip, FLOP a second in bfloat16, bytes a second.
+TPUS = {
+    "v4": (32 * GIB, 275e12, 1_228e9),
+    "v5e": (16 * GIB, 197e12, 819e9),
+    "v5p": (95 * GIB, 459e12, 2_765e9),
+    "v6e": (32 * GIB, 918e12, 1_640e9),
+}
+# name: (marketing name, bytes of memory, FLOP a second in bfloat16, bytes a second)
 GPUS = {
-    "h100": ("NVIDIA H100 80GB HBM3", 80 * 10**9, 3_350 * 10**9),
-    "h200": ("NVIDIA H200", 141 * 10**9, 4_800 * 10**9),
+    "h100": ("NVIDIA H100 80GB HBM3", 80 * 10**9, 989e12, 3_350 * 10**9),
+    "h200": ("NVIDIA H200", 141 * 10**9, 989e12, 4_800 * 10**9),
 }
 EXPECTED = "tpu:v5e:4x4 (or v4, v5p, v6e with its chips, such as tpu:v5p:2x2x2), gpu:h100 or gpu:h200"
 
@@ -70,6 +75,7 @@ class Topology:
       platform: tpu or cuda.
       devices: as JAX describes them; they can be compiled for, not computed on.
       memory: bytes of one device.
+      peaks: FLOP and bytes of memory a second of one device, as published; None: not known.
       compiler: package that compiles for them, and its version; empty: JAX's own.
     """
 
@@ -78,6 +84,13 @@ class Topology:
     devices: list[Any]
     memory: int
     compiler: str = ""
+    peaks: tuple[float, float] | None = None
+
+    def least_seconds(self, flops: float | None, moved: float | None) -> float | None:
+        """Seconds that a program of so much work and traffic takes at the published peaks, whichever is longer."""
+        if self.peaks is None or flops is None or moved is None:
+            return None
+        return max(flops / self.peaks[0], moved / self.peaks[1])
 
 
 def describe(text: str) -> Topology:
@@ -98,7 +111,7 @@ def describe(text: str) -> Topology:
 
 
 def _describe_tpu(text: str, generation: str, shape: str) -> Topology:
-    if generation not in TPU_MEMORY or not shape:
+    if generation not in TPUS or not shape:
         raise UserError(f"--topology={text}: expected {EXPECTED}")
     if importlib.util.find_spec("libtpu") is None:
         raise UserError(
@@ -116,7 +129,9 @@ def _describe_tpu(text: str, generation: str, shape: str) -> Topology:
     chips = 1
     for side in shape.split("x"):
         chips *= int(side)
-    return Topology(text, "tpu", list(devices), TPU_MEMORY[generation] * chips // len(devices), _package("libtpu"))
+    share = chips / len(devices)  # a v4 or v5p chip is one device, or two
+    memory, flops, bandwidth = (value * share for value in TPUS[generation])
+    return Topology(text, "tpu", list(devices), int(memory), _package("libtpu"), (flops, bandwidth))
 
 
 def _describe_gpu(text: str, name: str) -> Topology:
@@ -130,13 +145,13 @@ def _describe_gpu(text: str, name: str) -> Topology:
 
     # Without a GPU nothing can be timed, so kernels are chosen by rule.
     os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_gpu_autotune_level=0".strip()
-    title, memory, bandwidth = GPUS[name]
+    title, memory, flops, bandwidth = GPUS[name]
     target = _HOPPER.format(name=title, memory=memory, bandwidth=bandwidth)
     try:
         found = topologies.get_topology_desc(name, "cuda", target_config=target, topology="1x1x1")
     except Exception as error:  # the plugin's own kinds
         raise UserError(f"--topology={text}: {' '.join(str(error).split())[:300]}") from error
-    return Topology(text, "cuda", list(found.devices), memory, _package(f"jax-cuda{plugin}-plugin"))
+    return Topology(text, "cuda", list(found.devices), memory, _package(f"jax-cuda{plugin}-plugin"), (flops, bandwidth))
 
 
 def _package(name: str) -> str:

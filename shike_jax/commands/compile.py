@@ -134,6 +134,8 @@ def describe(one: dict[str, Any], where: topology.Topology) -> str:
         line("memory", f"{memory['total'] / 1e9:.3f} GB ({parts}): {verdict} the {size}")
     line("work", _amount(one["flops"], "FLOP"))
     line("traffic", _amount(one["bytes_accessed"], "B"))
+    if (least := where.least_seconds(one["flops"], one["bytes_accessed"])) is not None:
+        line("estimate", f"at least {1e3 * least:.2f} ms at the chip's published peaks: an estimate, not a measurement")
     collectives = [f"{v['count']} {k} of {v['bytes'] / 1e6:.2f} MB" for k, v in one["collectives"].items()]
     line("collectives", ", ".join(collectives) or "none")
     for name in ("gathers", "scatters"):

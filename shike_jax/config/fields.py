@@ -211,6 +211,7 @@ FIELDS: dict[str, Field] = {
         free=True,
     ),
     "train.profile": Field("", "steps that are traced into WORKDIR/profile", rule=_PROFILE, free=True),
+    "train.profile_all": Field(False, "every process is traced, not the first alone", free=True),
     "train.backend": Field(
         "pmap",
         "how a step is compiled over devices: pmap, or jit over shard_map",

@@ -1,5 +1,7 @@
 """The pipeline of large images: planned batches, read, decoded and cropped by threads, ahead of the training step.
 
+Some threads read and others decode: a store that answers slowly keeps no core waiting.
+
 Threads and Pillow rather than tf.data: reading and decoding release Python's lock, errors keep their type, and a
 machine that trains needs no TensorFlow. `benchmark input` compares the speed of both.
 """
@@ -23,6 +25,7 @@ from shike_jax.errors import UserError
 
 Batch = dict[str, Any]
 BLOCKS_OF_A_THREAD = 4
+READERS = 32  # threads that read files: they wait for a disk or an object store, and hold no core
 CHUNK = 8  # images of one task: keeps the threads' bookkeeping small compared with the decoding
 
 
@@ -79,18 +82,21 @@ class HostPipeline:
             `train` none of whose images can be read.
         """
         pending: collections.deque[tuple[Batch, list[Future[None]]]] = collections.deque()
-        pool = ThreadPoolExecutor(self._threads, thread_name_prefix="images")
+        pools = ThreadPoolExecutor(READERS, "files"), ThreadPoolExecutor(self._threads, "images")
         try:
             for step in range(len(plan["index"])):
-                pending.append(self._submit(pool, {name: values[step] for name, values in plan.items()}))
+                pending.append(self._submit(*pools, {name: values[step] for name, values in plan.items()}))
                 if len(pending) > self._ahead:
                     yield _completed(*pending.popleft())
             while pending:
                 yield _completed(*pending.popleft())
         finally:
-            pool.shutdown(wait=False, cancel_futures=True)
+            for pool in pools:
+                pool.shutdown(wait=False, cancel_futures=True)
 
-    def _submit(self, pool: ThreadPoolExecutor, row: Mapping[str, np.ndarray]) -> tuple[Batch, list[Future[None]]]:
+    def _submit(
+        self, readers: ThreadPoolExecutor, pool: ThreadPoolExecutor, row: Mapping[str, np.ndarray]
+    ) -> tuple[Batch, list[Future[None]]]:
         """Starts one batch; its arrays are complete when its tasks are."""
         size = len(row["index"])
         batch: Batch = {"mask": row["mask"].astype(np.float32)}
@@ -108,27 +114,46 @@ class HostPipeline:
             images = view["image"] = np.zeros((size, self._size, self._size, 3), np.uint8)
             for start in range(0, size, CHUNK):
                 chunk = range(start, min(start + CHUNK, size))
-                tasks.append(pool.submit(self._fill, images, batch["mask"], index, seeds, chunk))
+                encoded = readers.submit(self._encoded, batch["mask"], index, chunk)
+                tasks.append(pool.submit(self._fill, images, batch["mask"], index, seeds, chunk, encoded))
         if further:
             batch["views"] = tuple(view["image"] for view in further)
         return batch, tasks
 
+    def _encoded(self, mask: np.ndarray, index: np.ndarray, chunk: range) -> list[bytes | Exception]:
+        """The bytes of a chunk's images, or what reading one of them raised; empty for padding."""
+
+        def one(i: int) -> bytes | Exception:
+            try:
+                return self._read(self._part, [int(index[i])])[0] if mask[i] else b""
+            except Exception as error:
+                return error
+
+        return [one(i) for i in chunk]
+
     def _fill(
-        self, images: np.ndarray, mask: np.ndarray, index: np.ndarray, seeds: np.ndarray | None, chunk: range
+        self,
+        images: np.ndarray,
+        mask: np.ndarray,
+        index: np.ndarray,
+        seeds: np.ndarray | None,
+        chunk: range,
+        read: Future[list[bytes | Exception]],
     ) -> None:
-        for i in chunk:
+        for i, encoded in zip(chunk, read.result(), strict=True):
             if mask[i]:
                 seed = None if seeds is None else seeds[i]
                 try:
-                    view = self._view(int(index[i]), seed)
+                    view = self._view(encoded, seed)
                 except Exception as error:  # whatever reading one image raises is its own reason
                     mask[i] = 0
                     self._note_bad(int(index[i]), error)
                 else:
                     images[i] = self._augment(view, seed) if self._augment and seed is not None else view
 
-    def _view(self, index: int, seed: np.ndarray | None) -> np.ndarray:
-        encoded = self._read(self._part, [index])[0]
+    def _view(self, encoded: bytes | Exception, seed: np.ndarray | None) -> np.ndarray:
+        if isinstance(encoded, Exception):
+            raise encoded
         if seed is None:
             return center_crop(encoded, self._size, self._resize)
         if self._random_crop:

@@ -77,7 +77,8 @@ def fit_epoch(
     with run.log.meter(f"{stage.name} {epoch + 1}/{stage.settings.epochs}", stage.steps_per_epoch) as update:
         for done, count, inputs in inputs_of_calls:
             run.profile.before(stage.steps_before + step, done)
-            state, new = call(state, run.feeds["train"].data, inputs)
+            with run.profile.step(stage.steps_before + step):
+                state, new = call(state, run.feeds["train"].data, inputs)
             for own, part in zip(sums, of_each(new, len(runs)), strict=True):
                 own.add(part, step + done)
             preemption.stay()

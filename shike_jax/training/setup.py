@@ -148,7 +148,7 @@ def prepare(config: ConfigDict, workdir: Path, log: RunLog) -> tuple[Run, Stage,
         checkpoints=checkpoints,
         stop=StopRequest(),
         progress=Progress(examples_left(plans, position.stage, position.step)),
-        profile=Profile(config.train.profile, log.folder / "profile", parallel.is_main()),
+        profile=Profile(config.train.profile, *_traced(config, workdir)),
         history=position.history,
     )
     weights = None
@@ -174,6 +174,12 @@ def prepare(config: ConfigDict, workdir: Path, log: RunLog) -> tuple[Run, Stage,
         state = restore_into(state, upgraded(tree, state), str(checkpoints.root))
         log.line(f"continuing in stage {stage.name} at step {position.step}")
     return run, stage, state
+
+
+def _traced(config: ConfigDict, workdir: Path) -> tuple[Path, bool]:
+    """Where this process's trace belongs, and whether there is to be one."""
+    index = jax.process_index()
+    return workdir / "profile" / (f"process{index}" if index else ""), config.train.profile_all or not index
 
 
 @dataclasses.dataclass(frozen=True)

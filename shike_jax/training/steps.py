@@ -221,12 +221,12 @@ def _mix(program: Program, images: Array, partner_images: Any, batch: Batch, key
     if pairs:
         others, labels = partner_images, batch["partner"]["label"]
     else:
-        everyone = parallel.all_gather({"image": images, "label": batch["label"], "mask": batch["mask"]})
+        everyone = parallel.all_gather({"label": batch["label"], "mask": batch["mask"]})
         # The order has always been drawn from the second half of this role's key: other draws would change old runs.
         _, order_key = jax.random.split(randomness.role_key(key, "partners"))
         here = parallel.device_index() * len(images) + jnp.arange(len(images))
         partner = partners(order_key, everyone["mask"])[here]
-        others, labels = everyone["image"][partner], everyone["label"][partner]
+        others, labels = parallel.rows_of_all(images, partner), everyone["label"][partner]
 
     def mixed(entry: Any, strength: float) -> tuple[Array, Array]:
         first = parallel.device_index() * len(images)

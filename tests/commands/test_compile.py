@@ -218,3 +218,12 @@ def test_the_table_of_the_page_on_pods_is_that_of_its_files():
     page = (ROOT / "docs" / "notes" / "pods.md").read_text()
     files = sorted((ROOT / "docs" / "results" / "compiled").glob("*.json"))
     assert files and table(files, ROOT / "docs" / "notes") in page
+
+
+def test_the_estimate_is_the_longer_of_work_and_traffic():
+    """A v5e chip does 197 TFLOP and moves 819 GB in a second."""
+    chip = topology.Topology("tpu:v5e:1x1", "tpu", [], 0, peaks=topology.TPUS["v5e"][1:])
+    assert chip.least_seconds(197e9, 1e6) == pytest.approx(1e-3)
+    assert chip.least_seconds(1e6, 819e6) == pytest.approx(1e-3)
+    assert chip.least_seconds(None, 819e6) is None
+    assert topology.Topology("here", "cpu", [], 0).least_seconds(1.0, 1.0) is None

@@ -4,6 +4,7 @@ import io
 import json
 import math
 import os
+import pathlib
 import pty
 import re
 import select
@@ -18,7 +19,7 @@ import numpy as np
 import pytest
 
 from shike_jax import config as schema
-from shike_jax.common import progress
+from shike_jax.common import buckets, progress
 from shike_jax.config.fields import FIELDS
 from shike_jax.errors import UserError
 from shike_jax.storage.logs import Progress, RunLog
@@ -28,6 +29,7 @@ from shike_jax.training.profile import Profile
 from tests import events
 from tests.conftest import ROOT
 from tests.jobs import digits
+from tests.storage.object_store import in_place_of_gcsfs
 
 pytestmark = pytest.mark.usefixtures("quickly_compiled")
 
@@ -274,3 +276,20 @@ def test_durations_do_not_follow_the_clock_on_the_wall(monkeypatch):
     with Run.timed(SimpleNamespace(history=history), "evaluate"):
         pass
     assert 0 <= history["seconds"]["evaluate"] < 60
+
+
+def test_a_trace_reaches_a_bucket(monkeypatch):
+    store = in_place_of_gcsfs(monkeypatch)
+
+    def trace(folder):
+        pathlib.Path(folder).mkdir()
+        (pathlib.Path(folder) / "trace").write_text("t")
+
+    monkeypatch.setattr(jax.profiler, "start_trace", trace)
+    monkeypatch.setattr(jax.profiler, "stop_trace", lambda: None)
+    profile = Profile("0:1", buckets.place("gs://runs/w/profile/process1"), True)
+    profile.before(0, 1)
+    with profile.step(0):
+        pass
+    assert profile.after(1, 0)
+    assert list(store.objects) == ["runs/w/profile/process1/trace"]

@@ -81,3 +81,28 @@ def test_groups_of_devices_have_bn_statistics_of_their_own():
     """Four devices in groups of two normalise as two networks that see half of the batch each."""
     done = subprocess.run([sys.executable, "-c", GROUPS], env=untouched(), cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+
+
+RING = """
+import jax, numpy as np
+jax.config.update("jax_num_cpu_devices", 4)
+from shike_jax.cluster import parallel
+
+images = np.random.default_rng(0).normal(size=(4, 3, 2, 2)).astype(np.float32)
+order = np.random.default_rng(1).permutation(12)
+
+def step(share):
+    here = parallel.device_index() * 3 + np.arange(3)
+    return jax.lax.all_gather(parallel.rows_of_all(share, jax.numpy.asarray(order)[here]), parallel.AXIS, tiled=True)
+
+for backend in parallel.BACKENDS:
+    parallel.use_backend(backend)
+    call = parallel.compile_step(step, replicated_in=(False,), donate=False)
+    np.testing.assert_array_equal(call(images), images.reshape(12, 2, 2)[order])
+"""
+
+
+def test_partners_come_from_the_whole_batch_without_gathering_it():
+    """Four devices: the rows at positions of a permutation, as from the whole batch in one place."""
+    done = subprocess.run([sys.executable, "-c", RING], env=untouched(), cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
