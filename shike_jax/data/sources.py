@@ -60,8 +60,6 @@ def _loaded(data: ConfigDict) -> Source:
     if not isinstance(source, Source):
         found = type(source).__name__
         raise UserError(f"data source {data.source!r} returned a {found}: expected a shike_jax.data.Source")
-    if source.images is None and source.read is None:
-        raise UserError(f"data source {data.source!r}: expected `images` or `read` of its Source")
     _check_arrays(f"data source {data.source!r}", source)
     return source
 
