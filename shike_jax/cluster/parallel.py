@@ -178,6 +178,22 @@ def replicate(tree: PyTree) -> PyTree:
     return compile_step(lambda _, x: x, replicated_in=(False, True), donate=False)(local_devices, tree)
 
 
+def send(tree: PyTree) -> PyTree:
+    """Starts to send arrays [local devices, ...], one part to each device, for a `compile_step` function to come.
+
+    Where `pmap` runs several processes it sends them itself: it takes this process's parts as host arrays.
+    """
+    if jax.process_count() > 1 and _backend == "pmap":
+        return tree
+    sharding = NamedSharding(Mesh(np.array(jax.devices()), (AXIS,)), PartitionSpec(AXIS))
+    return jax.tree.map(lambda leaf: _on_mesh(leaf, sharding), tree)
+
+
+def first_part(leaf: Any) -> np.ndarray:
+    """The first device's part of an array [local devices, ...], which may have been sent."""
+    return np.asarray(leaf.addressable_data(0) if isinstance(leaf, jax.Array) else leaf)[0]
+
+
 def to_host(tree: PyTree) -> PyTree:
     """Copies a replicated pytree to NumPy arrays (each process from its own first device)."""
     return jax.tree.map(_local_value, tree)

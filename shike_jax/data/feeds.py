@@ -91,12 +91,17 @@ class HostFeed:
     def calls(
         self, plan: Plan, first: int, together: int, seed: int | None, views: int = 0
     ) -> Iterator[tuple[int, Any]]:
-        """See `Feed`; one step a call."""
+        """See `Feed`; one step a call, and the batch of the next on its way to the devices."""
         plan = {**plan, "position": np.broadcast_to(np.arange(plan["mask"].shape[1]), plan["mask"].shape)}
         local = {name: np.stack([_share(row) for row in values]) for name, values in plan.items()}
+        sent: Any = None
         for batch in self._make_pipeline(local, first, seed, views):
             shares = parallel.split_batch(batch, per_process=True)
-            yield 1, jax.tree.map(lambda x: x[:, None], shares)
+            before, sent = sent, parallel.send(jax.tree.map(lambda x: x[:, None], shares))
+            if before is not None:
+                yield 1, before
+        if sent is not None:
+            yield 1, sent
 
     def fetch(self, data: Any, item: Any) -> Batch:
         """The inputs are the batch."""

@@ -309,7 +309,7 @@ def show_first_batch(run: Run, stage: Stage, step: int) -> None:
         return
     feed, data = run.feeds["train"], run.config.data
     _, _, inputs = next(calls(run, stage, 0))
-    first = jax.tree.map(lambda x: np.asarray(x)[0, 0], inputs)
+    first = jax.tree.map(lambda x: parallel.first_part(x)[0], inputs)
     images = steps.preview(stage.program, feed.fetch, parallel.to_host(feed.data), first, count)
     pictures = np.clip(np.asarray(images, np.float32) * np.array(data.std) + np.array(data.mean), 0, 1)
     run.log.images(stage.steps_before, "augmented", pictures)
