@@ -42,6 +42,8 @@ def register(files: Sequence[str]) -> None:
             spec.loader.exec_module(module)
         except Exception as error:  # a file of a user's can fail in any way
             raise UserError(explain(error, given)) from error
+        if not hasattr(module, "get_config"):
+            _WITHOUT_CONFIGURATION.add(path.name)
 
 
 def register_from(arguments: Sequence[str]) -> None:
@@ -50,10 +52,14 @@ def register_from(arguments: Sequence[str]) -> None:
 
 
 def without_registering(meta: Mapping[str, Any], arguments: Sequence[str]) -> list[str]:
-    """The --config arguments without the files that a checkpoint remembers: these only register."""
-    files = meta.get("files") or {}
+    """The --config arguments without the files that only register: those that a checkpoint remembers, and those that
+    build no configuration."""
+    files = {*(meta.get("files") or {}), *_WITHOUT_CONFIGURATION}
 
-    def remembers(item: str) -> bool:
+    def only_registers(item: str) -> bool:
         return item.startswith("--config=") and Path(item.removeprefix("--config=").partition(":")[0]).name in files
 
-    return [item for item in arguments if not remembers(item)]
+    return [item for item in arguments if not only_registers(item)]
+
+
+_WITHOUT_CONFIGURATION: set[str] = set()  # base names of files that have been registered

@@ -128,6 +128,15 @@ def test_the_data_stay_those_of_the_checkpoint(folder, nothing_registered, monke
     assert "mine.py has changed since this was trained: SHA-256" in said.err
 
 
+def test_a_file_without_a_configuration_only_registers(folder, nothing_registered, monkeypatch, capsys):
+    monkeypatch.chdir(folder)
+    text = "from shike_jax.methods import ADJUSTMENTS\n\n\n@ADJUSTMENTS.register('halved')\ndef halved(inputs, tau):\n"
+    (folder / "later.py").write_text(f"{text}    return inputs.logits / 2\n")
+    assert not main(["evaluate", "--checkpoint=whole", "--config=mine.py", "--config=later.py", "--adjust=halved"])
+    said = capsys.readouterr().out
+    assert "waves, test: 32 examples" in said and "halved 1" in said
+
+
 def test_the_report_shows_it(folder, nothing_registered, monkeypatch, capsys):
     monkeypatch.chdir(folder)
     assert not main(["report", "--runs=whole", "--output=report", "--config=mine.py"])
