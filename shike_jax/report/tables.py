@@ -199,5 +199,5 @@ def stage_table(results: Mapping[str, Any]) -> str:
     columns = [name for name, about in scores_of(results).items() if about["column"]]
     rows = [["after stage", *columns, *experts]]
     for stage in results["stages"]:
-        rows.append([stage["name"], *map(_number, [*(stage[name] for name in columns), *stage["experts"]])])
+        rows.append([stage["name"], *map(_number, [*(stage.get(name) for name in columns), *stage["experts"]])])
     return "\n".join(aligned(rows))
