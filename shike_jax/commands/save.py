@@ -1,4 +1,4 @@
-"""`python -m shike_jax save`: a network in the form that people exchange, in a folder or on a hub."""
+"""`python -m shike_jax save`: a network in the form that hubs expect, in a folder or on a hub."""
 
 from __future__ import annotations
 

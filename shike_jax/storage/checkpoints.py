@@ -38,7 +38,7 @@ from shike_jax.common import buckets
 from shike_jax.common.atomic import write_json
 from shike_jax.common.text import parse_json
 from shike_jax.errors import UserError
-from shike_jax.storage import exchange, manifest
+from shike_jax.storage import hub_form, manifest
 from shike_jax.storage.reading import Damaged, is_forbidden, is_of_the_system, patiently
 
 PyTree = Any
@@ -275,15 +275,15 @@ def save_weights(directory: Any, variables: PyTree, meta: Meta) -> None:
 
 
 def give_away(directory: Any, variables: PyTree, meta: Meta) -> None:
-    """Writes a network's variables as `exchange.save` does, which `load_weights` reads; arguments as `save_weights`."""
+    """Writes a network's variables as `hub_form.save` does, which `load_weights` reads; arguments as `save_weights`."""
     tree = to_tree(variables)
-    exchange.save(_absolute(directory), tree, {**meta, "digest": digest(tree)})
+    hub_form.save(_absolute(directory), tree, {**meta, "digest": digest(tree)})
 
 
 def push_weights(name: str, variables: PyTree, meta: Meta, private: bool) -> str:
-    """As `give_away`, to a hub; returns the address. Other arguments as `exchange.push`."""
+    """As `give_away`, to a hub; returns the address. Other arguments as `hub_form.push`."""
     tree = to_tree(variables)
-    return exchange.push(name, tree, {**meta, "digest": digest(tree)}, private)
+    return hub_form.push(name, tree, {**meta, "digest": digest(tree)}, private)
 
 
 def load_weights(directory: Any) -> tuple[PyTree, Meta]:
@@ -295,14 +295,14 @@ def load_weights(directory: Any) -> tuple[PyTree, Meta]:
     Raises:
       UserError: nothing there, or damaged.
     """
-    hub = str(directory).startswith(exchange.PREFIX)
-    path = exchange.fetch(str(directory)) if hub else _absolute(directory)
+    hub = str(directory).startswith(hub_form.PREFIX)
+    path = hub_form.fetch(str(directory)) if hub else _absolute(directory)
     if not patiently(path, path.exists):
         raise UserError(f"checkpoint {directory}: no such folder")
     # Results that were given away: one set of weights next to them.
-    if (path / "weights" / "variables").is_dir() or (path / "weights" / exchange.WEIGHTS).exists():
+    if (path / "weights" / "variables").is_dir() or (path / "weights" / hub_form.WEIGHTS).exists():
         path = path / "weights"
-    if (path / exchange.WEIGHTS).exists():
+    if (path / hub_form.WEIGHTS).exists():
         return patiently(f"checkpoint {path}", lambda: _read_given(path))
     if (path / "weights").is_dir():
         stages = [(p, _read(p, "variables")) for p in (path / "weights").iterdir() if is_finished(p)]
@@ -324,7 +324,7 @@ def remove_unfinished(directory: Any) -> None:
 
 
 def _read_given(path: epath.Path) -> tuple[PyTree, Meta]:
-    tree, meta = exchange.load(path)
+    tree, meta = hub_form.load(path)
     if "digest" in meta and digest(tree) != meta["digest"]:
         raise Damaged(f"checkpoint {path} is damaged: its arrays do not match their digest")
     return tree, meta
