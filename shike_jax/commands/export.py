@@ -15,7 +15,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from jax import export as jax_export
 
 from shike_jax.common import atomic
-from shike_jax.common.buckets import place
+from shike_jax.common.buckets import downloaded, place
 from shike_jax.common.parser import Parser
 from shike_jax.common.provenance import versions
 from shike_jax.common.text import parse_json
@@ -165,7 +165,7 @@ def read_export(folder: Path) -> Classifier:
     """
     try:
         meta = parse_json((folder / "model.json").read_text())
-        with np.load(folder / "weights.npz", allow_pickle=False) as arrays:
+        with downloaded(folder / "weights.npz") as local, np.load(local, allow_pickle=False) as arrays:
             weights = dict(arrays)
         described = {**meta, "num_classes": len(meta["class_names"])}
         dtype = meta.get("dtype", "float32")

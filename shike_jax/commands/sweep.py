@@ -8,10 +8,12 @@ import shlex
 import shutil
 import signal
 import subprocess
+import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
 
+from shike_jax.common import buckets
 from shike_jax.common.buckets import place
 from shike_jax.common.parser import Parser
 from shike_jax.errors import UserError
@@ -143,12 +145,18 @@ def submit(jobs: Sequence[Job], at_once: int, workdir: Path, options: Sequence[s
     if not waiting:
         print("all runs are finished")
         return 0
-    script = workdir / "array.sbatch"
-    workdir.mkdir(parents=True, exist_ok=True)
+    folder = _here(workdir)
+    script = folder / "array.sbatch"
+    folder.mkdir(parents=True, exist_ok=True)
     script.write_text(array_script(waiting, at_once))
     if shutil.which("sbatch") is None:
         raise UserError(f"--slurm: sbatch was not found; written for a machine that has it: {script}")
     return subprocess.run(["sbatch", *options, str(script)]).returncode
+
+
+def _here(workdir: Path) -> Path:
+    """Where this program writes: the directory of all runs, or a temporary one where that is in a bucket."""
+    return Path(tempfile.mkdtemp(prefix="shike_jax-sweep-")) if buckets.in_bucket(workdir) else workdir
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -187,4 +195,4 @@ def main(argv: Sequence[str]) -> int:
         return 0
     if args.slurm:
         return submit(jobs, args.jobs, args.workdir, args.sbatch)
-    return run_local(jobs, args.jobs, args.workdir / "logs")
+    return run_local(jobs, args.jobs, _here(args.workdir) / "logs")

@@ -56,6 +56,17 @@ def place(value: str | os.PathLike[str]) -> Any:
     return epath.Path(text)
 
 
+def local(value: str | os.PathLike[str]) -> Path:
+    """A path of this machine.
+
+    Raises:
+      UserError: a URL, whose slashes pathlib may have taken away.
+    """
+    if _SCHEME.match(text := os.fspath(value)):
+        raise UserError(f"{text}: expected a path of this machine, not a URL")
+    return Path(text)
+
+
 def in_bucket(path: Any) -> bool:
     """Whether a place lies in an object store."""
     return "://" in str(path)

@@ -7,8 +7,10 @@ import importlib
 import re
 import textwrap
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any, NoReturn
 
+from shike_jax.common.buckets import local
 from shike_jax.common.command import as_typed
 from shike_jax.common.paths import expanded
 from shike_jax.common.version import __version__
@@ -35,6 +37,9 @@ class Parser(argparse.ArgumentParser):
         values, rest = super().parse_known_args(*arguments, **settings)
         for name, value in vars(values).items():
             setattr(values, name, expanded(value))
+            for path in value if isinstance(value, list) else [value]:
+                if isinstance(path, Path):  # those that may lie in a bucket are made by `buckets.place`
+                    local(path)
         return values, rest
 
     def error(self, message: str) -> NoReturn:

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import zipfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, BinaryIO, cast
+from typing import Any, cast
 
 import numpy as np
 
+from shike_jax.common import atomic
 from shike_jax.common.buckets import downloaded, place
 from shike_jax.common.text import say
 from shike_jax.convert import pickles
@@ -147,18 +147,6 @@ def _read(path: Path, kind: str, tell: Tell) -> dict[str, np.ndarray]:
         raise UserError(f"{path}: {error}") from error
 
 
-@contextlib.contextmanager
-def _new_file(path: Path) -> Iterator[BinaryIO]:
-    """A file that appears under its name only when it is complete."""
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        with partial.open("wb") as file:
-            yield file
-        partial.rename(path)
-    finally:
-        partial.unlink(missing_ok=True)
-
-
 def read_remark(path: str | os.PathLike, name: str) -> str:
     """A remark that `write_state_dict` put into a `.safetensors`; empty where there is none, and for other files."""
     file = place(path)
@@ -178,14 +166,14 @@ def write_state_dict(
     Raises:
         UserError: the file exists, its folder does not, the suffix is unknown, or a dtype does not fit the format.
     """
-    path = Path(path)
+    target = place(path)
     try:
-        if path.exists():
+        if target.exists():
             raise UserError("exists already; give a new name")
-        if path.suffix not in (".npz", ".safetensors"):
+        if target.suffix not in (".npz", ".safetensors"):
             raise UserError("unknown suffix; expected .npz or .safetensors")
-        with _new_file(path) as file:
-            if path.suffix == ".safetensors":
+        with atomic.replacing(target) as partial, partial.open("wb") as file:
+            if target.suffix == ".safetensors":
                 file.write(tensor_file.to_bytes(arrays, remarks))
                 return
             for name, array in arrays.items():

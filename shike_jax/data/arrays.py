@@ -10,13 +10,13 @@ import json
 import os
 import zipfile
 import zlib
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from ml_collections import ConfigDict
 
 from shike_jax.common import atomic
+from shike_jax.common.buckets import local
 from shike_jax.common.text import parse_json
 from shike_jax.data.splits import Part, Split, profile_rule
 from shike_jax.data.types import Source
@@ -57,7 +57,7 @@ def save(source: Source, path: str) -> None:
         members = part.members if part.members.dtype.kind in "iu" else part.members.astype(str)
         content |= {f"{name}_members": members, f"{name}_labels": part.labels}
         content[IMAGES[FORMAT].format(name)] = _differences(source.images[name])
-    target = Path(path).absolute()
+    target = local(path).absolute()
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         with atomic.replacing(target) as partial, partial.open("wb") as file:

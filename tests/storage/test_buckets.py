@@ -8,10 +8,11 @@ import time
 import numpy as np
 import pytest
 
-from shike_jax.commands import evaluate, export, predict, report
+from shike_jax.commands import evaluate, export, predict, program, report
 from shike_jax.common import buckets
 from shike_jax.common.command import run_main
 from shike_jax.config.loading import parse_config
+from shike_jax.convert.reader import read_state_dict, write_state_dict
 from shike_jax.errors import TryAgain, UserError
 from shike_jax.storage import lease, manifest, mirror, reading, workdir
 from shike_jax.storage.checkpoints import Checkpoints, digest, load_weights
@@ -227,6 +228,29 @@ def test_logs_reach_the_bucket_while_they_grow(store, monkeypatch):
 def test_a_url_that_is_not_understood_is_refused(config, url):
     with pytest.raises(UserError, match=r"not understood; expected a path, gs://BUCKET/NAME or s3://BUCKET/NAME"):
         loop.train(config, url)
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["pack", "--config=digits_lt", "--output=gs://runs/x.npz"],
+        ["compile", "--config=digits_lt", "--topology=gpu:h100", "--json=gs://runs/x.json"],
+        ["inspect", "--config=digits_lt", "--figure=gs://runs/x.png"],
+        ["report", "--runs=gs://runs", "--output=x", "--reference=gs://runs/x.csv"],
+    ],
+    ids=lambda command: command[0],
+)
+def test_what_takes_local_files_only_says_so(command):
+    with pytest.raises(UserError, match=r"gs:/.*: expected a path of this machine, not a URL"):
+        program.main(command)
+
+
+def test_pytorch_files_go_to_buckets_and_come_back(tmp_path_factory):
+    arrays = {"a.weight": np.arange(6, dtype=np.float32).reshape(2, 3)}
+    write_state_dict("gs://runs/x.npz", arrays)
+    np.testing.assert_array_equal(read_state_dict("gs://runs/x.npz")["a.weight"], arrays["a.weight"])
+    with pytest.raises(UserError, match="exists already"):
+        write_state_dict("gs://runs/x.npz", arrays)
 
 
 def test_s3_holds_no_run(config):
