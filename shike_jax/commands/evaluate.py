@@ -181,9 +181,8 @@ def main(argv: Sequence[str]) -> None:
     classifier = load(args.checkpoint)
     config = checkpoint_config(classifier.meta, without_registering(classifier.meta, changes))
     source, part = checkpoint.load_data(classifier, config, args.part)
-    known = checkpoint.sets_of(classifier)
-    trained = tuple(name for name in known if name in checkpoint.trained_sets(classifier.meta)) or known
-    heads = {"trained": trained, "both": known}.get(args.heads, (args.heads,))
+    sets = {"trained": checkpoint.trained_of(classifier), "both": checkpoint.sets_of(classifier)}
+    heads = sets.get(args.heads, (args.heads,))
     adjusting = None
     if not (args.prior is None and args.adjust is None and args.tau is None and args.tune is None):
         asked = args.prior or "uniform", args.adjust or "auto", args.tau, args.tune or ""

@@ -134,7 +134,7 @@ def view_logits(
 def evaluate_as_trained(classifier: Classifier, config: ConfigDict) -> tuple[dict[str, Any], dict[str, Arrays]]:
     """`evaluate` on the part that the run itself evaluated; consecutive calls with the same data read them once."""
     source = _source(config.data.to_json_best_effort())
-    return evaluate(classifier, config, source, evaluated_part(config.data))
+    return evaluate(classifier, config, source, evaluated_part(config.data), trained_of(classifier))
 
 
 @functools.lru_cache(maxsize=1)
@@ -185,6 +185,12 @@ def trained_sets(meta: Mapping[str, Any]) -> tuple[str, ...]:
         return HEAD_SETS
     past = config["run"][: meta["stage_index"] + 1]
     return tuple(name for name in HEAD_SETS if name in {config["stages"][stage]["heads"] for stage in past})
+
+
+def trained_of(classifier: Classifier) -> tuple[str, ...]:
+    """The sets of classifiers of a network that its checkpoint's stages have trained; all where none of them is."""
+    known = sets_of(classifier)
+    return tuple(name for name in known if name in trained_sets(classifier.meta)) or known
 
 
 def trained_heads(summary: Mapping[str, Any]) -> str:
