@@ -197,12 +197,13 @@ def test_a_lease_that_is_renewed_stays(store, monkeypatch):
 def test_a_job_whose_lease_was_taken_over_ends(store, monkeypatch, capfd):
     ended = threading.Event()
     monkeypatch.setattr(lease, "RENEW_SECONDS", 0.1)
-    monkeypatch.setattr(lease.os, "_exit", lambda status: (status == TryAgain.status and ended.set()) or time.sleep(60))
+    monkeypatch.setattr(lease.os, "_exit", lambda status: (status == TryAgain.status and ended.set()) or time.sleep(1))
     own = lease.Lease(buckets.place("gs://runs/w"))
     assert own.take() and not lease.Lease(buckets.place("gs://runs/w")).take()
     store().pipe_file("gs://runs/w/lease.txt", b"another job")  # another generation
     assert ended.wait(10)
     assert "another job has taken gs://runs/w over" in capfd.readouterr().err
+    own.release()  # its thread would end the tests' process once `_exit` is the real one again
 
 
 # --- logs, places, errors -------------------------------------------------------------------------------------------
