@@ -48,7 +48,7 @@ MAIN = """
 import sys, jax
 from shike_jax.commands import train
 from shike_jax.training import loop
-loop.train = lambda config, *_: print("devices:", jax.device_count(), config.train.cpu_devices)
+loop.train = lambda config, *_: print("devices:", jax.device_count(), config.train.cpu_devices) or []
 train.main(sys.argv[1:])
 """
 
