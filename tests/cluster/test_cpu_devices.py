@@ -48,8 +48,8 @@ MAIN = """
 import sys, jax
 from shike_jax.commands import train
 from shike_jax.training import loop
-loop.train = lambda config, *_: print("devices:", jax.device_count(), config.train.cpu_devices) or []
-train.main(sys.argv[1:])
+loop.train = lambda config, *_: print("devices:", jax.device_count(), config.train.cpu_devices)
+train.main([*sys.argv[1:], "--config.log=quiet"])
 """
 
 
