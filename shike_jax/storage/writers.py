@@ -126,15 +126,16 @@ class MLflow:
     def __init__(self, folder: Path, name: str) -> None:
         """Starts or continues the run."""
         mlflow = optional("mlflow", "config.train.loggers: mlflow")
-        place = os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{folder.absolute() / 'mlflow.db'}"
-        self._client = mlflow.MlflowClient(place)
+        named = os.environ.get("MLFLOW_TRACKING_URI")
+        self._client = mlflow.MlflowClient(named or f"sqlite:///{folder.absolute() / 'mlflow.db'}")
         note = folder / "mlflow.id"
         if note.exists():
             self._id = note.read_text().strip()
             return
         title = os.environ.get("MLFLOW_EXPERIMENT_NAME", "shike_jax")
         found = self._client.get_experiment_by_name(title)
-        experiment = found.experiment_id if found else self._client.create_experiment(title)
+        files = None if named else (folder.absolute() / "mlflow_files").as_uri()  # else images go to where one stands
+        experiment = found.experiment_id if found else self._client.create_experiment(title, files)
         self._id = self._client.create_run(experiment, run_name=name).info.run_id
         note.write_text(self._id + "\n")
 

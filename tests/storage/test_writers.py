@@ -56,12 +56,15 @@ def test_mlflow_in_a_file(tmp_path, monkeypatch):
     pytest.importorskip("sqlalchemy")
     pytest.importorskip("alembic")
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
     log = RunLog(tmp_path, "quiet", True, tensorboard=False, loggers=("mlflow",))
     log.scalars(10, {"top1": 20.0}, stage="one")
     log.close()
     record(RunLog(tmp_path, "quiet", True, tensorboard=False, loggers=("mlflow",)))  # the same run, continued
     client = mlflow.MlflowClient(f"sqlite:///{tmp_path / 'mlflow.db'}")
     [run] = client.search_runs([client.get_experiment_by_name("shike_jax").experiment_id])
+    assert list((tmp_path / "mlflow_files").rglob("*.png")) and not (tmp_path / "elsewhere" / "mlruns").exists()
     assert run.data.params["seed"] == "3" and run.data.metrics["one/top1"] == 35.5 and run.info.status == "FINISHED"
 
 
