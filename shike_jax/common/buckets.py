@@ -52,7 +52,9 @@ def place(value: str | os.PathLike[str]) -> Any:
     fsspec.config.conf.setdefault(scheme[1], {})["use_listings_cache"] = False
     # epath would take TensorFlow where it is installed, with other credentials and errors, and decides that once.
     os.environ["EPATH_USE_TF"] = "false"
-    epath.gpath._is_tf_installed.cache_clear()
+    decided: Any = getattr(epath.gpath, "_is_tf_installed", None)
+    if hasattr(decided, "cache_clear"):
+        decided.cache_clear()
     return epath.Path(text)
 
 
