@@ -11,8 +11,9 @@ from ml_collections import ConfigDict
 from shike_jax.config.fields import GONE, fields_of
 from shike_jax.errors import UserError
 from shike_jax.methods import LOSSES, OPTIMIZERS, SAMPLERS, SCHEDULES, StageLength
-from shike_jax.methods.feature_hooks import active_hooks
-from shike_jax.methods.mixing import active_mixings
+from shike_jax.methods.feature_hooks import FEATURE_HOOKS
+from shike_jax.methods.loss_registry import active_losses
+from shike_jax.methods.mixing import MIXINGS
 from shike_jax.methods.optimizers import is_optimizer
 
 
@@ -83,13 +84,13 @@ def _validate_stage(prefix: str, one: ConfigDict, config: ConfigDict) -> None:
     known, expected = one.base_batch_size, f"the batch that lr is meant for, with lr_scaling={one.lr_scaling!r}"
     _require(one.lr_scaling == "none" or known > 0, f"{prefix}.base_batch_size", known, expected)
     pairs = [name for name in SAMPLERS if SAMPLERS[name].options["partner"]]
-    for hook, _ in active_hooks(one):
+    for hook, _ in FEATURE_HOOKS.active(one):
         expected = f"a sampler of pairs ({', '.join(pairs)}) with {hook.name} > 0"
         _require(not hook.options["pairs"] or one.sampler in pairs, f"{prefix}.sampler", one.sampler, expected)
         frozen = all(pattern.startswith("heads/") for pattern in one.train)
         expected = f"parameters under heads/ with {hook.name} > 0"
         _require(not hook.options["frozen"] or frozen, f"{prefix}.train", tuple(one.train), expected)
-    for mixing, strength in active_mixings(one):
+    for mixing, strength in MIXINGS.active(one):
         if mixing.options["pairs"]:
             expected = f"a sampler of pairs ({', '.join(pairs)}) with {mixing.name} > 0"
             _require(one.sampler in pairs, f"{prefix}.sampler", one.sampler, expected)
@@ -98,7 +99,7 @@ def _validate_stage(prefix: str, one: ConfigDict, config: ConfigDict) -> None:
             _require(one.sampler not in pairs, f"{prefix}.{mixing.name}", strength, expected)
     weights = {name: one.loss[name] for name in LOSSES}
     _require(any(weights.values()), f"{prefix}.loss", weights, "weights, not all of them 0")
-    _validate_ldam(f"{prefix}.loss.ldam_scale", one.loss, config.model)
+    _validate_cosine(f"{prefix}.loss", one.loss, config.model)
 
 
 def _validate_warmup(prefix: str, one: ConfigDict) -> None:
@@ -113,7 +114,10 @@ def _validate_warmup(prefix: str, one: ConfigDict) -> None:
     _require(one.warmup_lr >= lowest, f"{prefix}.warmup_lr", one.warmup_lr, expected)
 
 
-def _validate_ldam(path: str, loss: ConfigDict, model: ConfigDict) -> None:
-    if loss.get("ldam"):
-        _require(model.head == "cosine", "model.head", model.head, "'cosine' with the loss ldam")
-        _require(loss.ldam_scale == model.head_scale, path, loss.ldam_scale, f"model.head_scale={model.head_scale:g}")
+def _validate_cosine(prefix: str, loss: ConfigDict, model: ConfigDict) -> None:
+    """Losses of cosines need classifiers of cosines, with the scale that they take off again."""
+    for entry, _, parameters in active_losses(loss):
+        if scale := entry.options["cosine"]:
+            _require(model.head == "cosine", "model.head", model.head, f"'cosine' with the loss {entry.name}")
+            value, expected = parameters[scale], f"model.head_scale={model.head_scale:g}"
+            _require(value == model.head_scale, f"{prefix}.{scale}", value, expected)

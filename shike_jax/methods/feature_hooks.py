@@ -7,8 +7,7 @@ with its strength as the value: `config.stages.NAME.exchange = 0.25`; 0 is off.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -47,11 +46,6 @@ FEATURE_HOOKS: Registry[Callable[[HookInputs], list[Array]]] = Registry(
     pairs=Option(False, "it needs a sampler of pairs"),
     frozen=Option(False, "only classifiers may train, as no gradient passes"),
 )
-
-
-def active_hooks(stage: Mapping[str, Any]) -> list[tuple[Entry[Callable[[HookInputs], list[Array]]], float]]:
-    """The hooks of a stage with their strengths, in the order of their registration."""
-    return [(entry, stage[entry.name]) for entry in FEATURE_HOOKS.entries() if stage.get(entry.name)]
 
 
 def hooked(entry: Entry[Callable[[HookInputs], list[Array]]], inputs: HookInputs) -> list[Array]:

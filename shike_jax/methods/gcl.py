@@ -56,6 +56,7 @@ def gaussian_clouded(
     "gcl",
     parameters={"gcl_strength": Number(0.5, low=0), "gcl_margin": Number(0.0, low=0), "gcl_scale": 30.0},
     balances=True,
+    cosine="gcl_scale",
 )
 def _gcl(inputs: LossInputs, gcl_strength: float, gcl_margin: float, gcl_scale: float) -> Array:
     """Gaussian clouded logit adjustment (Li et al. 2022, eqs. 7 to 9); cosines times `gcl_scale` as logits."""

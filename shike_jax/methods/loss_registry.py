@@ -92,6 +92,7 @@ LOSSES: Registry[Callable[..., Any]] = Registry(
         "a Flax module: parameters train as `losses/NAME/...`, other variables are carried; under mixing it is called "
         "once, with the images' own labels",
     ),
+    cosine=Option("", "its parameter that must be `config.model.head_scale`: the logits are cosines times that"),
     views=Option(1, "independently augmented views of each image, the one that the logits are of included"),
 )
 FORM = {"form": Choice(losses.FORMS)}
@@ -167,6 +168,7 @@ def _class_balanced(inputs: LossInputs, class_balanced_beta: float) -> Array:
         "ldam_drw": 1.0,
     },
     balances=True,
+    cosine="ldam_scale",
 )
 def _ldam(inputs: LossInputs, ldam_margin: float, ldam_scale: float, ldam_beta: float, ldam_drw: float) -> Array:
     """Label-distribution-aware margins with deferred re-weighting (Cao et al. 2019, eq. 13 and algorithm 1).

@@ -309,6 +309,7 @@ def checked(logits: ArrayLike, labels: ArrayLike) -> tuple[Array, Array]:
 
 
 def checked_counts(class_counts: ArrayLike, logits: Array) -> Array:
+    """Class counts [C] in the logits' dtype, one for each class of the logits [...,C]."""
     counts = jnp.asarray(class_counts)
     if counts.shape != logits.shape[-1:]:
         raise UserError(f"class_counts {counts.shape}: expected {logits.shape[-1:]}, one for each class of the logits")

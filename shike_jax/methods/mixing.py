@@ -8,8 +8,7 @@ each step takes one of them, all with the same probability.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -57,13 +56,6 @@ MIXINGS: Registry[Callable[[MixingInputs], tuple[Array, Array]]] = Registry(
     pairs=Option(False, "the partners are those that a sampler of pairs has drawn"),
     draws=Option(None, "of mixup and CutMix: the number by which they have always drawn; else the name decides"),
 )
-
-
-def active_mixings(
-    stage: Mapping[str, Any],
-) -> list[tuple[Entry[Callable[[MixingInputs], tuple[Array, Array]]], float]]:
-    """The mixings of a stage with their strengths, in the order of their registration."""
-    return [(entry, stage[entry.name]) for entry in MIXINGS.entries() if stage.get(entry.name)]
 
 
 def mixed_by(entry: Entry[Callable[[MixingInputs], tuple[Array, Array]]], inputs: MixingInputs) -> tuple[Array, Array]:

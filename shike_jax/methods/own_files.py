@@ -14,9 +14,9 @@ from typing import Any
 
 from shike_jax.errors import UserError
 from shike_jax.methods.averaging import AVERAGES
-from shike_jax.methods.feature_hooks import FEATURE_HOOKS, active_hooks
+from shike_jax.methods.feature_hooks import FEATURE_HOOKS
 from shike_jax.methods.loss_registry import LOSSES, active_losses
-from shike_jax.methods.mixing import MIXINGS, active_mixings
+from shike_jax.methods.mixing import MIXINGS
 from shike_jax.methods.optimizers import OPTIMIZERS
 from shike_jax.methods.registry import Entry, Registry
 from shike_jax.methods.samplers import SAMPLERS
@@ -60,8 +60,8 @@ def _named(config: Mapping[str, Any]) -> Iterator[tuple[Registry[Any], Entry[Any
     for name in config["run"]:
         stage = config["stages"][name]
         yield from ((LOSSES, entry) for entry, _, _ in active_losses(stage["loss"]))
-        yield from ((MIXINGS, entry) for entry, _ in active_mixings(stage))
-        yield from ((FEATURE_HOOKS, entry) for entry, _ in active_hooks(stage))
+        yield from ((MIXINGS, entry) for entry, _ in MIXINGS.active(stage))
+        yield from ((FEATURE_HOOKS, entry) for entry, _ in FEATURE_HOOKS.active(stage))
         yield from ((table, table[stage[field]]) for field, table in chosen.items() if stage[field] in table)
     yield from ((SCORES, entry) for entry in SCORES.entries())
 

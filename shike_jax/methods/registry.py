@@ -218,6 +218,10 @@ class Registry(Generic[Function]):
         """The names, in the order of registration."""
         return iter(tuple(self._entries))
 
+    def active(self, fields: Mapping[str, Any]) -> list[tuple[Entry[Function], float]]:
+        """Of entries that are fields with a strength: those whose field is not 0, with it, as they were registered."""
+        return [(entry, fields[entry.name]) for entry in self.entries() if fields.get(entry.name)]
+
     def entries(self) -> tuple[Entry[Function], ...]:
         """All entries, in the order of registration."""
         return tuple(self._entries.values())

@@ -62,6 +62,11 @@ class Predictions:
         """Which images are recognised: bool [N]."""
         return self.predicted == self.labels
 
+    @property
+    def wrong(self) -> np.ndarray:
+        """Which images got another class than theirs; those without a class are not among them: bool [N]."""
+        return ~self.right & (self.predicted >= 0)
+
     def division(self) -> np.ndarray:
         """The number of each class's division, in the order of `divisions`: int [C]."""
         found = np.zeros(len(self.names), int)
@@ -77,8 +82,7 @@ def division_confusion(label: str, found: Predictions) -> Table:
     numbers = {name: number for number, name in enumerate(found.divisions)}
     for name in names:
         mine = of[found.labels] == numbers[name]
-        wrong = mine & ~found.right
-        answers = [wrong & (found.predicted >= 0) & (of[found.predicted] == numbers[other]) for other in names]
+        answers = [mine & found.wrong & (of[found.predicted] == numbers[other]) for other in names]
         total = max(mine.sum(), 1)
         cells = [f"{100 * part.sum() / total:.1f}" for part in (mine & found.right, *answers)]
         rows.append((f"images of {name}", f"{mine.sum():,}", *cells))
@@ -88,8 +92,8 @@ def division_confusion(label: str, found: Predictions) -> Table:
 
 def confused_classes(label: str, found: Predictions) -> Table:
     """The pairs of classes with most confused images, true class first."""
-    wrong = ~found.right & (found.predicted >= 0)
-    pairs, counts = np.unique(np.stack([found.labels[wrong], found.predicted[wrong]]), axis=1, return_counts=True)
+    both = np.stack([found.labels, found.predicted])[:, found.wrong]
+    pairs, counts = np.unique(both, axis=1, return_counts=True)
     order = np.argsort(-counts, kind="stable")[:CONFUSED]
     of_class = np.bincount(found.labels, minlength=len(found.names))
     rows: list[tuple[str, ...]] = [
@@ -110,7 +114,7 @@ def confused_classes(label: str, found: Predictions) -> Table:
 def class_table(label: str, found: Predictions) -> Table:
     """Every class with its scores; the page sorts it by any column."""
     scores, rows = found.scores, []
-    wrong = ~found.right & (found.predicted >= 0)
+    wrong = found.wrong
     order = np.argsort(-found.counts, kind="stable")[:LISTED_CLASSES]
     for c in order:
         taken = np.bincount(found.predicted[wrong & (found.labels == c)], minlength=1)
@@ -175,7 +179,7 @@ def examples(found: Predictions) -> list[tuple[int, bool, str]]:
     """
     by_confidence = np.argsort(-found.confidence, kind="stable")
     right = by_confidence[found.right[by_confidence]]
-    wrong = by_confidence[~found.right[by_confidence] & (found.predicted[by_confidence] >= 0)]
+    wrong = by_confidence[found.wrong[by_confidence]]
     chosen = [*right[np.linspace(0, len(right) - 1, SHOWN).astype(int)]] if len(right) else []
     shown = []
     for i in (*chosen, *wrong[:SHOWN]):

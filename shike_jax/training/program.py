@@ -18,7 +18,7 @@ from shike_jax.config import to_plain
 from shike_jax.errors import UserError
 from shike_jax.methods import AVERAGES, SCHEDULES, StageLength
 from shike_jax.methods.averaging import AverageSettings
-from shike_jax.methods.feature_hooks import active_hooks
+from shike_jax.methods.feature_hooks import FEATURE_HOOKS
 from shike_jax.methods.loss_calls import check_losses
 from shike_jax.methods.loss_registry import active_losses
 from shike_jax.methods.optimizers import make_optimizer
@@ -99,7 +99,7 @@ def check_stage(
       UserError: losses that cannot be computed, or what a network without features cannot give.
     """
     check_losses(settings.loss, *sizes, class_counts, name_of(network))
-    for hook, _ in active_hooks(settings):
+    for hook, _ in FEATURE_HOOKS.active(settings):
         if not has_features(network):
             missing = f"network {name_of(network)!r} has no methods `features` and `classify`"
             raise UserError(f"config.stages.{name}.{hook.name}: {missing}, which a feature hook needs")

@@ -20,10 +20,10 @@ from jax import lax
 from shike_jax.cluster import parallel
 from shike_jax.methods import LossInputs
 from shike_jax.methods.averaging import moved_average, uphill
-from shike_jax.methods.feature_hooks import HookInputs, active_hooks, hooked
+from shike_jax.methods.feature_hooks import FEATURE_HOOKS, HookInputs, hooked
 from shike_jax.methods.loss_calls import value_of
 from shike_jax.methods.loss_registry import active_losses, further_views, number_of
-from shike_jax.methods.mixing import MixingInputs, active_mixings, mixed_by, partners
+from shike_jax.methods.mixing import MIXINGS, MixingInputs, mixed_by, partners
 from shike_jax.models.calling import applied, has_features, pooled
 from shike_jax.training import loss_variables, randomness, trainable
 from shike_jax.training.program import Course, Program
@@ -149,7 +149,7 @@ def _forward(
 ) -> tuple[LossInputs, PyTree, Mixing | None]:
     """Augments the batch and runs the network: what the losses receive, the new BN statistics, how it was mixed."""
     stage, network, mask = program.stage, program.network, batch["mask"]
-    mixings, hooks = active_mixings(stage), active_hooks(stage)
+    mixings, hooks = MIXINGS.active(stage), FEATURE_HOOKS.active(stage)
     images, mixing = augmented(program, batch["image"], mask, key, "augment"), None
     partner_images: Any = None
     drawn_with: list[Any] = [*mixings, *hooks]
@@ -217,7 +217,7 @@ def augmented(
 def _mix(program: Program, images: Array, partner_images: Any, batch: Batch, key: Array) -> tuple[Array, Mixing]:
     """Mixes by one of the stage's mixings: with images that a sampler of pairs has drawn, else within the global batch,
     where every real example has a real partner."""
-    mixings, pairs = active_mixings(program.stage), partner_images is not None
+    mixings, pairs = MIXINGS.active(program.stage), partner_images is not None
     if pairs:
         others, labels = partner_images, batch["partner"]["label"]
     else:

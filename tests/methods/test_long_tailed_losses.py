@@ -83,6 +83,18 @@ def test_parameters_out_of_range_are_refused(change, line):
         )
 
 
+@pytest.mark.parametrize(
+    ("change", "line"),
+    [
+        ("stages.classifier.loss.gcl_scale=16.0", r"classifier\.loss\.gcl_scale=16\.0: expected model\.head_scale=30"),
+        ("model.head=linear", r"model\.head='linear': expected 'cosine' with the loss gcl"),
+    ],
+)
+def test_losses_of_cosines_need_their_classifiers(change, line):
+    with pytest.raises(UserError, match=line):
+        parse_config([f"--config={ROOT}/configs/baselines_cifar.py:gcl", f"--config.{change}"])
+
+
 @pytest.mark.parametrize("beta", [0.9, 0.9999])
 def test_class_balanced(beta):
     expected = over_experts(lambda m, z, y: effective_weights(beta)[y] * cross_entropy(z, y))
