@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import inspect
+import sys
 import textwrap
 from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # from a clone that is not installed
 
 from shike_jax.augment import POLICIES
 from shike_jax.data import SOURCES
