@@ -17,7 +17,7 @@ _SURFACE = {
     "load": ("evaluation.classifier", "load"),
     "load_config": ("config.loading", "load_config"),
     "load_data": ("data.datasets", "load_data"),
-    "losses": ("methods.loss_functions", ""),
+    "losses": ("methods.losses", ""),
     "train": ("training.loop", "train"),
     "__version__": ("common.version", "__version__"),
 }

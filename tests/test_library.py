@@ -28,7 +28,6 @@ pytestmark = pytest.mark.usefixtures("quickly_compiled")
 # A change to this list is a change of what users' programs rely on: it belongs into CHANGELOG.md.
 NAMES = ["UserError", "create_model", "evaluate", "list_models", "load", "load_config", "load_data", "losses", "train"]
 DOCUMENTED = ("methods.losses", "models", "config.loading", "data.datasets", "evaluation.functions")
-DOCUMENTED += tuple(f"methods.{name}" for name in ("disalign", "gcl", "label_aware", "ride", "sade"))
 PIXELS = np.random.default_rng(0).integers(0, 256, (5, 16, 16, 3)).astype(np.uint8)
 
 

@@ -77,11 +77,7 @@ def test_prior(inputs: AdjustmentInputs, tau: float) -> np.ndarray:
 
 @ADJUSTMENTS.register("tau_norm", each_alone=True)
 def tau_norm(inputs: AdjustmentInputs, tau: float) -> np.ndarray:
-    """tau-normalisation (Kang et al. 2020, sec. 4): class weights divided by their norm to the power tau, no bias.
-
-    Raises:
-      UserError: the classifiers are not linear.
-    """
+    """tau-normalisation (Kang et al. 2020, sec. 4): class weights divided by their norm to the power tau, no bias."""
     if inputs.kernels is None or inputs.biases is None:
         raise UserError("adjustment tau_norm: expected linear classifiers (config.model.head=linear)")
     norms = np.linalg.norm(inputs.kernels, axis=1)  # [M,C]
@@ -89,14 +85,10 @@ def tau_norm(inputs: AdjustmentInputs, tau: float) -> np.ndarray:
 
 
 def predict(inputs: AdjustmentInputs, name: str, tau: float, chunk: int = 4096) -> np.ndarray:
-    """The ensemble's classes int [N] after an adjustment: the largest of the experts' averaged logits.
+    """The ensemble's classes int [N] after the adjustment `name`: the largest of the experts' averaged logits.
 
-    Args:
-      name: of the adjustment.
-      chunk: images that are adjusted at once where each is adjusted alone; bounds the memory, changes nothing else.
-
-    Returns:
-      -1 for an image with a logit that is no number: it has no class.
+    An image with a logit that is no number has no class: -1. Where each image is adjusted alone, `chunk` of them are at
+    once, which bounds the memory.
     """
     entry, images = ADJUSTMENTS[name], inputs.logits.shape[1]
     each, found = chunk if entry.options["each_alone"] else max(images, 1), []
@@ -123,25 +115,15 @@ def _adjusted(entry: Entry[Callable[..., np.ndarray]], inputs: AdjustmentInputs,
 def choose_tau(inputs: AdjustmentInputs, labels: np.ndarray, name: str, taus: Sequence[float] = TAUS) -> float:
     """The strength with the highest accuracy under `inputs.test_prior`, the smallest one of several.
 
-    Args:
-      labels: int [N], of examples that the result is not to be reported on.
+    The images and their labels int [N] should not be those that the result is reported on.
     """
     accuracies = [accuracy_under(inputs.test_prior, predict(inputs, name, tau), labels) for tau in taus]
     return float(taus[int(np.argmax(accuracies))])
 
 
 def suited(losses: Mapping[str, float], sampler: str) -> str:
-    """The adjustment for classifiers that these losses have trained: by what their outputs already account for.
-
-    Args:
-      losses: {registered name: weight}.
-      sampler: of the stage.
-
-    Returns:
-      `test_prior` where a loss or the sampler has balanced the classes, else `train_prior`.
-    """
-    used = [name for name, weight in losses.items() if weight and name in LOSSES]
-    balanced = any(LOSSES[name].options["balances"] for name in used)
+    """`test_prior` where a stage's losses {name: weight} or its sampler balance the classes, else `train_prior`."""
+    balanced = any(entry.options["balances"] for entry, _ in LOSSES.active(losses))
     balanced = balanced or (sampler in SAMPLERS and SAMPLERS[sampler].options["balances"])
     return "test_prior" if balanced else "train_prior"
 

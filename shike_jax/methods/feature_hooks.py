@@ -49,11 +49,7 @@ FEATURE_HOOKS: Registry[Callable[[HookInputs], list[Array]]] = Registry(
 
 
 def hooked(entry: Entry[Callable[[HookInputs], list[Array]]], inputs: HookInputs) -> list[Array]:
-    """The maps that a hook makes.
-
-    Raises:
-      UserError: it failed, or returned something else than maps of the same shapes.
-    """
+    """The maps that a hook makes; UserError where it failed, or returned something else than maps of these shapes."""
     found = entry.call(inputs)
     wanted = [x.shape for x in inputs.maps]
     shapes = [getattr(x, "shape", None) for x in found] if isinstance(found, list | tuple) else type(found).__name__
@@ -77,10 +73,10 @@ def exchange(inputs: HookInputs) -> list[Array]:
     """
     assert inputs.partner is not None
     pairs = zip(inputs.maps, inputs.partner, strict=True)
-    return [_exchanged(jax.random.fold_in(inputs.key, m), a, b, inputs.strength) for m, (a, b) in enumerate(pairs)]
-
-
-def _exchanged(key: Array, own: Array, other: Array, share: float) -> Array:
-    channels = own.shape[-1]
-    chosen = jax.random.permutation(key, channels) < int(share * channels + 1e-9)
-    return jax.lax.stop_gradient(jnp.where(chosen, other, own))
+    exchanged = []
+    for expert, (own, other) in enumerate(pairs):
+        channels = own.shape[-1]
+        order = jax.random.permutation(jax.random.fold_in(inputs.key, expert), channels)
+        chosen = order < int(inputs.strength * channels + 1e-9)
+        exchanged.append(jax.lax.stop_gradient(jnp.where(chosen, other, own)))
+    return exchanged

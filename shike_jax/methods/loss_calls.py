@@ -29,13 +29,10 @@ def value_of(
     parameters: Mapping[str, Any],
     variables: Mapping[str, PyTree] | None = None,
 ) -> tuple[Array, dict[str, PyTree]]:
-    """The value of a registered loss.
+    """The value float [B] of a registered loss, and what a module's carried variables are afterwards.
 
     Args:
       variables: {collection: tree} of a module.
-
-    Returns:
-      float [B], and what a module's variables other than its parameters are afterwards.
 
     Raises:
       UserError: the function asks for what `LossInputs` does not have, returns something else, fails, or leaves a
@@ -91,8 +88,6 @@ def zeros_like_a_batch(experts: int, features: int | None, class_counts: Any, im
 
     Args:
       features: F; None: a network without features.
-      class_counts: [C].
-      images: B.
       views: how many, the first one included.
     """
     shape = (experts, images, features or 0)
@@ -111,11 +106,7 @@ def zeros_like_a_batch(experts: int, features: int | None, class_counts: Any, im
 def first_variables(
     entry: Entry[Any], parameters: Mapping[str, Any], inputs: LossInputs, key: Array
 ) -> dict[str, PyTree]:
-    """The variables {collection: tree} that a module begins with; none of a function.
-
-    Raises:
-      UserError: the module fails.
-    """
+    """The variables {collection: tree} that a module begins with; none of a function. UserError where it fails."""
     if not entry.options["module"]:
         return {}
     try:
@@ -132,13 +123,7 @@ def check_losses(
 ) -> None:
     """Finds mistakes of a stage's losses before anything is trained, without computing.
 
-    Args:
-      fields: of `config.stages.NAME.loss`.
-      experts, features, class_counts: as for `zeros_like_a_batch`.
-      network: its name.
-
-    Raises:
-      UserError: as `value_of`.
+    Args: `config.stages.NAME.loss`, what `zeros_like_a_batch` takes, and the network's name for messages.
     """
     missing = f"network {network!r} has no methods `features` and `classify`"
     for entry, _, parameters in active_losses(fields):

@@ -13,29 +13,24 @@ layers or remembers something is a Flax module, registered with `module=True`; i
 Its parameters train where a pattern of `stage.train` matches `losses/centres/...`. Its other variables, whatever their
 collection, are carried from step to step like running averages of batch normalisation. Both begin with the run, lie in
 its checkpoints and are left out of what is served.
-
-Those that come with the package call the plain functions of `losses`; their parameters carry the loss's name, so that a
-user's own never have the same.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import inspect
 import zlib
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
 
 from shike_jax.methods import losses
 from shike_jax.methods.registry import Choice, Entry, Number, Option, Registry
 
 Array = jax.Array
-
-
-def _itself(x: Any) -> Any:
-    return x
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,7 +60,7 @@ class LossInputs:
     mask: Array | None = None
     key: Array | None = None
     views: tuple[Array, ...] = ()
-    gather: Callable[[Any], Any] = _itself
+    gather: Callable[[Any], Any] = lambda x: x
 
 
 def _check_loss(entry: Entry[Callable[..., Any]]) -> None:
@@ -95,17 +90,13 @@ LOSSES: Registry[Callable[..., Any]] = Registry(
     cosine=Option("", "its parameter that must be `config.model.head_scale`: the logits are cosines times that"),
     views=Option(1, "independently augmented views of each image, the one that the logits are of included"),
 )
-FORM = {"form": Choice(losses.FORMS)}
 
 
 def active_losses(fields: Mapping[str, Any]) -> list[tuple[Entry[Callable[..., Any]], float, dict[str, Any]]]:
-    """The losses that a stage trains with: (registered loss, weight, its parameters) for each weight that is not 0.
-
-    Args:
-      fields: of `config.stages.NAME.loss`.
-    """
-    used = [entry for entry in LOSSES.entries() if fields.get(entry.name)]
-    return [(entry, fields[entry.name], {name: fields[name] for name in entry.parameters}) for entry in used]
+    """(registered loss, weight, its parameters) for each weight that is not 0 among `config.stages.NAME.loss`."""
+    return [
+        (entry, weight, {name: fields[name] for name in entry.parameters}) for entry, weight in LOSSES.active(fields)
+    ]
 
 
 def further_views(fields: Mapping[str, Any]) -> int:
@@ -123,50 +114,34 @@ def describe_losses(fields: Mapping[str, Any]) -> list[dict[str, Any]]:
     return [{"name": entry.name, "weight": weight, "parameters": p} for entry, weight, p in active_losses(fields)]
 
 
-@LOSSES.register("ce")
-def _cross_entropy(inputs: LossInputs) -> Array:
-    """Cross-entropy (the L_ce of eq. 10)."""
-    return losses.cross_entropy(inputs.logits, inputs.labels)
+def _register(
+    name: str, loss: Callable[..., Array], parameters: Mapping[str, Any] | None = None, **options: Any
+) -> None:
+    """Registers a plain loss; the parameters carry its name, so that a user's own never have the same."""
+    takes = inspect.signature(loss).parameters
+    fields = [field for field in ("logits", "labels", "class_counts") if field in takes]
+
+    def of_inputs(inputs: LossInputs, **chosen: Any) -> Array:
+        named = {key.removeprefix(f"{name}_"): value for key, value in chosen.items()}
+        return loss(*(getattr(inputs, field) for field in fields), **named)
+
+    of_inputs.__doc__ = loss.__doc__
+    LOSSES.register(name, parameters=parameters, uses_labels="labels" in takes, **options)(of_inputs)
 
 
-@LOSSES.register("balanced", balances=True)
-def _balanced_softmax(inputs: LossInputs) -> Array:
-    """Balanced softmax (eq. 11; Ren et al. 2020): cross-entropy of z + log n."""
-    return losses.balanced_softmax(inputs.logits, inputs.labels, inputs.class_counts)
-
-
-@LOSSES.register("nt", parameters=FORM)
-def _non_target_distillation(inputs: LossInputs, form: str) -> Array:
-    """Distillation from the grand teacher over the non-target classes (L_nt, eqs. 5 to 9)."""
-    return losses.non_target_distillation(inputs.logits, inputs.labels, form)
-
-
-@LOSSES.register("mu", parameters=FORM, uses_labels=False)
-def _mutual_distillation(inputs: LossInputs, form: str) -> Array:
-    """Mutual distillation between the experts (L_mu, eq. 4)."""
-    return losses.mutual_distillation(inputs.logits, form)
-
-
-@LOSSES.register("focal", parameters={"focal_gamma": Number(2.0, low=0)})
-def _focal(inputs: LossInputs, focal_gamma: float) -> Array:
-    """Focal loss (Lin et al. 2017, eq. 4, without alpha)."""
-    return losses.focal(inputs.logits, inputs.labels, focal_gamma)
-
-
-@LOSSES.register("class_balanced", parameters={"class_balanced_beta": Number(0.9999, low=0, below=1)}, balances=True)
-def _class_balanced(inputs: LossInputs, class_balanced_beta: float) -> Array:
-    """Cross-entropy weighted by the inverse effective number of images (Cui et al. 2019, eqs. 2 and 12)."""
-    return losses.class_balanced(inputs.logits, inputs.labels, inputs.class_counts, class_balanced_beta)
+_BETA = Number(0.9999, low=0, below=1)
+_FORM = {"form": Choice(losses.FORMS)}
+_register("ce", losses.cross_entropy)
+_register("balanced", losses.balanced_softmax, balances=True)
+_register("nt", losses.non_target_distillation, _FORM)
+_register("mu", losses.mutual_distillation, _FORM)
+_register("focal", losses.focal, {"focal_gamma": Number(2.0, low=0)})
+_register("class_balanced", losses.class_balanced, {"class_balanced_beta": _BETA}, balances=True)
 
 
 @LOSSES.register(
     "ldam",
-    parameters={
-        "ldam_margin": 0.5,
-        "ldam_scale": 30.0,
-        "ldam_beta": Number(0.9999, low=0, below=1),
-        "ldam_drw": 1.0,
-    },
+    parameters={"ldam_margin": 0.5, "ldam_scale": 30.0, "ldam_beta": _BETA, "ldam_drw": 1.0},
     balances=True,
     cosine="ldam_scale",
 )
@@ -180,17 +155,43 @@ def _ldam(inputs: LossInputs, ldam_margin: float, ldam_scale: float, ldam_beta: 
     return losses.ldam(inputs.logits, inputs.labels, inputs.class_counts, ldam_margin, ldam_scale, ldam_beta, late)
 
 
-@LOSSES.register("logit_adjusted", parameters={"logit_adjusted_tau": 1.0}, balances=True)
-def _logit_adjusted(inputs: LossInputs, logit_adjusted_tau: float) -> Array:
-    """Logit-adjusted cross-entropy (Menon et al. 2021, eq. 10): of z + tau log pi, pi being the priors."""
-    return losses.logit_adjusted(inputs.logits, inputs.labels, inputs.class_counts, logit_adjusted_tau)
+_register("logit_adjusted", losses.logit_adjusted, {"logit_adjusted_tau": 1.0}, balances=True)
+_register(
+    "balanced_experts",
+    losses.balanced_experts,
+    {"balanced_experts_low": 0.0, "balanced_experts_high": 2.0},
+    balances=True,
+)
+_register(
+    "generalized_reweight", losses.generalized_reweight, {"generalized_reweight_rho": Number(1.2, low=0)}, balances=True
+)
 
 
 @LOSSES.register(
-    "balanced_experts", parameters={"balanced_experts_low": 0.0, "balanced_experts_high": 2.0}, balances=True
+    "gcl",
+    parameters={"gcl_strength": Number(0.5, low=0), "gcl_margin": Number(0.0, low=0), "gcl_scale": 30.0},
+    balances=True,
+    cosine="gcl_scale",
 )
-def _balanced_experts(inputs: LossInputs, balanced_experts_low: float, balanced_experts_high: float) -> Array:
-    """Experts with different priors (BalPoE, Aimar et al. 2023, sec. 3): cross-entropy of z^m + tau_m log pi."""
-    return losses.balanced_experts(
-        inputs.logits, inputs.labels, inputs.class_counts, balanced_experts_low, balanced_experts_high
+def _gcl(inputs: LossInputs, gcl_strength: float, gcl_margin: float, gcl_scale: float) -> Array:
+    """Gaussian clouded logit adjustment (Li et al. 2022, eqs. 7 to 9); cosines times `gcl_scale` as logits."""
+    logits, classes = inputs.logits, inputs.logits.shape[-1]
+    drawn = jax.vmap(lambda key: jax.random.normal(key, (classes,), logits.dtype))(inputs.key)
+    noise = jnp.clip((1 / 3) * drawn, -1, 1)
+    return losses.gaussian_clouded(
+        logits, inputs.labels, inputs.class_counts, noise, gcl_strength, gcl_margin, gcl_scale
     )
+
+
+_SHARE = {"low": 0, "below": 1}
+_register(
+    "label_aware",
+    losses.label_aware_smoothing,
+    {"label_aware_head": Number(0.4, **_SHARE), "label_aware_tail": Number(0.1, **_SHARE)},
+)
+_register(
+    "diversity",
+    losses.expert_diversity,
+    {"diversity_temperature": Number(1.0, low=1e-3), "diversity_reweighting": Number(0.05, **_SHARE)},
+)
+_register("sade", losses.skill_diverse, {"sade_tau": 2.0}, balances=True)

@@ -1,8 +1,14 @@
-"""Losses as pure functions of logits and labels: SHIKE's, and those that long-tailed recognition compares with.
+"""Every loss as a plain function of logits and labels (`sj.losses`): SHIKE's, and those that it is compared with.
 
-Every function takes logits [B,C] of one network or [M,B,C] of M experts, labels [B], and what its paper names besides;
-lists and NumPy arrays serve as well as JAX's. The result is float [B], in nats, summed over the experts: M = 1
-gives the published loss of one network. Configurations reach them through `loss_registry`.
+The arguments are, where a function does not say otherwise,
+
+* `logits`: float [B,C] of one network or [M,B,C] of M experts,
+* `labels`: int [B], classes 0..C-1,
+* `class_counts`: [C] training images of each class, all positive,
+
+and what the paper names besides; lists and NumPy arrays serve as well as JAX's. The result is float [B], in nats,
+summed over the experts: M = 1 gives the published loss of one network. All raise UserError for shapes or dtypes that do
+not fit, and for an unknown form. Configurations reach them through `loss_registry`.
 
 Two forms of SHIKE's distillation terms exist. `paper` is the printed equations. `official` is the authors' code, which
 
@@ -26,13 +32,18 @@ __all__ = [
     "balanced_softmax",
     "class_balanced",
     "cross_entropy",
+    "expert_diversity",
     "focal",
+    "gaussian_clouded",
+    "generalized_reweight",
     "grand_teacher",
+    "label_aware_smoothing",
     "ldam",
     "logit_adjusted",
     "mutual_distillation",
     "non_target_distillation",
     "shike",
+    "skill_diverse",
 ]
 
 Array = jax.Array
@@ -44,16 +55,6 @@ STUDENT_TARGET_LOGIT = -30.0  # official form only
 def cross_entropy(logits: ArrayLike, labels: ArrayLike) -> Array:
     """Cross-entropy (the L_ce of eq. 10).
 
-    Args:
-      logits: float [B,C] or [M,B,C].
-      labels: int [B], classes 0..C-1.
-
-    Returns:
-      float [B].
-
-    Raises:
-      UserError: of all functions here: shapes or dtypes that do not fit, an unknown form.
-
     >>> print(cross_entropy([[0.0, 0.0]], [1]))  # log 2
     [0.6931472]
     """
@@ -64,10 +65,6 @@ def cross_entropy(logits: ArrayLike, labels: ArrayLike) -> Array:
 def balanced_softmax(logits: ArrayLike, labels: ArrayLike, class_counts: ArrayLike) -> Array:
     """Balanced softmax (eq. 11; Ren et al. 2020): cross-entropy of z + log n.
 
-    Args:
-      logits, labels: as in `cross_entropy`.
-      class_counts: [C] training images of each class, all positive.
-
     >>> print(balanced_softmax([[0.0, 0.0]], [1], [3, 1]))  # log 4
     [1.3862944]
     """
@@ -76,7 +73,7 @@ def balanced_softmax(logits: ArrayLike, labels: ArrayLike, class_counts: ArrayLi
 
 
 def mutual_distillation(logits: ArrayLike, form: str = "official") -> Array:
-    """KL(p^j || p^k) summed over all ordered pairs of different experts (L_mu, eq. 4).
+    """Mutual distillation (L_mu, eq. 4): the sum of KL(p^j, p^k) over all ordered pairs of different experts.
 
     Args:
       logits: float [M,B,C]; the result is 0 for M = 1 or [B,C].
@@ -100,7 +97,6 @@ def grand_teacher(logits: ArrayLike, labels: ArrayLike, form: str = "paper") -> 
     """The grand teacher's logits and the consensus hardest negative (eqs. 5-7).
 
     Args:
-      logits, labels: as in `cross_entropy`.
       form: how the target entry is treated when the hardest negative is sought: left out (`paper`) or a logit of 0.
 
     Returns:
@@ -121,11 +117,7 @@ def grand_teacher(logits: ArrayLike, labels: ArrayLike, form: str = "paper") -> 
 
 
 def non_target_distillation(logits: ArrayLike, labels: ArrayLike, form: str = "official") -> Array:
-    """KL(grand teacher || expert) over the non-target classes (L_nt, eqs. 8-9).
-
-    Args:
-      logits, labels: as in `cross_entropy`.
-      form: see the module's docstring.
+    """Distillation over the non-target classes (L_nt, eqs. 5 to 9): KL(grand teacher, expert), summed over the experts.
 
     >>> print(non_target_distillation([[[0.0, 1.0, 1.0]], [[5.0, 1.0, 1.0]]], [0], form="paper"))  # negatives agree
     [0.]
@@ -153,8 +145,6 @@ def shike(
     """The whole loss of SHIKE's first stage: L_ce + alpha L_nt + beta L_mu (eq. 10).
 
     Args:
-      logits, labels: as in `cross_entropy`.
-      form: see the module's docstring.
       nt_weight, mu_weight: alpha and beta; None: 10 and 1 (`official`), 1 and 1 (`paper`).
 
     >>> import numpy as np
@@ -174,7 +164,6 @@ def focal(logits: ArrayLike, labels: ArrayLike, gamma: float = 2.0) -> Array:
     """Focal loss (Lin et al. 2017, eq. 4, without alpha): -(1 - p_y)^gamma log p_y.
 
     Args:
-      logits, labels: as in `cross_entropy`.
       gamma: at least 0; 0 is cross-entropy.
 
     >>> print(focal([[0.0, 0.0]], [1]))  # log 2 / 4
@@ -191,7 +180,6 @@ def class_balanced(logits: ArrayLike, labels: ArrayLike, class_counts: ArrayLike
     """Cross-entropy weighted by the inverse effective number of images (Cui et al. 2019, eqs. 2 and 12).
 
     Args:
-      logits, labels, class_counts: as in `balanced_softmax`.
       beta: from 0 (no weights) to below 1.
 
     >>> print(class_balanced([[0.0, 0.0]], [1], [3, 1], beta=0.0))  # no weights: log 2
@@ -216,7 +204,6 @@ def ldam(
 
     Args:
       logits: float [B,C] or [M,B,C]: cosines times `scale`.
-      labels, class_counts: as in `balanced_softmax`.
       beta, reweighted: where `reweighted` is true (the later part of training, bool []), images are weighted by their
         class's inverse effective number.
 
@@ -235,9 +222,6 @@ def ldam(
 def logit_adjusted(logits: ArrayLike, labels: ArrayLike, class_counts: ArrayLike, tau: float = 1.0) -> Array:
     """Logit-adjusted cross-entropy (Menon et al. 2021, eq. 10): of z + tau log pi, pi being the priors.
 
-    Args:
-      logits, labels, class_counts: as in `balanced_softmax`.
-
     >>> print(logit_adjusted([[0.0, 0.0]], [1], [3, 1]))  # log 4
     [1.3862944]
     """
@@ -251,7 +235,6 @@ def balanced_experts(
     """Experts with different priors (BalPoE, Aimar et al. 2023, sec. 3): cross-entropy of z^m + tau_m log pi.
 
     Args:
-      logits, labels, class_counts: as in `balanced_softmax`.
       low, high: tau_m runs in equal steps from `low` (the first expert) to `high` (the last one). With a mean of 1, as
         0, 1, 2 have, the average of the experts is unbiased.
 
@@ -261,6 +244,130 @@ def balanced_experts(
     logits, labels = checked(logits, labels)
     taus = jnp.linspace(low, high, len(logits))
     return cross_entropy(logits + taus[:, None, None] * _log_prior(class_counts, logits), labels)
+
+
+def label_aware_smoothing(
+    logits: ArrayLike, labels: ArrayLike, class_counts: ArrayLike, head: float = 0.4, tail: float = 0.1
+) -> Array:
+    """Label-aware smoothing (MiSLAS, Zhong et al. 2021, sec. 3.3): (1 - e_y) CE + e_y (mean over classes of -log p).
+
+    e_c = tail + (head - tail) sin(pi (n_c - n_min) / (2 (n_max - n_min))): the networks are most overconfident where
+    they have seen most. As in the authors' code, the smoothed part goes to all C classes, the label's included.
+
+    Args:
+      head, tail: e of the most frequent and of the rarest class; equal class counts get `tail`.
+
+    >>> print(label_aware_smoothing([[0.0, 0.0]], [1], [3, 1]))  # both parts are log 2
+    [0.6931472]
+    """
+    logits, labels = checked(logits, labels)
+    counts = checked_counts(class_counts, logits)
+    share = (counts - jnp.min(counts)) / jnp.maximum(jnp.max(counts) - jnp.min(counts), 1)
+    smoothing = (tail + (head - tail) * jnp.sin(share * (jnp.pi / 2)))[labels]
+    rest = -jnp.sum(jnp.mean(jax.nn.log_softmax(logits), -1), 0)
+    return (1 - smoothing) * cross_entropy(logits, labels) + smoothing * rest
+
+
+def generalized_reweight(logits: ArrayLike, labels: ArrayLike, class_counts: ArrayLike, rho: float = 1.2) -> Array:
+    """Cross-entropy weighted by n_y^-rho, of mean 1 over the classes (DisAlign, Zhang et al. 2021, eqs. 9 and 10).
+
+    The layer of DisAlign is `model.second_head=aligned`.
+
+    Args:
+      rho: 0 weights all images alike, 1 all classes; the authors use 1.2 on ImageNet-LT.
+
+    >>> print(generalized_reweight([[0.0, 0.0]], [1], [3, 1], rho=1.0))  # 3/2 log 2
+    [1.0397208]
+    """
+    logits, labels = checked(logits, labels)
+    counts = checked_counts(class_counts, logits)
+    weights = (counts / jnp.max(counts)) ** -rho
+    return (weights / jnp.mean(weights))[labels] * cross_entropy(logits, labels)
+
+
+def gaussian_clouded(
+    logits: ArrayLike,
+    labels: ArrayLike,
+    class_counts: ArrayLike,
+    noise: ArrayLike,
+    strength: float = 0.5,
+    margin: float = 0.0,
+    scale: float = 30.0,
+) -> Array:
+    """Gaussian clouded logit adjustment (GCL, Li et al. 2022, eqs. 7 to 9), by the size of the noise as the authors do.
+
+    Class c loses scale * strength * |noise| * (log n_max - log n_c) / (log n_max - log n_min), and the label's class
+    scale * margin besides: more noise widens the space that features of rare classes take. With equal class counts
+    there is no cloud.
+
+    Args:
+      logits: float [B,C] or [M,B,C]: cosines times `scale`.
+      noise: float [B,C], the same for all experts.
+      strength: of the cloud; the authors use 0.5 on CIFAR100-LT.
+
+    >>> print(gaussian_clouded([[0.0, 0.0]], [1], [9, 1], [[1.0, 1.0]], strength=0.1, scale=10))  # log(1 + e)
+    [1.3132616]
+    """
+    logits, labels = checked(logits, labels)
+    rarity = -jnp.log(checked_counts(class_counts, logits))
+    rarity = rarity - jnp.min(rarity)
+    rarity = rarity / jnp.maximum(jnp.max(rarity), 1e-12)
+    is_label = jax.nn.one_hot(labels, logits.shape[-1], dtype=logits.dtype)
+    lowered = strength * jnp.abs(jnp.asarray(noise)) * rarity + margin * is_label
+    return cross_entropy(logits - scale * lowered.astype(logits.dtype), labels)
+
+
+def expert_diversity(
+    logits: ArrayLike, class_counts: ArrayLike, temperature: float = 1.0, reweighting: float = 0.05
+) -> Array:
+    """Diversity of the experts (RIDE, Wang et al. 2021, eq. 3, in the authors' form): at most 0, less as they differ.
+
+    -mean(T)^2 KL(p^mean / T || p^m / T) summed over the experts, with a temperature for each class,
+    T_c = temperature * r_c / max(r) with r_c = reweighting * C * n_c / n + 1 - reweighting: smaller for rare classes,
+    so that experts agree less there. The experts' mean is a constant; one network gets 0.
+
+    Args:
+      temperature: of the most frequent class.
+      reweighting: how much temperatures follow the class counts, from 0 (not at all) to 1. The authors' weight of the
+        loss is 0.2, and 0.45 with LDAM.
+
+    >>> print(-expert_diversity([[[0.0, 0.0]], [[0.0, 0.0]]], [3, 1]))  # experts that agree
+    [0.]
+    """
+    values = as_experts(logits)
+    counts = checked_counts(class_counts, values)
+    shares = counts / jnp.sum(counts)
+    factors = reweighting * len(counts) * shares + 1 - reweighting
+    temperatures = temperature * factors / jnp.max(factors)
+    mean = jax.lax.stop_gradient(jnp.mean(values, 0))
+    log_mean = jax.nn.log_softmax(mean / temperatures)
+    log_own = jax.nn.log_softmax(values / temperatures)
+    divergence = jnp.sum(jnp.exp(log_mean) * (log_mean - log_own), (0, 2))
+    return -(jnp.mean(temperatures) ** 2) * divergence
+
+
+def skill_diverse(logits: ArrayLike, labels: ArrayLike, class_counts: ArrayLike, tau: float = 2.0) -> Array:
+    """Softmax, balanced and inverse softmax, one for each of three experts (SADE, Zhang et al. 2022, eqs. 1 to 3).
+
+    The first expert learns the training distribution, the second a uniform one (z + log pi), the third an inverse one
+    (z + log pi - tau log pi', where pi' gives the rarest class the share of the most frequent one and so on).
+
+    Args:
+      logits: float [3,B,C]; another number of experts raises UserError.
+      tau: how far the third expert is pushed towards the rare classes.
+
+    >>> print(skill_diverse([[[0.0, 0.0]]] * 3, [1], [3, 1]))  # log 2, log 4 and log 28
+    [5.411646]
+    """
+    values, labels = checked(logits, labels)
+    counts = checked_counts(class_counts, values)
+    if len(values) != 3:
+        raise UserError(f"loss 'sade': {len(values)} experts; expected 3, such as config.model.depths=(1, 2, 1)")
+    log_prior = jnp.log(counts / jnp.sum(counts))
+    rank = jnp.argsort(jnp.argsort(log_prior))
+    log_inverse = jnp.sort(log_prior)[::-1][rank]
+    shifts = jnp.stack([jnp.zeros_like(log_prior), log_prior, log_prior - tau * log_inverse])
+    return cross_entropy(values + shifts[:, None].astype(values.dtype), labels)
 
 
 def effective_number_weights(class_counts: ArrayLike, beta: float) -> Array:

@@ -59,11 +59,7 @@ MIXINGS: Registry[Callable[[MixingInputs], tuple[Array, Array]]] = Registry(
 
 
 def mixed_by(entry: Entry[Callable[[MixingInputs], tuple[Array, Array]]], inputs: MixingInputs) -> tuple[Array, Array]:
-    """The result of a mixing, checked.
-
-    Raises:
-      UserError: it failed, or returned something else.
-    """
+    """The result of a mixing; UserError where it failed, or returned something else."""
     found, wanted = entry.call(inputs), inputs.images.shape
     if not isinstance(found, tuple) or len(found) != 2:
         raise UserError(f"mixing {entry.name!r} returned a {type(found).__name__}: expected images and a weight")
@@ -94,15 +90,11 @@ def _cutmix(inputs: MixingInputs) -> tuple[Array, Array]:
 
 
 def partners(key: Array, mask: Array) -> Array:
-    """Pairs every real example of a batch with a real one, by a random permutation.
+    """The position int [B] of each example's partner, by a random permutation of the real ones; padding gets padding.
 
     Args:
       key: PRNG key; the same on all devices.
       mask: float [B] of the global batch, 1 for real examples and 0 for padding.
-
-    Returns:
-      int [B]: the position of each example's partner. Real examples are permuted among themselves; padding gets
-      padding.
     """
     real = mask > 0
     shuffled = jnp.argsort(jnp.where(real, jax.random.uniform(key, real.shape), 2.0))  # real ones first
@@ -116,14 +108,11 @@ def mixup(key: Array, images: Array, partner_images: Array, alpha: float) -> tup
     Args:
       key: PRNG key; the same on all devices, so that all share lam.
       images, partner_images: float [B,H,W,C]; the partners are usually the same batch in another order.
-      alpha: not negative; 0 switches mixing off (lam = 1).
+      alpha: 0 switches mixing off (lam = 1); a negative one raises UserError.
 
     Returns:
       (lam * images + (1 - lam) * partner_images, lam float32 []; float64 for float64 images unless alpha is 1). The
       loss mixes the two labels with the same lam.
-
-    Raises:
-      UserError: a negative alpha.
     """
     lam = _draw_lam(key, alpha, images.dtype)
     weight = lam.astype(images.dtype)
@@ -134,15 +123,10 @@ def cutmix(key: Array, images: Array, partner_images: Array, alpha: float) -> tu
     """Pastes one box of the partners into the images, the same box for the whole batch (Yun et al. 2019).
 
     The box has the share 1 - lam of the area before it is cut at the border, lam ~ Beta(alpha, alpha), and a uniformly
-    drawn centre.
-
-    Args: as for `mixup`.
+    drawn centre. Arguments as for `mixup`.
 
     Returns:
       (images with the box [B,H,W,C], lam float32 []: the share of the area that stays).
-
-    Raises:
-      UserError: a negative alpha.
     """
     height, width = images.shape[1:3]
     lam_key, row_key, column_key = jax.random.split(key, 3)

@@ -41,8 +41,7 @@ def lars(
 ) -> optax.GradientTransformation:
     """LARS (You et al., arXiv 1708.03888) as optax has it; biases and BN take plain steps and do not decay.
 
-    Args:
-      options: those of `optax.lars`, which also replace `weight_decay_mask` and `trust_ratio_mask`.
+    `options` are those of `optax.lars`, which also replace `weight_decay_mask` and `trust_ratio_mask`.
     """
     masks = {"weight_decay_mask": matrices, "trust_ratio_mask": matrices}
     return optax.lars(learning_rate, weight_decay, momentum=momentum, **{**masks, **options})
@@ -85,7 +84,6 @@ def make_optimizer(
 
     Args:
       name: registered, or a function of optax that takes `learning_rate`, such as `adamw` or `lars`.
-      learning_rate: step to learning rate.
       momentum, weight_decay: given to optax's functions where they have parameters of these names.
       options: further keyword arguments.
 

@@ -15,7 +15,7 @@ from typing import Any
 from shike_jax.errors import UserError
 from shike_jax.methods.averaging import AVERAGES
 from shike_jax.methods.feature_hooks import FEATURE_HOOKS
-from shike_jax.methods.loss_registry import LOSSES, active_losses
+from shike_jax.methods.loss_registry import LOSSES
 from shike_jax.methods.mixing import MIXINGS
 from shike_jax.methods.optimizers import OPTIMIZERS
 from shike_jax.methods.registry import Entry, Registry
@@ -25,45 +25,42 @@ from shike_jax.methods.scores import SCORES
 from shike_jax.methods.tables import NETWORKS, POLICIES, SOURCES
 
 _PACKAGE = str(Path(__file__).resolve().parents[1])
+_CHOSEN: dict[str, Registry[Any]] = {
+    "sampler": SAMPLERS,
+    "schedule": SCHEDULES,
+    "optimizer": OPTIMIZERS,
+    "average": AVERAGES,
+}
 _ROOMS = ((NETWORKS, "model", "backbone"), (SOURCES, "data", "source"), (POLICIES, "augment", "policy"))
 
 
 def remembered(config: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     """The files outside this package that registered what a configuration names: {base name: {`sha256`, `registers`}}.
 
-    Args:
-      config: as plain data.
-
-    Returns:
-      `sha256` is None where there is no file, as in an interactive session; `registers` lists `KIND NAME`.
+    `sha256` is None where there is no file, as in an interactive session; `registers` lists `KIND NAME`.
     """
     found: dict[str, dict[str, Any]] = {}
-    for registry, entry in _named(config):
+    for entry in _named(config):
         if not entry.file.startswith(_PACKAGE):
             about = found.setdefault(Path(entry.file).name, {"sha256": digest(entry.file), "registers": []})
-            if (what := f"{registry.kind} {entry.name}") not in about["registers"]:
+            if (what := f"{entry.kind} {entry.name}") not in about["registers"]:
                 about["registers"].append(what)
     return found
 
 
-def _named(config: Mapping[str, Any]) -> Iterator[tuple[Registry[Any], Entry[Any]]]:
+def _named(config: Mapping[str, Any]) -> Iterator[Entry[Any]]:
     """Everything registered that a run of the configuration uses."""
-    for registry, room, field in _ROOMS:
-        if config[room][field] in registry:
-            yield registry, registry[config[room][field]]
-    chosen: dict[str, Registry[Any]] = {
-        "sampler": SAMPLERS,
-        "schedule": SCHEDULES,
-        "optimizer": OPTIMIZERS,
-        "average": AVERAGES,
-    }
+    for table, room, field in _ROOMS:
+        if config[room][field] in table:
+            yield table[config[room][field]]
     for name in config["run"]:
         stage = config["stages"][name]
-        yield from ((LOSSES, entry) for entry, _, _ in active_losses(stage["loss"]))
-        yield from ((MIXINGS, entry) for entry, _ in MIXINGS.active(stage))
-        yield from ((FEATURE_HOOKS, entry) for entry, _ in FEATURE_HOOKS.active(stage))
-        yield from ((table, table[stage[field]]) for field, table in chosen.items() if stage[field] in table)
-    yield from ((SCORES, entry) for entry in SCORES.entries())
+        for table, fields in ((LOSSES, stage["loss"]), (MIXINGS, stage), (FEATURE_HOOKS, stage)):
+            yield from (entry for entry, _ in table.active(fields))
+        for field, table in _CHOSEN.items():
+            if stage[field] in table:
+                yield table[stage[field]]
+    yield from SCORES.entries()
 
 
 def digest(file: str | Path) -> str | None:
@@ -75,12 +72,7 @@ def digest(file: str | Path) -> str | None:
 
 
 def changed(meta: Mapping[str, Any], now: Mapping[str, Mapping[str, Any]]) -> list[str]:
-    """A remark on each file that has another digest than a checkpoint remembers.
-
-    Args:
-      meta: of the checkpoint.
-      now: {base name: {`sha256`}}.
-    """
+    """A remark on each file whose digest now, {base name: {`sha256`}}, is not the one that a checkpoint remembers."""
     lines = []
     for file, about in (meta.get("files") or {}).items():
         then, found = about["sha256"], now.get(file, {}).get("sha256")
@@ -99,17 +91,9 @@ GIVEN: dict[str, str | None] = {}  # base name: SHA-256 of the files that a user
 
 
 def require(meta: Mapping[str, Any], where: Any, needed: str) -> None:
-    """Refuses a checkpoint that needs a name which nobody has registered, and says which file did.
+    """Raises UserError where `needed` (`KIND NAME`) is not registered, and says which file of the user's did so.
 
-    Says on stderr where a file that was given has another digest than the checkpoint remembers.
-
-    Args:
-      meta: of the checkpoint.
-      where: its place, for the message.
-      needed: what is about to be used, as `KIND NAME`.
-
-    Raises:
-      UserError: it is not registered.
+    Says on stderr where a file that was given has another digest than the checkpoint (of `meta`, at `where`) remembers.
     """
     known = {f"{table.kind} {name}" for table, _, _ in _ROOMS for name in table}
     for file, about in (meta.get("files") or {}).items():

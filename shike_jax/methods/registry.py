@@ -51,15 +51,7 @@ def default_of(declared: Any) -> Any:
 
 @dataclasses.dataclass(frozen=True)
 class Entry(Generic[Function]):
-    """What is known of one registered function.
-
-    Attributes:
-      kind: of its registry.
-      name: what configurations write.
-      function: the function itself.
-      parameters: its keyword parameters that a configuration may set: default values, `Choice`s or `Number`s.
-      options: facts about the function that its registry's users need, such as the title of a score.
-    """
+    """One registered function, with what its registration declares: see `Registry.register`."""
 
     kind: str
     name: str
@@ -68,11 +60,7 @@ class Entry(Generic[Function]):
     options: Mapping[str, Any]
 
     def call(self, *arguments: Any, **keywords: Any) -> Any:
-        """The function's result; whatever it raises becomes one line that names it.
-
-        Raises:
-          UserError: the function failed.
-        """
+        """The function's result; whatever it raises becomes a UserError, one line that names it."""
         try:
             return self.function(*arguments, **keywords)
         except UserError:
@@ -82,11 +70,9 @@ class Entry(Generic[Function]):
 
     @property
     def file(self) -> str:
-        """The file that the function was written in."""
         return _origin(self.function)
 
     def defaults(self) -> dict[str, Any]:
-        """The default value of each parameter."""
         return {name: default_of(declared) for name, declared in self.parameters.items()}
 
 
@@ -111,22 +97,21 @@ class Registry(Generic[Function]):
         check: Callable[[Entry[Function]], None] | None = None,
         **options: Any,
     ) -> None:
-        """Nothing is registered yet.
-
-        Args:
-          kind: what an entry is, for messages.
-          call: how a function is called and what it returns, for the page that lists all registries.
-          inputs: the class of its argument, where its docstring says more.
-          given: how many arguments a function gets before its parameters, which are then compared with the declared
-            ones; None: they are not.
-          keywords: what a function always gets by name.
-          parameters: whether entries may declare any.
-          check: raises ValueError for an entry that cannot serve.
-          options: allowed options of `register`: an `Option`, or a default value.
+        """Args:
+        kind: what an entry is, for messages.
+        call: how a function is called and what it returns, for the page that lists all registries.
+        inputs: the class of its argument, where its docstring says more.
+        given: how many arguments a function gets before its parameters, which are then compared with the declared
+          ones; None: they are not.
+        keywords: what a function always gets by name.
+        parameters: whether entries may declare any.
+        check: raises ValueError for an entry that cannot serve.
+        options: allowed options of `register`: an `Option`, or a default value.
         """
         self.kind, self.call, self.inputs = kind, call, inputs
         self._given, self._keywords, self._parameters, self._check = given, keywords, parameters, check
         self.options = {name: one if isinstance(one, Option) else Option(one, "") for name, one in options.items()}
+        self._defaults = {name: option.default for name, option in self.options.items()}
         self._entries: dict[str, Entry[Function]] = {}
 
     def register(
@@ -159,16 +144,13 @@ class Registry(Generic[Function]):
             self._check_names(name, parameters or {})
             if self._given is not None:
                 self._check_signature(name, function, parameters or {})
-            entry = Entry(self.kind, name, function, dict(parameters or {}), {**self._defaults(), **options})
+            entry = Entry(self.kind, name, function, dict(parameters or {}), {**self._defaults, **options})
             if self._check is not None:
                 self._check(entry)
             self._entries[name] = entry
             return function
 
         return add
-
-    def _defaults(self) -> dict[str, Any]:
-        return {name: option.default for name, option in self.options.items()}
 
     def _check_names(self, name: str, parameters: Mapping[str, Any]) -> None:
         """Names and parameters of all entries are fields in one place of a configuration."""
@@ -201,17 +183,11 @@ class Registry(Generic[Function]):
             raise ValueError(f"{self.kind} {name!r}: declares {unused[0]}, but the function's parameters are {takes}")
 
     def __getitem__(self, name: str) -> Entry[Function]:
-        """Returns the entry.
-
-        Raises:
-          UserError: an unknown name; lists the known ones.
-        """
         if name not in self._entries:
             raise UserError(f"unknown {self.kind} {name!r}: expected one of {', '.join(self._entries)}")
         return self._entries[name]
 
     def __contains__(self, name: object) -> bool:
-        """Whether `name` is registered."""
         return name in self._entries
 
     def __iter__(self) -> Iterator[str]:
@@ -223,15 +199,10 @@ class Registry(Generic[Function]):
         return [(entry, fields[entry.name]) for entry in self.entries() if fields.get(entry.name)]
 
     def entries(self) -> tuple[Entry[Function], ...]:
-        """All entries, in the order of registration."""
         return tuple(self._entries.values())
 
     def parameters(self) -> dict[str, Any]:
-        """The parameters of all entries by name, as they were declared.
-
-        Raises:
-          ValueError: two entries declare the same parameter differently.
-        """
+        """The parameters of all entries by name, as declared; ValueError where two entries declare one differently."""
         found: dict[str, Any] = {}
         for entry in self._entries.values():
             for name, declared in entry.parameters.items():

@@ -1,5 +1,5 @@
-"""Experts skilled at different test distributions (SADE, Zhang et al. 2022, "Self-Supervised Aggregation of Diverse
-Experts for Test-Agnostic Long-Tailed Recognition").
+"""Aggregation of experts for the images to classify (SADE, Zhang et al. 2022, "Self-Supervised Aggregation of Diverse
+Experts for Test-Agnostic Long-Tailed Recognition"); `losses.skill_diverse` trains such experts.
 """
 
 from __future__ import annotations
@@ -10,56 +10,12 @@ import numpy as np
 import optax
 from jax.typing import ArrayLike
 
-from shike_jax.errors import UserError
 from shike_jax.methods.adjustment import ADJUSTMENTS, AdjustmentInputs
-from shike_jax.methods.loss_registry import LOSSES, LossInputs
-from shike_jax.methods.losses import checked, checked_counts, cross_entropy
 
 Array = jax.Array
-EXPERTS = 3
 # The authors' settings for CIFAR100-LT.
 EPOCHS, BATCH, RATE, MOMENTUM, DECAY = 5, 128, 0.025, 0.9, 5e-4
 LEAST = 0.05  # share of an expert at which the search for shares ends
-
-
-def skill_diverse(logits: ArrayLike, labels: ArrayLike, class_counts: ArrayLike, tau: float = 2.0) -> Array:
-    """Softmax, balanced softmax and inverse softmax, one for each expert (sec. 3.2, eqs. 1 to 3).
-
-    The first expert learns the training distribution, the second a uniform one (z + log pi), the third an inverse one
-    (z + log pi - tau log pi', where pi' gives the rarest class the share of the most frequent one and so on).
-
-    Args:
-      logits: float [3,B,C].
-      labels: int [B].
-      class_counts: [C] training images of each class, all positive.
-      tau: how far the third expert is pushed towards the rare classes.
-
-    Returns:
-      float [B].
-
-    Raises:
-      UserError: another number of experts.
-
-    >>> print(skill_diverse([[[0.0, 0.0]]] * 3, [1], [3, 1]))  # log 2, log 4 and log 28
-    [5.411646]
-    """
-    values, labels = checked(logits, labels)
-    counts = checked_counts(class_counts, values)
-    if len(values) != EXPERTS:
-        raise UserError(
-            f"loss 'sade': {len(values)} experts; expected {EXPERTS}, such as config.model.depths=(1, 2, 1)"
-        )
-    log_prior = jnp.log(counts / jnp.sum(counts))
-    rank = jnp.argsort(jnp.argsort(log_prior))
-    log_inverse = jnp.sort(log_prior)[::-1][rank]
-    shifts = jnp.stack([jnp.zeros_like(log_prior), log_prior, log_prior - tau * log_inverse])
-    return cross_entropy(values + shifts[:, None].astype(values.dtype), labels)
-
-
-@LOSSES.register("sade", parameters={"sade_tau": 2.0}, balances=True)
-def _sade(inputs: LossInputs, sade_tau: float) -> Array:
-    """Three experts for three distributions (SADE, Zhang et al. 2022, eqs. 1 to 3)."""
-    return skill_diverse(inputs.logits, inputs.labels, inputs.class_counts, sade_tau)
 
 
 @ADJUSTMENTS.register("sade", views=3)

@@ -88,11 +88,7 @@ SCORES: Registry[Score] = Registry(
 
 
 def score_of(entry: Entry[Score], predictions: Predictions) -> float | None:
-    """The value of a score.
-
-    Raises:
-      UserError: it failed, or is no number.
-    """
+    """The value of a score; UserError where it failed, or is no number."""
     value = entry.call(predictions)
     if value is not None and not isinstance(value, int | float | np.number):
         what = f"{value.dtype} {value.shape}" if hasattr(value, "shape") else type(value).__name__
@@ -101,11 +97,7 @@ def score_of(entry: Entry[Score], predictions: Predictions) -> float | None:
 
 
 def check_scores(num_classes: int, divisions: Mapping[str, np.ndarray], experts: int) -> None:
-    """Tries every registered score on made-up predictions, so that a mistake does not come after an epoch.
-
-    Raises:
-      UserError: as `score_of`.
-    """
+    """Tries every registered score on made-up predictions, so that a mistake does not come after an epoch."""
     labels = np.arange(num_classes).repeat(2)
     half = np.full(len(labels), 0.5, np.float32)
     predicted = np.roll(labels, 1)

@@ -10,12 +10,15 @@ from shike_jax.errors import UserError
 from shike_jax.methods import LOSSES, SAMPLERS, LossInputs, MixingInputs
 from shike_jax.methods.adjustment import ADJUSTMENTS, AdjustmentInputs
 from shike_jax.methods.cmo import cmo
-from shike_jax.methods.disalign import generalized_reweight
-from shike_jax.methods.gcl import gaussian_clouded
-from shike_jax.methods.label_aware import label_aware_smoothing
+from shike_jax.methods.losses import (
+    expert_diversity,
+    gaussian_clouded,
+    generalized_reweight,
+    label_aware_smoothing,
+    skill_diverse,
+)
 from shike_jax.methods.proco import concentration, contrast, moved_means
-from shike_jax.methods.ride import expert_diversity
-from shike_jax.methods.sade import aggregation_shares, skill_diverse
+from shike_jax.methods.sade import aggregation_shares
 from shike_jax.models.second_heads import Alignment
 
 pytestmark = pytest.mark.usefixtures("quickly_compiled")
