@@ -16,7 +16,7 @@ from shike_jax.cluster import compiled_program, topology
 from shike_jax.common.atomic import write_json
 from shike_jax.common.parser import Parser
 from shike_jax.common.provenance import code_version, commit, versions
-from shike_jax.config.loading import parse_config
+from shike_jax.config.loading import parse_command
 from shike_jax.errors import UserError
 from shike_jax.training.ahead_of_time import Steps, published_sizes
 
@@ -121,31 +121,27 @@ def describe(one: dict[str, Any], where: topology.Topology) -> str:
     if "error" in one:
         return f"{head}: does not fit the {size}: {one['error']}"
     memory, seconds = one["memory"], one["seconds"]
-    lines = [f"{head} ({seconds['lower']:.0f} s to trace, {seconds['compile']:.0f} s to compile)"]
-
-    def line(name: str, text: str) -> None:
-        lines.append(f"  {name:<12} {text}")
-
+    lines = {"work": _amount(one["flops"], "FLOP"), "traffic": _amount(one["bytes_accessed"], "B")}
     if memory:
         parts = ", ".join(
-            f"{name} {memory[name] / 1e9:.3f}" for name in ("arguments", "results", "temporaries", "code")
+            f"{part} {memory[part] / 1e9:.3f}" for part in ("arguments", "results", "temporaries", "code")
         )
         verdict = "fits" if one["fits"] else "does not fit"
-        line("memory", f"{memory['total'] / 1e9:.3f} GB ({parts}): {verdict} the {size}")
-    line("work", _amount(one["flops"], "FLOP"))
-    line("traffic", _amount(one["bytes_accessed"], "B"))
+        lines = {"memory": f"{memory['total'] / 1e9:.3f} GB ({parts}): {verdict} the {size}", **lines}
     if (least := where.least_seconds(one["flops"], one["bytes_accessed"])) is not None:
-        line("estimate", f"at least {1e3 * least:.2f} ms at the chip's published peaks: an estimate, not a measurement")
+        lines["estimate"] = f"at least {1e3 * least:.2f} ms at the chip's published peaks, which is no measurement"
     collectives = [f"{v['count']} {k} of {v['bytes'] / 1e6:.2f} MB" for k, v in one["collectives"].items()]
-    line("collectives", ", ".join(collectives) or "none")
+    lines["collectives"] = ", ".join(collectives) or "none"
     for name in ("gathers", "scatters"):
-        line(name, f"{one[name]['count']}, of single pixels {one[name]['of_pixels']}")
+        lines[name] = f"{one[name]['count']}, of single pixels {one[name]['of_pixels']}"
     kernels = [f"{count} {kind}" for kind, count in one["kernels"].items()]
-    line("kernels", f"{sum(one['kernels'].values())}: {', '.join(kernels[:6])}{', ...' if len(kernels) > 6 else ''}")
+    more = ", ..." if len(kernels) > 6 else ""
+    lines["kernels"] = f"{sum(one['kernels'].values())}: {', '.join(kernels[:6])}{more}"
     if one["loops"]:
         inside = sum(one["kernels_in_loops"].values())
-        line("loops", f"{one['loops']}, their bodies counted once: {inside} of the kernels")
-    return "\n".join(lines)
+        lines["loops"] = f"{one['loops']}, their bodies counted once: {inside} of the kernels"
+    head += f" ({seconds['lower']:.0f} s to trace, {seconds['compile']:.0f} s to compile)"
+    return "\n".join([head, *(f"  {name:<12} {text}" for name, text in lines.items())])
 
 
 def _amount(value: float | None, unit: str) -> str:
@@ -155,30 +151,21 @@ def _amount(value: float | None, unit: str) -> str:
 def parser() -> Parser:
     """The command's options."""
     options = Parser("python -m shike_jax compile", __doc__.partition(": ")[2], _EPILOG)
-    options.add_argument(
-        "--config", metavar="FILE[:ARGUMENTS]", help="configuration; --config.FIELD=VALUE changes a field"
-    )
     options.add_argument("--topology", required=True, metavar="DEVICES", help=f"one of {topology.EXPECTED}")
     options.add_argument("--json", type=Path, metavar="FILE", help="write all counts there")
     options.add_argument("--stages", default="", metavar="NAMES", help="comma-separated; default: the first of the run")
-    options.add_argument(
-        "--batch-per-device", type=int, default=0, metavar="N", help="default: the configuration's batch"
-    )
+    about = "default: the configuration's batch"
+    options.add_argument("--batch-per-device", type=int, default=0, metavar="N", help=about)
     options.add_argument("--no-evaluation", action="store_true", help="leave the evaluation step out")
-    options.add_argument(
-        "--classes", type=int, default=0, metavar="C", help="of data of one's own; default: as published"
-    )
+    about = "of data of your own; default: as published"
+    options.add_argument("--classes", type=int, default=0, metavar="C", help=about)
     options.add_argument("--images", type=int, default=0, metavar="N", help="training images of data of your own")
     return options
 
 
 def main(argv: Sequence[str]) -> None:
     """Runs the command."""
-    options = parser()
-    if set(argv) & {"-h", "--help"}:
-        options.parse_args(argv)
-    config, rest = parse_config(argv)
-    args = options.parse_args(rest)
+    config, args = parse_command(parser(), argv)
     for name in ("batch_per_device", "classes", "images"):
         if getattr(args, name) < 0:
             raise UserError(f"--{name.replace('_', '-')}={getattr(args, name)}: expected a number of at least 1")
@@ -194,12 +181,8 @@ def main(argv: Sequence[str]) -> None:
         tell=lambda line: print(line, flush=True),
     )
     if args.json:
-        _write(args.json, {"command": ["shike-jax", "compile", *argv], **result})
-
-
-def _write(path: Path, result: dict[str, Any]) -> None:
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_json(path, result)
-    except OSError as error:
-        raise UserError(f"--json={path}: {error.strerror or error}") from error
+        try:
+            args.json.parent.mkdir(parents=True, exist_ok=True)
+            write_json(args.json, {"command": ["shike-jax", "compile", *argv], **result})
+        except OSError as error:
+            raise UserError(f"--json={args.json}: {error.strerror or error}") from error

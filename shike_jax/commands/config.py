@@ -8,7 +8,7 @@ from typing import Any
 from shike_jax.common.parser import Parser
 from shike_jax.common.text import aligned, say, to_json
 from shike_jax.config import base, stage, to_plain
-from shike_jax.config.loading import parse_config
+from shike_jax.config.loading import parse_command
 
 _EPILOG = """\
 examples:
@@ -23,13 +23,9 @@ the fields.
 def main(argv: Sequence[str]) -> None:
     """Runs the command."""
     parser = Parser("python -m shike_jax config", "Prints a configuration with everything resolved.", _EPILOG)
-    parser.add_argument("--config", metavar="FILE[:ARGS]", help="configuration; --config.FIELD=VALUE changes it")
     parser.add_argument("--changed", action="store_true", help="only what differs from the fields' defaults")
     parser.add_argument("--json", action="store_true", help="as JSON, as WORKDIR/config.json has it")
-    if {"-h", "--help"} & set(argv):
-        parser.parse_args(argv)
-    config, rest = parse_config(argv)
-    args = parser.parse_args(rest)
+    config, args = parse_command(parser, argv)
     if args.json:
         say(to_json(to_plain(config), indent=1))
         return

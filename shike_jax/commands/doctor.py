@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import platform
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from importlib import metadata
 from pathlib import Path
 
@@ -42,19 +42,8 @@ OPTIONAL = {
     ("matplotlib",): "reports and the figure of inspect: extra report",
 }
 ROOM = 2e9  # bytes of free disk below which checkpoints may not fit
-
-
-class Findings:
-    """Lines of facts, and problems with advice."""
-
-    def __init__(self) -> None:
-        """Starts empty."""
-        self.lines: list[str] = []
-        self.problems: list[str] = []
-
-    def fact(self, name: str, value: object) -> None:
-        """Notes a fact."""
-        self.lines.append(f"{name:<22} {value}")
+PROBLEM = "problem"
+Findings = Iterator[tuple[str, object]]  # (name, value) of facts, (PROBLEM, what is wrong and what to do)
 
 
 def _version(names: Sequence[str]) -> str | None:
@@ -66,20 +55,20 @@ def _version(names: Sequence[str]) -> str | None:
     return None
 
 
-def check_versions(findings: Findings) -> None:
+def check_versions() -> Findings:
     """This package, Python and libraries."""
-    findings.fact("shike_jax", __version__)
-    findings.fact("python", f"{platform.python_version()} on {platform.platform()}")
+    yield "shike_jax", __version__
+    yield "python", f"{platform.python_version()} on {platform.platform()}"
     for name in NEEDED:
         version = _version((name,))
-        findings.fact(name, version or "absent")
+        yield name, version or "absent"
         if version is None:
-            findings.problems.append(f"{name} is not installed: pip install -r requirements.txt")
+            yield PROBLEM, f"{name} is not installed: pip install -r requirements.txt"
     for names, use in OPTIONAL.items():
-        findings.fact(names[0], _version(names) or f"absent (only for: {use})")
+        yield names[0], _version(names) or f"absent (only for: {use})"
 
 
-def check_devices(findings: Findings) -> None:
+def check_devices() -> Findings:
     """What JAX computes on, tried with one product."""
     try:
         import jax.numpy as jnp
@@ -90,59 +79,52 @@ def check_devices(findings: Findings) -> None:
         devices = find_devices()
         total = float(jnp.ones((64, 64)).dot(jnp.ones((64, 64))).sum())
     except Exception as error:  # a broken installation fails in many ways
-        findings.problems.append(" ".join(str(error).split())[:300])
+        yield PROBLEM, " ".join(str(error).split())[:300]
         return
-    findings.fact("devices", f"{len(devices)} x {devices[0].device_kind} ({devices[0].platform})")
+    yield "devices", f"{len(devices)} x {devices[0].device_kind} ({devices[0].platform})"
     if total != 64**3:
-        findings.problems.append(f"a product of matrices of ones gave {total}, expected {64**3}: the device is faulty")
+        yield PROBLEM, f"a product of matrices of ones gave {total}, expected {64**3}: the device is faulty"
     if devices[0].platform == "cpu" and shutil.which("nvidia-smi"):
-        findings.problems.append("there is an NVIDIA driver, but JAX uses the CPU: pip install -U 'jax[cuda13]'")
+        yield PROBLEM, "there is an NVIDIA driver, but JAX uses the CPU: pip install -U 'jax[cuda13]'"
     compiled_cache.use_default_folder()
     cache = compiled_cache.folder_in_use()
-    findings.fact("compilation cache", cache or "off (set JAX_COMPILATION_CACHE_DIR to keep compiled programs)")
+    yield "compilation cache", cache or "off (set JAX_COMPILATION_CACHE_DIR to keep compiled programs)"
     if cache and "://" not in cache and Path(cache).exists() and not os.access(cache, os.W_OK):
-        findings.problems.append(f"JAX_COMPILATION_CACHE_DIR={cache} is not writable: choose another folder")
+        yield PROBLEM, f"JAX_COMPILATION_CACHE_DIR={cache} is not writable: choose another folder"
 
 
-def check_machine(findings: Findings) -> None:
+def check_machine() -> Findings:
     """Cores, memory and room on the disk."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    findings.fact("cores", cores)
+    yield "cores", cores
     try:
-        findings.fact("memory", f"{os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES') / 2**30:.0f} GiB")
+        yield "memory", f"{os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES') / 2**30:.0f} GiB"
     except (AttributeError, ValueError, OSError):
-        findings.fact("memory", "unknown")
+        yield "memory", "unknown"
     free = shutil.disk_usage(".").free
-    findings.fact("free disk here", f"{free / 1e9:.0f} GB")
+    yield "free disk here", f"{free / 1e9:.0f} GB"
     if free < ROOM:
-        findings.problems.append(f"only {free / 1e9:.1f} GB are free here: put --workdir on another disk")
+        yield PROBLEM, f"only {free / 1e9:.1f} GB are free here: put --workdir on another disk"
 
 
-def check_data(findings: Findings) -> None:
+def check_data() -> Findings:
     """Data sets that tensorflow-datasets has prepared."""
     named = os.environ.get("TFDS_DATA_DIR")
     folder = Path(named or "~/tensorflow_datasets").expanduser()
-    findings.fact("tfds folder", f"{folder} (from {'$TFDS_DATA_DIR' if named else 'the default'})")
+    yield "tfds folder", f"{folder} (from {'$TFDS_DATA_DIR' if named else 'the default'})"
     if named and not folder.is_dir():
-        findings.problems.append(f"TFDS_DATA_DIR={named}: no such folder; set it to where data sets were prepared")
+        yield PROBLEM, f"TFDS_DATA_DIR={named}: no such folder; set it to where data sets were prepared"
     prepared = sorted({path.parent.relative_to(folder) for path in folder.glob("*/**/dataset_info.json")})
-    findings.fact("prepared data sets", ", ".join(map(str, prepared)) or "none (digits and folders need none)")
+    yield "prepared data sets", ", ".join(map(str, prepared)) or "none (digits and folders need none)"
     if prepared and _version(("tensorflow-datasets",)) is None:
-        findings.problems.append("data sets are prepared, but tensorflow-datasets is not installed to read them")
-
-
-def diagnose() -> Findings:
-    """All checks."""
-    findings = Findings()
-    for check in (check_versions, check_devices, check_machine, check_data):
-        check(findings)
-    return findings
+        yield PROBLEM, "data sets are prepared, but tensorflow-datasets is not installed to read them"
 
 
 def main(argv: Sequence[str]) -> int:
     """Prints the findings; returns 1 when there are problems."""
     Parser("python -m shike_jax doctor", "Says what this machine offers and what is wrong.", _EPILOG).parse_args(argv)
-    findings = diagnose()
-    print("\n".join(findings.lines))
-    print("\n".join(f"problem: {text}" for text in findings.problems) or "no problems found")
-    return 1 if findings.problems else 0
+    found = [item for check in (check_versions, check_devices, check_machine, check_data) for item in check()]
+    problems = [f"problem: {text}" for name, text in found if name == PROBLEM]
+    print("\n".join(f"{name:<22} {value}" for name, value in found if name != PROBLEM))
+    print("\n".join(problems) or "no problems found")
+    return 1 if problems else 0

@@ -52,7 +52,7 @@ val; --tune=test chooses it on the very images that are reported, and flatters. 
 
 
 def describe(summary: dict[str, Any]) -> str:
-    """Returns the scores as text for people; per-class rows for at most 100 classes."""
+    """The scores as text for people; per-class rows for at most 100 classes."""
     data, heads = summary["data"], summary["heads"]
     lines = [f"{data['name']}, {data['part']}: {data['examples']:,} examples, {len(data['class_names'])} classes"]
     lines += [] if data["same_split"] else ["(another split than the checkpoint's)"]
@@ -68,7 +68,13 @@ def describe(summary: dict[str, Any]) -> str:
             rows.append([f"  expert {m + 1}", *(_cell(alone.get(key)) for key in columns)])
         if mirrored := found.get("mirrored"):
             rows.append(["  with mirror images", *(_cell(mirrored[key]) for key in columns)])
-    lines += [*aligned(rows), *_not_finite(summary), *_earlier_heads(summary), ""]
+    wrong = {name: found["not_finite"] for name, found in heads.items() if found["not_finite"]}
+    lines += aligned(rows)
+    lines += [
+        f"The {name} heads' logits of {count:,} of {data['examples']:,} images are not finite: wrong in every score."
+        for name, count in wrong.items()
+    ]
+    lines += [*_earlier_heads(summary), ""]
     rows = [["percent", "differ", "unanimous", "any right", "all right", "none right", "p > 0.5"]]
     for name, found in heads.items():
         shares = found["agreement"]
@@ -83,16 +89,6 @@ def describe(summary: dict[str, Any]) -> str:
     if "post_hoc" in summary:
         lines += ["", *_post_hoc_lines(summary)]
     return "\n".join(lines)
-
-
-def _not_finite(summary: dict[str, Any]) -> list[str]:
-    """Says of how many images the network's output is no finite number."""
-    counts = {name: found["not_finite"] for name, found in summary["heads"].items() if found["not_finite"]}
-    examples = summary["data"]["examples"]
-    return [
-        f"The {name} heads' logits of {count:,} of {examples:,} images are not finite: wrong in every score."
-        for name, count in counts.items()
-    ]
 
 
 def _earlier_heads(summary: dict[str, Any]) -> list[str]:
@@ -184,9 +180,9 @@ def main(argv: Sequence[str]) -> None:
     sets = {"trained": checkpoint.trained_of(classifier), "both": checkpoint.sets_of(classifier)}
     heads = sets.get(args.heads, (args.heads,))
     adjusting = None
-    if not (args.prior is None and args.adjust is None and args.tau is None and args.tune is None):
-        asked = args.prior or "uniform", args.adjust or "auto", args.tau, args.tune or ""
-        adjusting = checkpoint.Adjusting.of(classifier, source, heads, *asked)
+    asked = args.prior, args.adjust, args.tau, args.tune
+    if any(value is not None for value in asked):
+        adjusting = checkpoint.Adjusting(classifier, source, heads, *asked)
     summary, found = checkpoint.evaluate(classifier, config, source, part, heads, args.logits or adjusting is not None)
     if adjusting is not None:
         adjusting.add(summary, found, classifier, config, source)

@@ -14,6 +14,7 @@ import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 from jax import export as jax_export
 
+from shike_jax.commands import classifiers
 from shike_jax.common import atomic
 from shike_jax.common.buckets import downloaded, place
 from shike_jax.common.parser import Parser
@@ -23,7 +24,7 @@ from shike_jax.config import own_files
 from shike_jax.data.tensorflow_data import import_tensorflow
 from shike_jax.errors import UserError
 from shike_jax.evaluation import load_exported as exported
-from shike_jax.evaluation.classifier import Classifier, load, make_classifier
+from shike_jax.evaluation.classifier import Classifier, make_classifier
 
 PLATFORMS = ("cpu", "cuda", "tpu")
 _EPILOG = """\
@@ -44,11 +45,9 @@ PyTree = Any
 
 
 def inference_function(classifier: Classifier) -> tuple[Callable[..., dict[str, jax.Array]], dict[str, np.ndarray]]:
-    """The exported function and its weights.
+    """A pure function of (weights {path: array}, pixels uint8 [N,S,S,3]), and the weights.
 
-    Returns:
-      A pure function of (weights {path: array}, pixels uint8 [N,S,S,3]) giving `probabilities` float32 [N,C] and
-      `logits` float32 [M,N,C]; and the weights.
+    It gives `probabilities` float32 [N,C] and `logits` float32 [M,N,C].
     """
 
     def function(weights: dict[str, jax.Array], images: jax.Array) -> dict[str, jax.Array]:
@@ -60,7 +59,7 @@ def inference_function(classifier: Classifier) -> tuple[Callable[..., dict[str, 
 
 
 def write_jax(classifier: Classifier, folder: Path) -> None:
-    """Writes function.jax, weights.npz and load.py into `folder`."""
+    """Writes function.jax, weights.npz and load.py."""
     function, weights = inference_function(classifier)
     (folder / "function.jax").write_bytes(_serialised(classifier, function, weights))
     np.savez(folder / "weights.npz", **cast(Any, weights))
@@ -76,11 +75,7 @@ def _serialised(classifier: Classifier, function: Callable[..., Any], weights: d
 
 
 def write_saved_model(classifier: Classifier, folder: Path) -> None:
-    """Writes a TensorFlow SavedModel into `folder`: signature `serving_default`, input `images`.
-
-    Raises:
-      UserError: TensorFlow is not installed.
-    """
+    """Writes a TensorFlow SavedModel: signature `serving_default`, input `images`."""
     tf = import_tensorflow("--format=savedmodel")
     from jax.experimental import jax2tf
 
@@ -138,10 +133,7 @@ def describe(classifier: Classifier) -> dict[str, Any]:
 
 
 def export(classifier: Classifier, target: Path, kind: str = "jax") -> None:
-    """Writes the folder `target`, wholly or not at all.
-
-    Args:
-      kind: `jax` or `savedmodel`.
+    """Writes the folder `target`, wholly or not at all, by one of `WRITERS`.
 
     Raises:
       UserError: the folder holds something already or cannot be written; TensorFlow is needed and absent.
@@ -181,9 +173,6 @@ def export_again(folder: Path) -> str:
     """Replaces function.jax, and model.json with it, by what the installed JAX writes; returns the version before.
 
     weights.npz stays, and so does load.py, which may have been changed.
-
-    Raises:
-      UserError: see `read_export`; not writable.
     """
     classifier = read_export(folder)
     serialised = _serialised(classifier, *inference_function(classifier))
@@ -199,19 +188,10 @@ def export_again(folder: Path) -> str:
 def parser() -> Parser:
     """The command's options."""
     found = Parser("python -m shike_jax export", "Writes a classifier for use without this package.", _EPILOG)
-    found.add_argument(
-        "--checkpoint",
-        metavar="DIR",
-        help="a run's work directory, its weights/STAGE, or converted weights",
-    )
-    own_files.add_option(found)
+    classifiers.add_options(found, required=False)
+    classifiers.add_mirror(found)
     found.add_argument("--output", type=place, metavar="DIR", help="folder to write; new or empty")
     found.add_argument("--again", type=place, metavar="DIR", help="an export whose function is made again, in place")
-    found.add_argument(
-        "--head", default="", metavar="SET", help="representation or classifier; default: what the run trained last"
-    )
-    about = "average the logits of each image and its mirror image; for networks trained with flips"
-    found.add_argument("--mirror", action="store_true", help=about)
     found.add_argument("--format", default="jax", choices=tuple(WRITERS), help="default: jax")
     return found
 
@@ -219,8 +199,8 @@ def parser() -> Parser:
 def main(argv: Sequence[str]) -> None:
     """Runs the command."""
     args = parser().parse_args(argv)
-    own_files.register(args.config)
     if args.again:
+        own_files.register(args.config)
         if args.checkpoint or args.output:
             raise UserError(f"--again={args.again}: expected neither --checkpoint nor --output with it")
         before = export_again(args.again)
@@ -228,5 +208,5 @@ def main(argv: Sequence[str]) -> None:
         return
     if not args.checkpoint or not args.output:
         raise UserError("--checkpoint and --output are needed, or --again; see python -m shike_jax export --help")
-    export(load(args.checkpoint, args.head, mirror=args.mirror), args.output, args.format)
+    export(classifiers.loaded(args), args.output, args.format)
     print(f"{args.output}: {', '.join(sorted(p.name for p in args.output.iterdir()))}")

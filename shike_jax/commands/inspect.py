@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 from shike_jax.common.extras import optional
 from shike_jax.common.parser import Parser
 from shike_jax.common.text import aligned, printable, say, to_json
-from shike_jax.config.loading import parse_config
+from shike_jax.config.loading import parse_command
 from shike_jax.data import sources
 from shike_jax.data.held_out import evaluated_part
 from shike_jax.data.host_pipeline import HostPipeline
@@ -35,7 +35,7 @@ VIEWS = 7  # augmented views of one image on the sheet
 
 
 def summary(split: Split, test_part: str) -> dict[str, Any]:
-    """Returns what the JSON file holds: plain numbers, strings and lists."""
+    """What the JSON file holds: plain numbers, strings and lists."""
     return {
         "name": split.name,
         "rule": split.rule,
@@ -83,11 +83,7 @@ def histogram(counts: np.ndarray, rows: int = 10, width: int = 50) -> list[str]:
 
 
 def check_images(source: Source, config: ConfigDict) -> None:
-    """Decodes every image of every part; `source.report` then names those that cannot be read.
-
-    Raises:
-      UserError: under policy `stop`, or beyond the limit.
-    """
+    """Decodes every image of every part; `source.report` then names those that cannot be read."""
     for name, part in source.split.parts.items():
         padded = np.arange(-(-len(part) // 64) * 64).reshape(-1, 64)
         plan = {"index": np.minimum(padded, len(part) - 1), "mask": (padded < len(part)).astype(np.float32)}
@@ -156,14 +152,10 @@ def main(argv: Sequence[str]) -> None:
         "Shows the split of a configuration: sizes, class counts, divisions, hash, samples.",
         _EPILOG,
     )
-    parser.add_argument("--config", metavar="FILE[:ARGS]", help="configuration; --config.field=value changes fields")
     parser.add_argument("--json", type=Path, help="file to write the numbers to")
     parser.add_argument("--figure", type=Path, help=".png or .pdf: class-count curve and a sheet of augmented samples")
     parser.add_argument("--check", action="store_true", help="decode every image and report the unreadable ones")
-    if {"-h", "--help"} & set(argv):
-        parser.parse_args(argv)
-    config, rest = parse_config(argv)
-    options = parser.parse_args(rest)
+    config, options = parse_command(parser, argv)
     if options.figure:
         optional("matplotlib", f"--figure={options.figure}")
     source = sources.load(config.data)

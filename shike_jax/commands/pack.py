@@ -6,7 +6,7 @@ import os
 from collections.abc import Sequence
 
 from shike_jax.common.parser import Parser
-from shike_jax.config.loading import parse_config
+from shike_jax.config.loading import parse_command
 from shike_jax.data import arrays, sources
 
 _EPILOG = """\
@@ -26,12 +26,9 @@ def main(argv: Sequence[str]) -> None:
         "Writes a small-image split (CIFAR, digits) with its images as one compressed .npz file.",
         _EPILOG,
     )
-    parser.add_argument("--config", metavar="FILE[:ARGS]", help="configuration; --config.field=value changes fields")
     parser.add_argument("--output", required=True, metavar="FILE.npz", help="file to write; must not exist")
-    if {"-h", "--help"} & set(argv):
-        parser.parse_args(argv)
-    config, rest = parse_config(argv)
-    output = parser.parse_args(rest).output
+    config, args = parse_command(parser, argv)
+    output = args.output
     arrays.check_output(output)
     source = sources.load(config.data)
     arrays.save(source, output)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import functools
 import os
 import sys
@@ -29,9 +30,6 @@ def parse_config(argv: Sequence[str]) -> tuple[ConfigDict, list[str]]:
 
     FILE is a path, or else `configs/NAME.py` or `NAME` of a configuration that comes with the package.
 
-    Args:
-      argv: command-line arguments without the program's name.
-
     Returns:
       The validated configuration, and the arguments that do not concern it.
 
@@ -48,6 +46,16 @@ def parse_config(argv: Sequence[str]) -> tuple[ConfigDict, list[str]]:
     root = next((a.partition("=")[2] for a in reversed(mine) if a.startswith("--config.data.root=")), "")
     with stated(root=root):  # files that look into the folder look at the one that will be used
         return _parsed(functools.partial(config_flags.DEFINE_config_file, "config"), mine, path), rest
+
+
+def parse_command(parser: argparse.ArgumentParser, argv: Sequence[str]) -> tuple[ConfigDict, argparse.Namespace]:
+    """The configuration and the options of a command. Its help page, which gets --config too, needs none."""
+    about = "configuration; --config.FIELD=VALUE changes a field"
+    parser.add_argument("--config", metavar="FILE[:ARGUMENTS]", help=about)
+    if {"-h", "--help"} & set(argv):
+        parser.parse_args(argv)
+    config, rest = parse_config(argv)
+    return config, parser.parse_args(rest)
 
 
 def load_config(name: str | os.PathLike[str], **arguments: Any) -> ConfigDict:
@@ -85,14 +93,9 @@ def describe_fields(word: str = "") -> list[str]:
 
 
 def find_config(file: str, said: str = "--config=") -> Path:
-    """Returns the configuration that `file` names: a path, else `NAME`, `NAME.py` or `configs/NAME[.py]` as shipped.
+    """The configuration that `file` names: a path, else `NAME`, `NAME.py` or `configs/NAME[.py]` as shipped.
 
-    Args:
-      file: what the user wrote.
-      said: how, for the message.
-
-    Raises:
-      UserError: there is none; names those that come with the package.
+    Where there is none, the UserError begins with `said` and names those that come with the package.
     """
     path = Path(file)
     if path.is_file():
@@ -114,11 +117,7 @@ def _with_found_file(argument: str) -> str:
 def override_config(plain: Mapping[str, Any], argv: Sequence[str]) -> tuple[ConfigDict, list[str]]:
     """Changes a stored configuration by any `--config.field=value`; fields that it lacks get their defaults.
 
-    Args:
-      plain: nested dicts, as checkpoints keep them.
-      argv: command-line arguments without the program's name and without `--config=FILE`.
-
-    Returns, raises: as `parse_config`.
+    Returns and raises what `parse_config` does.
     """
     mine, rest = split_arguments(argv)
     config = base()
@@ -134,9 +133,6 @@ def checkpoint_config(meta: Mapping[str, Any], arguments: Sequence[str] = ()) ->
     """The configuration to evaluate a checkpoint with: its own, changed or replaced by --config arguments.
 
     The view of an image (size, resizing, mean, std) stays the one that the network was trained on.
-
-    Args:
-      meta: of the checkpoint.
 
     Raises:
       UserError: a checkpoint without configuration and no --config, and all that `parse_config` raises.

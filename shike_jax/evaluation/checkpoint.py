@@ -7,7 +7,7 @@ import functools
 import math
 import os
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,14 +25,12 @@ from shike_jax.data.views import device_augment
 from shike_jax.errors import UserError
 from shike_jax.evaluation import metrics, post_hoc
 from shike_jax.evaluation.classifier import Classifier, check_mirror
-from shike_jax.evaluation.evaluator import Arrays, Evaluator, augmented_view, plain_views
+from shike_jax.evaluation.evaluator import Arrays, Evaluator, Seen, augmented_view, plain_views
 from shike_jax.methods import ADJUSTMENTS
 from shike_jax.methods.scores import describe_scores
 from shike_jax.models import HEAD_SETS
 from shike_jax.models.calling import head_sets
 from shike_jax.storage.checkpoints import load_weights
-
-CHECKPOINT_FACTS = ("stage", "stage_index", "digest", "heads", "model", "version")
 
 
 def evaluate(
@@ -46,12 +44,9 @@ def evaluate(
     """Scores one part of the data with each set of classifiers of a checkpoint, on all devices.
 
     Args:
-      classifier: the checkpoint.
       config: `data` and `eval` are used; image size, mean and std are the checkpoint's (`checkpoint_config`).
       source: of `config.data`, whose classes are those of the checkpoint by name (`with_classes_of`).
-      part: of the split.
       heads: sets of classifiers; empty: all that the network tells apart.
-      keep_logits: return them too.
 
     Returns:
       The summary: `checkpoint` facts, `data`, `heads` {set: `metrics.analyse`} and `scores`, what these mean. With
@@ -65,23 +60,15 @@ def evaluate(
     split, classes = source.split, source.split.num_classes
     if part not in split.parts or not len(split.parts[part]):
         raise UserError(f"--part={part}: expected one of {', '.join(k for k, v in split.parts.items() if len(v))}")
-    feed, examples = make_feeds(source, config)[part], len(split.parts[part])
-    variables = parallel.replicate(classifier.variables)
-
-    def predictions(keep_logits: bool, mirror: bool) -> dict[str, Arrays]:
-        seen = plain_views(classifier.mean, classifier.std, classifier.dtype, mirror)
-        evaluator = Evaluator(classifier.network, feed, examples, config.eval.batch_size, seen)
-        with meter(
-            f"{split.name}, {part}{', mirrored too' if mirror else ''}", evaluator.batches, sys.stderr
-        ) as update:
-            return evaluator(variables, heads, keep_logits, update)
-
     if config.eval.mirror:
         check_mirror(classifier.meta)
-    found = predictions(keep_logits, False)
+    predict = _predictor(classifier, config, source, part, heads)
+    view = classifier.mean, classifier.std, classifier.dtype
+    found = predict(plain_views(*view), keep_logits=keep_logits)
     label, bad = found[""]["label"], source.report.bad_images()
+    facts = ("stage", "stage_index", "digest", "heads", "model", "version")
     summary = {
-        "checkpoint": {fact: classifier.meta.get(fact) for fact in CHECKPOINT_FACTS},
+        "checkpoint": {fact: classifier.meta.get(fact) for fact in facts},
         "data": {
             "name": split.name,
             "part": part,
@@ -98,10 +85,25 @@ def evaluate(
         "scores": describe_scores(),
     }
     if config.eval.mirror:
-        for name, arrays in predictions(False, True).items():
-            if name:
-                summary["heads"][name]["mirrored"] = metrics.analyse(arrays, label, classes, split.divisions)
+        mirrored = predict(plain_views(*view, mirror=True), ", mirrored too")
+        for name in heads:
+            summary["heads"][name]["mirrored"] = metrics.analyse(mirrored[name], label, classes, split.divisions)
     return summary, found
+
+
+def _predictor(
+    classifier: Classifier, config: ConfigDict, source: sources.Source, part: str, heads: Sequence[str]
+) -> Callable[..., dict[str, Arrays]]:
+    """A function of what is seen of a batch to what `Evaluator` finds; a bar shows how far it is."""
+    feed, examples = make_feeds(source, config)[part], len(source.split.parts[part])
+    variables = parallel.replicate(classifier.variables)
+
+    def predict(seen: Seen, about: str = "", keep_logits: bool = False, view: int = 0) -> dict[str, Arrays]:
+        evaluator = Evaluator(classifier.network, feed, examples, config.eval.batch_size, seen, view=view)
+        with meter(f"{source.split.name}, {part}{about}", evaluator.batches, sys.stderr) as update:
+            return evaluator(variables, heads, keep_logits, update)
+
+    return predict
 
 
 def sets_of(classifier: Classifier) -> tuple[str, ...]:
@@ -114,19 +116,12 @@ def view_logits(
 ) -> dict[str, tuple[np.ndarray, ...]]:
     """Logits [M,N,C] of `count` further views of each image that can be read, augmented as `config.augment` says.
 
-    Args: as for `evaluate`.
-
-    Returns:
-      {set of classifiers: one array for each view}.
+    Returns {set of classifiers: one array for each view}; arguments as for `evaluate`.
     """
-    feed, examples = make_feeds(source, config)[part], len(source.split.parts[part])
-    variables, augment = parallel.replicate(classifier.variables), device_augment(config, classifier.dtype)
+    augment, predict = device_augment(config, classifier.dtype), _predictor(classifier, config, source, part, heads)
     found: dict[str, tuple[np.ndarray, ...]] = dict.fromkeys(heads, ())
     for number in range(1, count + 1):
-        seen = augmented_view(augment, config.seed, number)
-        evaluator = Evaluator(classifier.network, feed, examples, config.eval.batch_size, seen, view=number)
-        with meter(f"{source.split.name}, {part}, view {number}", evaluator.batches, sys.stderr) as update:
-            arrays = evaluator(variables, heads, True, update)
+        arrays = predict(augmented_view(augment, config.seed, number), f", view {number}", True, number)
         found = {name: (*views, arrays[name]["logits"]) for name, views in found.items()}
     return found
 
@@ -145,11 +140,6 @@ def _source(data: str) -> sources.Source:
 def meta_of(path: Any) -> dict[str, Any]:
     """What the weights that a run ended with remember of it; raises UserError where there are none."""
     return load_weights(path)[1]
-
-
-def digest_of(path: Path) -> str:
-    """The digest of the weights that a run ended with; raises UserError where there are none that can be read."""
-    return load_weights(str(path))[1]["digest"]
 
 
 def with_classes_of(classifier: Classifier, source: sources.Source) -> sources.Source:
@@ -239,58 +229,44 @@ def _trained_on(config: ConfigDict, classifier: Classifier) -> bool:
         return False
 
 
-@dataclasses.dataclass(frozen=True)
 class Adjusting:
     """An adjustment to the shares of the classes in the images to classify, checked before anything is computed.
 
-    Attributes:
-      text, prior: the prior as it was named, and its shares [C].
-      adjust: name of the adjustment for each set of classifiers.
-      tau: its strength.
-      tune: the part that chooses tau; empty: none.
+    Args:
+      source: with the checkpoint's classes (`with_classes_of`).
+      heads: sets of classifiers.
+      prior: as for `post_hoc.read_prior`; None: uniform.
+      adjust: a registered name, or `auto` (None): by the losses that trained.
+      tau: None: 1, or chosen on the part `tune`.
+
+    Raises:
+      UserError: an unknown name or part, a tau that is not finite, or both tau and a part that chooses it.
     """
 
-    text: str
-    prior: np.ndarray
-    adjust: dict[str, str]
-    tau: float
-    tune: str
-
-    @classmethod
-    def of(
-        cls,
+    def __init__(
+        self,
         classifier: Classifier,
         source: sources.Source,
         heads: Sequence[str],
-        prior: str = "uniform",
-        adjust: str = "auto",
-        tau: float | None = None,
-        tune: str = "",
-    ) -> Adjusting:
-        """Reads and checks what is asked for.
-
-        Args:
-          prior: as for `post_hoc.read_prior`.
-          adjust: a registered name, or `auto`: by the losses that trained.
-          tau: None: 1, or chosen on the part `tune`.
-
-        Raises:
-          UserError: an unknown name or part, a tau that is not finite, or both tau and a part that chooses it.
-        """
+        prior: str | None,
+        adjust: str | None,
+        tau: float | None,
+        tune: str | None,
+    ) -> None:
         if tau is not None and tune:
             raise UserError(f"--tau={tau:g} with --tune: expected one of them")
-        strength = 1.0 if tau is None else tau
-        if not math.isfinite(strength):
-            raise UserError(f"--tau={strength}: expected a finite number")
+        self.tau, self.tune, self.text = 1.0 if tau is None else tau, tune or "", prior or "uniform"
+        if not math.isfinite(self.tau):
+            raise UserError(f"--tau={self.tau}: expected a finite number")
         split = source.split
         sizes = {name: len(part) for name, part in split.parts.items()}
         if tune and not sizes.get(tune):
             known = ", ".join(name for name, size in sizes.items() if size)
             more = " (runs with config.data.validation have a part val)" if tune == "val" else ""
             raise UserError(f"--tune={tune}: {split.name} has no such part; expected one of {known}{more}")
-        shares = post_hoc.read_prior(prior, split.class_names, split.class_counts)
+        self.prior = post_hoc.read_prior(self.text, split.class_names, split.class_counts)
         run = classifier.meta.get("config")
-        return cls(prior, shares, {n: post_hoc.choose_adjustment(adjust, n, run) for n in heads}, strength, tune)
+        self.adjust = {name: post_hoc.choose_adjustment(adjust or "auto", name, run) for name in heads}
 
     def add(
         self,
@@ -302,7 +278,6 @@ class Adjusting:
     ) -> None:
         """Adds `post_hoc` to the summary and to each of its sets of classifiers; `found` must hold logits."""
         tuning = evaluate(classifier, config, source, self.tune, tuple(self.adjust), True)[1] if self.tune else None
-        source = with_classes_of(classifier, source)
         wanted = max(ADJUSTMENTS[adjust].options["views"] for adjust in self.adjust.values()) - 1
         part, heads = summary["data"]["part"], tuple(self.adjust)
         views = {

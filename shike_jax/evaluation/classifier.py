@@ -69,7 +69,7 @@ class Classifier:
         >>> load("run")(np.zeros((5, 16, 16, 3), np.uint8)).shape
         (3, 5, 10)
         """
-        return self._in_batches(self._checked(images), self._logits)
+        return self._called(self._logits, images)
 
     def predict(self, images: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
         """Classes int64 [N] (indices into `class_names`) and probabilities float32 [N,C]; images as for a call.
@@ -91,7 +91,7 @@ class Classifier:
         (3, 5, 16)
         """
         self._require_features()
-        return self._in_batches(self._checked(images), self._pooled)
+        return self._called(self._pooled, images)
 
     def save(self, folder: str | os.PathLike[str]) -> None:
         """Writes the classifier into a new folder, from which `load` reads it: safetensors, config.json and a card.
@@ -164,7 +164,7 @@ class Classifier:
         """Whether it takes RGB images, which pictures can be made into."""
         return len(self.input.shape) == 3 and self.input.shape[-1] == 3 and self.input.dtype == jnp.uint8
 
-    def _checked(self, images: ArrayLike) -> np.ndarray:
+    def _called(self, call: Callable[[PyTree, ArrayLike], jax.Array], images: ArrayLike) -> np.ndarray:
         pixels, one = np.asarray(images), self.input
         kinds = (np.uint8, np.float32) if self.is_of_images else (one.dtype,)
         if pixels.ndim == 0 or pixels.shape[1:] != one.shape or pixels.dtype not in kinds:
@@ -172,16 +172,7 @@ class Classifier:
             expected = f"{named} ({', '.join(map(str, ('N', *one.shape)))}{',' if not one.shape else ''})"
             raise UserError(f"images {pixels.dtype} {pixels.shape}: expected {expected}")
         self.remark(pixels)
-        return pixels
-
-    def _in_batches(self, images: np.ndarray, call: Callable[[PyTree, ArrayLike], jax.Array]) -> np.ndarray:
-        """A compiled function's results [M,N,...], computed in batches of one size, so that it compiles once."""
-        size, found = min(BATCH, max(len(images), 1)), []
-        for start in range(0, max(len(images), 1), size):
-            part = images[start : start + size]
-            padding = [(0, size - len(part)), *[(0, 0)] * (part.ndim - 1)]
-            found.append(np.asarray(call(self.variables, np.pad(part, padding)))[:, : len(part)])
-        return np.concatenate(found, 1)
+        return _in_batches(call, self.variables, pixels, min(BATCH, max(len(pixels), 1)))
 
     def apply(self, variables: PyTree, images: jax.Array) -> jax.Array:
         """Images [B,H,W,3], uint8 or float and normalised, to logits float32 [M,B,C]; pure, for `jax.jit`."""
@@ -297,7 +288,6 @@ class BatchedLogits:
     """Logits of batches of at most one size: smaller ones are padded, so each image shape compiles once."""
 
     def __init__(self, classifier: Classifier, batch_size: int) -> None:
-        """Args: batch_size: images that the device sees at once."""
         self._variables, self._batch_size = classifier.variables, batch_size
         self._apply, self._remark = jax.jit(classifier.apply), classifier.remark
         self._seen = False
@@ -307,6 +297,16 @@ class BatchedLogits:
         if not self._seen:  # the first batch tells how the images come
             self._remark(images)
             self._seen = True
-        padding = [(0, self._batch_size - len(images)), *[(0, 0)] * (images.ndim - 1)]
-        logits = self._apply(self._variables, np.pad(images, padding))
-        return np.asarray(logits)[:, : len(images)]
+        return _in_batches(self._apply, self._variables, images, self._batch_size)
+
+
+def _in_batches(
+    call: Callable[[PyTree, ArrayLike], jax.Array], variables: PyTree, images: np.ndarray, size: int
+) -> np.ndarray:
+    """A compiled function's results [M,N,...], computed in batches of one size, so that it compiles once."""
+    found = []
+    for start in range(0, max(len(images), 1), size):
+        part = images[start : start + size]
+        padding = [(0, size - len(part)), *[(0, 0)] * (part.ndim - 1)]
+        found.append(np.asarray(call(variables, np.pad(part, padding)))[:, : len(part)])
+    return np.concatenate(found, 1)

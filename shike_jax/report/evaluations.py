@@ -14,7 +14,7 @@ from shike_jax.common.buckets import downloaded
 from shike_jax.common.text import parse_json, slug
 from shike_jax.config.loading import checkpoint_config
 from shike_jax.errors import UserError
-from shike_jax.evaluation.checkpoint import digest_of, evaluate_as_trained, save
+from shike_jax.evaluation.checkpoint import evaluate_as_trained, meta_of, save
 from shike_jax.evaluation.classifier import load
 from shike_jax.report.runs import Run
 
@@ -22,14 +22,11 @@ from shike_jax.report.runs import Run
 def evaluation(run: Run, folder: Path, compute: bool) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
     """The summary of a run's test part, and what is known of each image: arrays as `evaluate --output` names them.
 
-    Looked for in `RUN/evaluation.npz`, as `evaluate --output` writes it, then in `folder`, then computed.
-
-    Args:
-      folder: where computed ones are kept.
-      compute: False: only read.
+    Looked for in `RUN/evaluation.npz`, which `evaluate --output` may have written, then in `folder`; computed ones are
+    kept there.
 
     Raises:
-      UserError: there is none and it cannot be computed (no weights, no data) or may not be.
+      UserError: there is none and it cannot be computed (no weights, no data), or may not be (`compute`).
     """
     known = hashlib.sha256(json.dumps([str(run.path), run.results], sort_keys=True).encode()).hexdigest()[:12]
     cached = folder / f"{slug(run.results['name'])}-seed{run.seed}-{known}.npz"
@@ -68,6 +65,6 @@ def _read(path: Path, run: Run) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
 def _digest(run: Run) -> str | None:
     """The digest of the weights that the run ended with; None where the run has not kept any that can be read."""
     try:
-        return digest_of(run.path)
+        return meta_of(run.path)["digest"]
     except UserError:
         return None
