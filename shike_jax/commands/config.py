@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 from shike_jax.common.parser import Parser
 from shike_jax.common.text import aligned, say, to_json
 from shike_jax.config import base, stage, to_plain
+from shike_jax.config.fields import flat
 from shike_jax.config.loading import parse_command
 
 _EPILOG = """\
@@ -29,20 +29,12 @@ def main(argv: Sequence[str]) -> None:
     if args.json:
         say(to_json(to_plain(config), indent=1))
         return
-    plain, defaults = to_plain(config), to_plain(base())
-    defaults["stages"] = {name: to_plain(stage()) for name in plain["stages"]}
-    known = dict(_flat(defaults))
+    defaults = base()
+    defaults.stages = {name: stage() for name in config.stages}
+    known = flat(to_plain(defaults))
     rows = [
         [field, repr(tuple(value) if isinstance(value, list) else value)]
-        for field, value in _flat(plain)
+        for field, value in flat(to_plain(config)).items()
         if not args.changed or field not in known or known[field] != value
     ]
     say("\n".join(aligned(rows, left=(0, 1))))
-
-
-def _flat(plain: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
-    found: list[tuple[str, Any]] = []
-    for name, value in plain.items():
-        inner = isinstance(value, Mapping) and value
-        found += _flat(value, f"{prefix}{name}.") if inner else [(prefix + name, value)]
-    return found

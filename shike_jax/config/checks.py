@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from ml_collections import ConfigDict
 
-from shike_jax.config.fields import GONE, fields_of
+from shike_jax.config.fields import GONE, fields_of, flat
 from shike_jax.errors import UserError
 from shike_jax.methods import LOSSES, OPTIMIZERS, SAMPLERS, SCHEDULES, StageLength
 from shike_jax.methods.feature_hooks import FEATURE_HOOKS
@@ -18,17 +18,14 @@ from shike_jax.methods.optimizers import is_optimizer
 
 
 def validate(config: ConfigDict, stages: bool = True) -> None:
-    """Checks every field and what fields must satisfy together.
+    """Raises UserError for the first field that is wrong, alone or with others: its value, and what is expected.
 
     Args:
       stages: check the stages too, and that no field is unknown. Evaluating a checkpoint needs neither the losses and
         samplers that trained it nor the version that wrote it.
-
-    Raises:
-      UserError: the first field that is wrong, with its value and what is expected.
     """
     names = tuple(config.run) if stages and isinstance(config.run, tuple | list) else ()
-    declared, found = fields_of(name for name in names if name in config.stages), dict(_leaves(config))
+    declared, found = fields_of(name for name in names if name in config.stages), flat(config.to_dict())
     if stages:
         _require_known(found, declared, names)
     for path, field in declared.items():
@@ -41,16 +38,6 @@ def validate(config: ConfigDict, stages: bool = True) -> None:
     _validate_data(config)
     for name in names:
         _validate_stage(f"stages.{name}", config.stages[name], config)
-
-
-def _leaves(node: Mapping[str, Any] | ConfigDict, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Dotted path and value of every field; `optimizer_options` is one field."""
-    for key, value in node.items():
-        path = f"{prefix}{key}"
-        if isinstance(value, Mapping | ConfigDict) and key != "optimizer_options":
-            yield from _leaves(value, f"{path}.")
-        else:
-            yield path, value
 
 
 def _require_known(found: Mapping[str, Any], declared: Mapping[str, Any], names: tuple[str, ...]) -> None:

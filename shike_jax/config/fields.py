@@ -14,6 +14,7 @@ import re
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
+from flax.traverse_util import flatten_dict, unflatten_dict
 from ml_collections import ConfigDict
 
 from shike_jax.common.colours import CIFAR_MEAN, CIFAR_STD
@@ -285,24 +286,18 @@ def stage_fields() -> dict[str, Field]:
 
     SHIKE's losses are `ce`, `nt` (its weight is alpha of eq. 10), `mu` (beta of eq. 10) and `balanced` (eq. 11).
     """
-    weights = {
-        f"loss.{name}": Field(float(name == "ce"), f"weight of the loss {name}; 0: off", low=0) for name in LOSSES
-    }
-    parameters = LOSSES.parameters().items()
-    strengths: dict[str, Field] = {}
+    fields = dict(_STAGE)
     entries: tuple[Any, ...] = (*MIXINGS.entries(), *FEATURE_HOOKS.entries())
     for entry in entries:
-        if entry.name in _STAGE or entry.name in strengths or entry.name == "loss":
-            raise UserError(
-                f"{entry.name!r}: config.stages.NAME.{entry.name} is a field already; expected another name"
-            )
-        strengths[entry.name] = Field(0.0, entry.options["about"], low=0, high=entry.options["high"])
-    return {
-        **_STAGE,
-        **strengths,
-        **weights,
-        **{f"loss.{n}": Field.declared(d, "parameter of a loss") for n, d in parameters},
-    }
+        if entry.name in fields or entry.name == "loss":
+            taken = f"config.stages.NAME.{entry.name} is a field already"
+            raise UserError(f"{entry.name!r}: {taken}; expected another name")
+        fields[entry.name] = Field(0.0, entry.options["about"], low=0, high=entry.options["high"])
+    for name in LOSSES:
+        fields[f"loss.{name}"] = Field(float(name == "ce"), f"weight of the loss {name}; 0: off", low=0)
+    for name, declared in LOSSES.parameters().items():
+        fields[f"loss.{name}"] = Field.declared(declared, "parameter of a loss")
+    return fields
 
 
 def fields_of(stages: Iterable[str]) -> dict[str, Field]:
@@ -335,28 +330,26 @@ def tells_apart(path: str) -> bool:
 
 
 def base() -> ConfigDict:
-    """Returns a configuration that holds every field at its default; no stage is listed yet."""
+    """A configuration that holds every field at its default; no stage is listed yet."""
     config = _with_values(_run_fields())
     config.stages = ConfigDict()
     return config
 
 
 def stage(**changes: Any) -> ConfigDict:
-    """Returns one stage at its defaults (representation learning with cross-entropy), with `changes` applied."""
+    """One stage at its defaults (representation learning with cross-entropy), with `changes` applied."""
     one = _with_values(stage_fields())
     one.update(changes)
     return one
 
 
 def _with_values(fields: Mapping[str, Field]) -> ConfigDict:
-    nested: dict[str, Any] = {}
-    for path, field in fields.items():
-        *rooms, name = path.split(".")
-        node = nested
-        for room in rooms:
-            node = node.setdefault(room, {})
-        node[name] = field.default
-    return ConfigDict(nested)
+    return ConfigDict(unflatten_dict({path: field.default for path, field in fields.items()}, sep="."))
+
+
+def flat(plain: Mapping[str, Any]) -> dict[str, Any]:
+    """Dotted path and value of every field of nested dicts; `optimizer_options` is one field."""
+    return flatten_dict(plain, sep=".", is_leaf=lambda path, _: path[-1:] == ("optimizer_options",))
 
 
 # Speed switches of version 0.1. They never changed a number, so runs and commands that name them go on without them.
@@ -394,15 +387,11 @@ def _filled(plain: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, 
 
 
 def to_plain(config: Mapping[str, Any] | ConfigDict) -> dict[str, Any]:
-    """Returns the configuration as nested dicts, tuples as lists: what JSON holds and what runs are compared by."""
-    if isinstance(config, ConfigDict):
-        config = config.to_dict()
-    return {k: _plain_value(v) for k, v in sorted(config.items())}
+    """The configuration as nested dicts, tuples as lists: what JSON holds and what runs are compared by."""
 
+    def plain(value: Any) -> Any:
+        if isinstance(value, Mapping):
+            return {key: plain(item) for key, item in sorted(value.items())}
+        return [plain(item) for item in value] if isinstance(value, tuple | list) else value
 
-def _plain_value(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return to_plain(value)
-    if isinstance(value, tuple | list):
-        return [_plain_value(item) for item in value]
-    return value
+    return plain(config.to_dict() if isinstance(config, ConfigDict) else config)

@@ -26,9 +26,6 @@ def register(files: Sequence[str]) -> None:
 
     Args:
       files: paths, or names of configurations that come with the package; what follows a colon is left out.
-
-    Raises:
-      UserError: there is no such file, or it fails.
     """
     for given in files:
         path = find_config(expanded(given).partition(":")[0])

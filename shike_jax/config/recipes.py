@@ -97,7 +97,7 @@ def parse_arguments(text: str | None, presets: Sequence[str] = (), **defaults: A
       defaults: argument names with defaults; values take the defaults' types.
 
     Raises:
-      UserError: unknown preset or argument, or a value of another type.
+      UserError: unknown preset or argument, a value of another type, or a quotation mark that is not closed.
     """
     values = dict(defaults)
     if presets:
@@ -121,11 +121,7 @@ def parse_arguments(text: str | None, presets: Sequence[str] = (), **defaults: A
 
 
 def _separated(text: str) -> list[str]:
-    """Splits at commas outside quotation marks, which enclose a whole value and are dropped.
-
-    Raises:
-      UserError: a quotation mark that is not closed.
-    """
+    """Splits at commas outside quotation marks, which enclose a whole value and are dropped."""
     items, mark = [""], ""
     for character in text:
         if mark:

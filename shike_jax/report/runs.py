@@ -13,31 +13,24 @@ from typing import Any
 from shike_jax.common import buckets
 from shike_jax.common.text import parse_json
 from shike_jax.config import paper, with_defaults
-from shike_jax.config.fields import tells_apart
+from shike_jax.config.fields import flat, tells_apart
 
 ABLATED = ("model.depths", "model.fusion", ".loss.mu", ".loss.nt")  # what tables 4 and 5 vary (ends of field names)
 
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-    """One work directory with results.
-
-    Attributes:
-      path: of the work directory.
-      results: the content of results.json.
-    """
+    """One work directory, with the content of its results.json."""
 
     path: Path
     results: dict[str, Any]
 
     @property
     def config(self) -> dict[str, Any]:
-        """The configuration of the run, as nested dicts."""
         return self.results["config"]
 
     @property
     def seed(self) -> int:
-        """The seed of the run."""
         return self.results["seed"]
 
     @property
@@ -48,7 +41,6 @@ class Run:
 
     @property
     def epochs(self) -> tuple[int, ...]:
-        """The epochs of each stage."""
         return tuple(stage["epochs"] for stage in self.results["stages"])
 
     @property
@@ -72,15 +64,9 @@ class Run:
     def settings(self) -> dict[str, Any]:
         """Dotted field to value, without the seed, what has no influence on results, and stages that are not run."""
         unused = tuple(f"stages.{name}." for name in self.config["stages"] if name not in self.config["run"])
-        flat = _flatten(self.config)
-        return {k: v for k, v in flat.items() if k != "seed" and tells_apart(k) and not k.startswith(unused)}
-
-
-def _flatten(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in config.items():
-        flat |= _flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
-    return flat
+        return {
+            k: v for k, v in flat(self.config).items() if k != "seed" and tells_apart(k) and not k.startswith(unused)
+        }
 
 
 @dataclasses.dataclass
@@ -99,7 +85,6 @@ class Group:
 
     @property
     def first(self) -> Run:
-        """The run with the lowest seed."""
         return self.runs[0]
 
     def values(self, key: str, stage: int = -1) -> list[float]:
@@ -126,11 +111,7 @@ def spread(values: Sequence[float], digits: int = 2) -> str:
 
 
 def collect(folders: Sequence[Path]) -> tuple[list[Run], list[str]]:
-    """Reads every results.json below the folders.
-
-    Returns:
-      The runs in order of path, and one line for each file that is not the results of a run.
-    """
+    """The runs below the folders in order of path, and one line for each results.json that is not of a run."""
     runs, problems = [], []
     paths = sorted({path for folder in folders for path in buckets.find(folder, "results.json")}, key=str)
     for path in paths:
