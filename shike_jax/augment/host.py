@@ -21,31 +21,14 @@ GREY = (128, 128, 128)
 
 def autoaugment_operation(image: Image.Image, name: str, level: int, sign: int) -> Image.Image:
     """One AutoAugment operation at level 0 .. 9, as the PyTorch port of the CIFAR-10 policy has it."""
-    width, height = image.size
-    levels: dict[str, Any] = {
-        "shear_x": np.linspace(0, 0.3, 10),
-        "shear_y": np.linspace(0, 0.3, 10),
-        "translate_x": np.linspace(0, 150 / 331, 10),
-        "translate_y": np.linspace(0, 150 / 331, 10),
-        "rotate": np.linspace(0, 30, 10),
-        "posterize": [8, 8, 7, 7, 6, 6, 5, 5, 4, 4],
-        "solarize": np.linspace(256, 0, 10),
-    }
-    magnitude = float(levels.get(name, np.linspace(0, 0.9, 10))[level])
-    if name == "shear_x":
-        matrix = (1.0, sign * magnitude, 0.0, 0.0, 1.0, 0.0)
+    magnitude = float(policies.AUTOAUGMENT_LEVELS[name][level])
+    signed = sign * magnitude
+    if name.startswith("shear"):
+        matrix = (1.0, signed, 0.0, 0.0, 1.0, 0.0) if name == "shear_x" else (1.0, 0.0, 0.0, signed, 1.0, 0.0)
         return image.transform(image.size, Image.Transform.AFFINE, matrix, Image.Resampling.BICUBIC, fillcolor=GREY)
-    if name == "shear_y":
-        matrix = (1.0, 0.0, 0.0, sign * magnitude, 1.0, 0.0)
-        return image.transform(image.size, Image.Transform.AFFINE, matrix, Image.Resampling.BICUBIC, fillcolor=GREY)
-    if name == "translate_x":
-        return image.transform(
-            image.size, Image.Transform.AFFINE, (1, 0, sign * magnitude * width, 0, 1, 0), fillcolor=GREY
-        )
-    if name == "translate_y":
-        return image.transform(
-            image.size, Image.Transform.AFFINE, (1, 0, 0, 0, 1, sign * magnitude * height), fillcolor=GREY
-        )
+    if name.startswith("translate"):
+        x, y = (signed * image.width, 0) if name == "translate_x" else (0, signed * image.height)
+        return image.transform(image.size, Image.Transform.AFFINE, (1, 0, x, 0, 1, y), fillcolor=GREY)
     if name == "rotate":
         turned = image.convert("RGBA").rotate(magnitude)
         return Image.composite(turned, Image.new("RGBA", image.size, (128,) * 4), turned).convert("RGB")
@@ -55,45 +38,22 @@ def autoaugment_operation(image: Image.Image, name: str, level: int, sign: int) 
         return ImageOps.solarize(image, magnitude)  # type: ignore[arg-type]  # fractions are compared too
     if name in ("autocontrast", "equalize", "invert"):
         return getattr(ImageOps, name)(image)
-    return getattr(ImageEnhance, name.capitalize())(image).enhance(1 + sign * magnitude)
-
-
-def randaugment_argument(name: str, level: float, sign: int) -> float:
-    """Argument of a RandAugment operation at level 0 .. 10, in the non-increasing variants of the public recipe."""
-    part = level / 10
-    return {
-        "Rotate": sign * part * 30,
-        "ShearX": sign * part * 0.3,
-        "ShearY": sign * part * 0.3,
-        "TranslateXRel": sign * part * 0.45,
-        "TranslateYRel": sign * part * 0.45,
-        "Posterize": int(part * 4),
-        "Solarize": int(part * 256),
-        "SolarizeAdd": int(part * 110),
-        "AutoContrast": 0,
-        "Equalize": 0,
-        "Invert": 0,
-    }.get(name, part * 1.8 + 0.1)
+    return getattr(ImageEnhance, name.capitalize())(image).enhance(1 + signed)
 
 
 def randaugment_operation(image: Image.Image, name: str, argument: float, cubic: bool, fill: tuple) -> Image.Image:
-    """One RandAugment operation."""
-    width, height = image.size
+    """One RandAugment operation; its argument is that of the table `policies.RANDAUGMENT`."""
     filter_ = Image.Resampling.BICUBIC if cubic else Image.Resampling.BILINEAR
-
-    def transform(*matrix: float) -> Image.Image:
-        return image.transform(image.size, Image.Transform.AFFINE, matrix, filter_, fillcolor=fill)
-
+    matrices = {
+        "ShearX": (1, argument, 0, 0, 1, 0),
+        "ShearY": (1, 0, 0, argument, 1, 0),
+        "TranslateXRel": (1, 0, argument * image.width, 0, 1, 0),
+        "TranslateYRel": (1, 0, 0, 0, 1, argument * image.height),
+    }
+    if name in matrices:
+        return image.transform(image.size, Image.Transform.AFFINE, matrices[name], filter_, fillcolor=fill)
     if name == "Rotate":
         return image.rotate(argument, filter_, fillcolor=fill)
-    if name == "ShearX":
-        return transform(1, argument, 0, 0, 1, 0)
-    if name == "ShearY":
-        return transform(1, 0, 0, argument, 1, 0)
-    if name == "TranslateXRel":
-        return transform(1, 0, argument * width, 0, 1, 0)
-    if name == "TranslateYRel":
-        return transform(1, 0, 0, 0, 1, argument * height)
     if name == "Posterize":
         # Recent Pillow refuses 0 bits; older versions, which the recipe was written for, give black.
         return ImageOps.posterize(image, int(argument)) if argument else Image.new("RGB", image.size)
@@ -126,11 +86,11 @@ def make_host_policy(policy: str, policy_args: Mapping[str, Any], mean: Sequence
         picture = Image.fromarray(image)
         for which, noise, sign, cubic, gate in uniforms.reshape(-1, 5):
             if gate < policy_args["prob"]:
-                name = policies.RANDAUGMENT[int(which * len(policies.RANDAUGMENT))][0]
+                name, _, argument_of = policies.RANDAUGMENT[int(which * len(policies.RANDAUGMENT))]
                 normal = statistics.NormalDist().inv_cdf(max(noise, 2.0**-54))
                 level = policy_args["magnitude"] + policy_args["magnitude_std"] * normal
                 level = min(max(level, 0), policies.MAX_LEVEL)
-                argument = randaugment_argument(name, level, 1 if sign < 0.5 else -1)
+                argument = argument_of(level, 1 if sign < 0.5 else -1)
                 picture = randaugment_operation(picture, name, argument, cubic < 0.5, fill)
         return np.asarray(picture)
 

@@ -73,7 +73,7 @@ def make_train_augment(
     for what, name, known in (("crop", crop, CROPS), ("policy", policy, ("none", *POLICIES))):
         if name not in known:
             raise UserError(f"augmentation {what} {name!r}: expected one of {', '.join(known)}")
-    normalise = _normaliser(mean, std, dtype)
+    normalise = make_eval_transform(mean=mean, std=std, dtype=dtype)
     border = pad if crop == "pad" else 0
 
     def augment(images: Array, keys: Array, *, mask: Array | None = None) -> Array:
@@ -113,7 +113,19 @@ def make_eval_transform(*, mean: Sequence[float], std: Sequence[float], dtype: A
 
     Floating arrays [B, ...] come back in `dtype`, whole numbers that are no images as they are.
     """
-    return _normaliser(mean, std, dtype)
+    centre, scale = np.asarray(mean, np.float32), np.asarray(std, np.float32)
+
+    def normalise(images: Array) -> Array:
+        if jnp.issubdtype(images.dtype, jnp.floating):
+            return images.astype(dtype)
+        if images.dtype != jnp.uint8 or images.ndim != 4:
+            return images
+        if images.shape[-1] != len(centre) or images.shape[-1] != len(scale):
+            found = f"{len(centre)} and {len(scale)} numbers"
+            raise UserError(f"config.data.mean, std: {found}; expected one for each of {images.shape[-1]} channels")
+        return ((images.astype(jnp.float32) / 255 - centre) / scale).astype(dtype)
+
+    return normalise
 
 
 def _for_each(function: Callable[..., Array], images: Array, plans: _Plan) -> Array:
@@ -160,22 +172,6 @@ def _holes(centres: Array, length: int, height: int, width: int) -> Array:
     return (span(centres[:, 0], height)[:, :, None] & span(centres[:, 1], width)[:, None, :])[..., None]
 
 
-def _normaliser(mean: Sequence[float], std: Sequence[float], dtype: Any) -> Callable[[Array], Array]:
-    centre, scale = np.asarray(mean, np.float32), np.asarray(std, np.float32)
-
-    def normalise(images: Array) -> Array:
-        if jnp.issubdtype(images.dtype, jnp.floating):
-            return images.astype(dtype)
-        if images.dtype != jnp.uint8 or images.ndim != 4:
-            return images
-        if images.shape[-1] != len(centre) or images.shape[-1] != len(scale):
-            found = f"{len(centre)} and {len(scale)} numbers"
-            raise UserError(f"config.data.mean, std: {found}; expected one for each of {images.shape[-1]} channels")
-        return ((images.astype(jnp.float32) / 255 - centre) / scale).astype(dtype)
-
-    return normalise
-
-
 def _policy(policy: str, args: Mapping[str, Any], images: Array, mean: Sequence[float]) -> Any:
     """What draws and applies a policy to images [B, ...]; None for "none"."""
     if policy == "none":
@@ -197,15 +193,9 @@ class _Registered:
     function: Callable[[Array, Array], Array]
 
     def draw(self, key: Array) -> Array:
-        """The key is all that the function draws from."""
-        return key
+        return key  # all that the function draws from
 
     def apply(self, image: Array, key: Array, branch: Callable[..., Array]) -> Array:
-        """The function's image.
-
-        Raises:
-          UserError: it failed, or returned something else.
-        """
         changed = self.function(key, image)
         if getattr(changed, "shape", None) != image.shape or changed.dtype != image.dtype:
             what = f"{changed.dtype} {changed.shape}" if hasattr(changed, "shape") else type(changed).__name__
@@ -213,15 +203,3 @@ class _Registered:
                 f"augmentation policy {self.name!r} returned {what}: expected {image.dtype} {image.shape}, as it got"
             )
         return changed
-
-
-@POLICIES.register("autoaugment_cifar", layered=True)
-def _autoaugment_cifar(height: int, width: int, mean: Sequence[float] = ()) -> policies.Policy:
-    """AutoAugment's policy for CIFAR-10 (Cubuk et al. 2019)."""
-    return policies.autoaugment_cifar(height, width)
-
-
-@POLICIES.register("randaugment", layered=True)
-def _randaugment(height: int, width: int, mean: Sequence[float] = (), **arguments: Any) -> policies.Policy:
-    """RandAugment (Cubuk et al. 2020)."""
-    return policies.randaugment(height, width, np.round(255 * np.asarray(mean)), **arguments)

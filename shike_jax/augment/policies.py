@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from shike_jax.augment import affine, ops
+from shike_jax.methods.tables import POLICIES
 
 Array = jax.Array
 
@@ -160,9 +161,12 @@ def autoaugment_choice(name: str, level: int, sign: int, height: int, width: int
     return name, choice
 
 
-def autoaugment_cifar(height: int, width: int) -> Policy:
-    """The CIFAR-10 AutoAugment policy (Cubuk et al. 2019): one of 25 sub-policies, uniformly, then each of its two
-    operations with its own probability. Fill (128, 128, 128)."""
+@POLICIES.register("autoaugment_cifar", layered=True)
+def autoaugment_cifar(height: int, width: int, mean: Sequence[float] = ()) -> Policy:
+    """AutoAugment's policy for CIFAR-10 (Cubuk et al. 2019): one of 25 sub-policies, filled with (128, 128, 128).
+
+    Each of its two operations has its own probability.
+    """
     tables, kinds, probabilities = [], [], []
     for layer in range(2):
         steps = [subpolicy[layer] for subpolicy in AUTOAUGMENT_CIFAR]
@@ -197,21 +201,22 @@ def _stack(choices: list[Choice]) -> Choice:
 MAX_LEVEL = 10.0
 
 
-def _signed(scale: float) -> Callable[[Array, Array], Array]:
+def _signed(scale: float) -> Callable[[Any, Any], Any]:
     return lambda level, sign: sign * level / MAX_LEVEL * scale
 
 
-def _truncated(scale: float) -> Callable[[Array, Array], Array]:
-    return lambda level, sign: jnp.floor(level / MAX_LEVEL * scale)
+def _truncated(scale: float) -> Callable[[Any, Any], Any]:
+    return lambda level, sign: level / MAX_LEVEL * scale // 1
 
 
-def _enhancement(level: Array, sign: Array) -> Array:
+def _enhancement(level: Any, sign: Any) -> Any:
     return level / MAX_LEVEL * 1.8 + 0.1
 
 
 # name, kind, and the argument as a function of (level 0 .. 10, sign): degrees, bits, threshold, addend, factor or
-# fraction of the side. The non-increasing variants: a higher level keeps more bits, solarizes less.
-RANDAUGMENT: tuple[tuple[str, str, Callable[[Array, Array], Array]], ...] = (
+# fraction of the side; of arrays on the device, of Python's numbers on the host. The non-increasing variants: a higher
+# level keeps more bits, solarizes less.
+RANDAUGMENT: tuple[tuple[str, str, Callable[[Any, Any], Any]], ...] = (
     ("AutoContrast", "autocontrast", _signed(0)),
     ("Equalize", "equalize", _signed(0)),
     ("Invert", "invert", _signed(0)),
@@ -268,12 +273,7 @@ def randaugment(
 
     Each of `layers` times: one of the 15 operations uniformly (with replacement); with probability `prob` it is applied
     at a level drawn from a normal distribution around `magnitude`, clipped to 0 .. 10; signs and bilinear or bicubic
-    interpolation are drawn evenly.
-
-    Args:
-      height, width: of the images.
-      fill: uint8 [3], usually the mean colour of the data.
-      layers, magnitude, magnitude_std, prob: see above.
+    interpolation are drawn evenly. `fill`, uint8 [3], is usually the mean colour of the data.
     """
 
     def draw(key: Array) -> Choice:
@@ -288,3 +288,9 @@ def randaugment(
         return choice._replace(kind=jnp.where(jax.random.uniform(gates, (layers,)) < prob, choice.kind, 0))
 
     return Policy(draw, (RANDAUGMENT_KINDS,) * layers, np.asarray(fill, np.uint8))
+
+
+@POLICIES.register("randaugment", layered=True)
+def _randaugment(height: int, width: int, mean: Sequence[float] = (), **arguments: Any) -> Policy:
+    """RandAugment (Cubuk et al. 2020)."""
+    return randaugment(height, width, np.round(255 * np.asarray(mean)), **arguments)

@@ -14,12 +14,40 @@ import numpy as np
 from PIL import Image
 
 from shike_jax.augment import policies
-from shike_jax.augment.host import autoaugment_operation, randaugment_argument, randaugment_operation
+from shike_jax.augment.host import autoaugment_operation, randaugment_operation
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 FILL = (124, 116, 104)
 GEOMETRIC = {"shear_x", "shear_y", "translate_x", "translate_y", "rotate"}
 GEOMETRIC |= {name for name, kind, _ in policies.RANDAUGMENT if kind == "interpolated"}
+
+
+def documented_levels(name: str) -> list[float]:
+    """The ten magnitudes of an AutoAugment operation, from the PyTorch port of the policy; enhancements for others."""
+    ends = {"translate_x": (0, 150 / 331), "translate_y": (0, 150 / 331), "rotate": (0, 30), "solarize": (256, 0)}
+    ends |= {"shear_x": (0, 0.3), "shear_y": (0, 0.3)}
+    if name == "posterize":
+        return [8, 8, 7, 7, 6, 6, 5, 5, 4, 4]
+    low, high = ends.get(name, (0, 0 if name in ("autocontrast", "equalize", "invert") else 0.9))
+    return [low + (high - low) * level / 9 for level in range(10)]
+
+
+def documented_argument(name: str, level: float, sign: int) -> float:
+    """Argument of a RandAugment operation at level 0 .. 10, in the non-increasing variants of the public recipe."""
+    part = level / 10
+    return {
+        "Rotate": sign * part * 30,
+        "ShearX": sign * part * 0.3,
+        "ShearY": sign * part * 0.3,
+        "TranslateXRel": sign * part * 0.45,
+        "TranslateYRel": sign * part * 0.45,
+        "Posterize": int(part * 4),
+        "Solarize": int(part * 256),
+        "SolarizeAdd": int(part * 110),
+        "AutoContrast": 0,
+        "Equalize": 0,
+        "Invert": 0,
+    }.get(name, part * 1.8 + 0.1)
 
 
 def synthetic_images(height: int = 24, width: int = 40) -> np.ndarray:
@@ -59,7 +87,8 @@ def _apply(images: np.ndarray, kind: int, choice: policies.Choice, fill: np.ndar
 
 
 def autoaugment_pairs(images: np.ndarray, name: str) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """(ours, Pillow's) for the ten levels and both signs."""
+    """(ours, Pillow's) for the ten levels, which are checked first, and both signs."""
+    np.testing.assert_allclose(policies.AUTOAUGMENT_LEVELS[name], documented_levels(name), rtol=1e-12)
     for level in range(10):
         for sign in (-1, 1):
             kind, choice = policies.autoaugment_choice(name, level, sign, *images.shape[1:3])
@@ -81,7 +110,7 @@ def randaugment_pairs(images: np.ndarray, name: str) -> Iterator[tuple[np.ndarra
             for cubic in (False, True) if name in GEOMETRIC else (True,):
                 choice = choose(operation, np.float32(level), np.float32(sign), cubic, *images.shape[1:3])
                 argument = float(choice.value)
-                np.testing.assert_allclose(argument, randaugment_argument(name, level, sign), rtol=3e-7)
+                np.testing.assert_allclose(argument, documented_argument(name, level, sign), rtol=3e-7)
                 kind = policies.RANDAUGMENT_KINDS[int(choice.kind)]
                 ours = _apply(images, list(policies.KINDS).index(kind), choice, fill)
                 theirs = [

@@ -6,7 +6,7 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from shike_jax.augment import policies
-from shike_jax.augment.host import autoaugment_operation, randaugment_argument, randaugment_operation
+from shike_jax.augment.host import autoaugment_operation, randaugment_operation
 
 
 def cifar_transform(
@@ -34,9 +34,9 @@ def randaugment_transform(image: np.ndarray, random: np.random.RandomState, mean
     picture = Image.fromarray(image)
     fill = tuple(round(255 * float(value)) for value in mean)
     for _ in range(2):
-        name = policies.RANDAUGMENT[random.randint(len(policies.RANDAUGMENT))][0]
+        name, _, argument_of = policies.RANDAUGMENT[random.randint(len(policies.RANDAUGMENT))]
         if random.random_sample() < 0.5:
             level = min(10, random.normal(10, 0.5))
-            argument = randaugment_argument(name, level, random.choice([-1, 1]))
+            argument = argument_of(level, random.choice([-1, 1]))
             picture = randaugment_operation(picture, name, argument, random.random_sample() < 0.5, fill)
     return (np.asarray(picture, np.float32) / 255 - mean) / std
