@@ -1,4 +1,4 @@
-"""Geometric operations on one uint8 image [H, W, C]: affine maps with a fill colour, as Pillow resamples them.
+"""Geometric operations on one uint8 image [H, W, C]: affine maps with a fill colour [C], as Pillow resamples them.
 
 A matrix (a, b, c, d, e, f) takes the output point (x, y) to the input point (a x + b y + c, d x + e y + f), both
 measured from the image's corner: pixel (0, 0) has its centre at (0.5, 0.5). Where the input point lies outside the
@@ -60,13 +60,7 @@ def fixed_rotation(degrees: float, height: int, width: int) -> np.ndarray:
 
 
 def affine_nearest(image: Array, fixed: Array, fill: Array) -> Array:
-    """Nearest-neighbour resampling, exact.
-
-    Args:
-      image: uint8 [H, W, C].
-      fixed: int32 [6], a 16.16 matrix of `fixed_translation` or `fixed_rotation`.
-      fill: uint8 [C].
-    """
+    """Nearest-neighbour resampling, exact, by a 16.16 matrix of `fixed_translation` or `fixed_rotation`."""
     height, width, _ = image.shape
     y, x = jnp.arange(height, dtype=jnp.int32)[:, None], jnp.arange(width, dtype=jnp.int32)[None, :]
     source_x = (fixed[0] * x + fixed[1] * y + fixed[2]) >> 16
@@ -76,14 +70,7 @@ def affine_nearest(image: Array, fixed: Array, fill: Array) -> Array:
 
 
 def affine_interpolated(image: Array, matrix: Array, cubic: Array, fill: Array) -> Array:
-    """Bicubic (a = -1, as in Pillow's transforms) or bilinear resampling, edge pixels repeated, truncated to uint8.
-
-    Args:
-      image: uint8 [H, W, C].
-      matrix: float32 [6].
-      cubic: bool [], bicubic if true, else bilinear.
-      fill: uint8 [C].
-    """
+    """Bicubic (a = -1, as in Pillow's transforms) or bilinear resampling, edge pixels repeated, truncated to uint8."""
     height, width, _ = image.shape
     y, x = jnp.arange(height)[:, None] + 0.5, jnp.arange(width)[None, :] + 0.5
     source_x = product(matrix[0], x) + product(matrix[1], y) + matrix[2]

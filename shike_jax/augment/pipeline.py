@@ -52,11 +52,9 @@ def make_train_augment(
     """Builds the training augmentation: pad-crop, flip, policy, Cutout, normalise, in this order.
 
     Args:
-      crop: "pad" (pad with zeros, then cut the original size at a uniform position) or "none".
-      pad: pixels added on each side by "pad".
+      crop: "pad" (`pad` zeros on each side, then the original size from a uniform position) or "none".
       flip: whether to mirror left and right with probability 1/2.
-      policy: "none", or a registered one such as "autoaugment_cifar" or "randaugment".
-      policy_args: its parameters; for "randaugment": layers, magnitude (0 to 10), magnitude_std, prob.
+      policy: "none", or a registered one with its parameters, such as "autoaugment_cifar" or "randaugment".
       cutout: side of the square set to black (before normalisation) about a uniform centre, cut at the edges; 0 is off.
       mean, std: per channel, on the scale 0 .. 1.
       dtype: of the result.

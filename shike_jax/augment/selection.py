@@ -26,14 +26,9 @@ def on_tpu(*operands: Any, tpu: Callable[..., Any], default: Callable[..., Any])
 
 
 def pick(image: Array, rows: Sequence[Array], columns: Sequence[Array]) -> list[list[Array]]:
-    """The pixels image[y, x] for each y of `rows` and each x of `columns`.
+    """The pixels image[y, x] for each y of `rows` and each x of `columns`: lists of lists of uint8 [..., C].
 
-    Args:
-      image: uint8 [H, W, C].
-      rows, columns: int32 arrays of one shape [...]; a pixel outside the image is 0.
-
-    Returns:
-      For each of `rows` a list over `columns` of uint8 [..., C].
+    `rows` and `columns` are int32 arrays of one shape [...]; a pixel outside the image uint8 [H, W, C] is 0.
     """
     height, width, channels = image.shape
     shape, flat = rows[0].shape, image.reshape(height, width * channels)

@@ -86,9 +86,7 @@ def _explained(name: str, error: Exception, inputs: LossInputs) -> UserError:
 def zeros_like_a_batch(experts: int, features: int | None, class_counts: Any, images: int, views: int) -> LossInputs:
     """Inputs of the right shapes, for finding mistakes and for the first values of a module's variables.
 
-    Args:
-      features: F; None: a network without features.
-      views: how many, the first one included.
+    A network without features has None of them; `views` counts the first one too.
     """
     shape = (experts, images, features or 0)
     return LossInputs(

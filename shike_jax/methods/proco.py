@@ -33,13 +33,7 @@ def contrast(features: Array, means: Array, temperature: float) -> Array:
     """log of the ratio of normalisers C_P(kappa_c) / C_P(|kappa_c mu_c + z / temperature|) (eqs. 16 and 17).
 
     It is log E exp(z . v / temperature) over the features v of class c: the logit of z in a contrast with all of them.
-
-    Args:
-      features: float [B,P] of length 1.
-      means: float [C,P], the mean feature of each class.
-
-    Returns:
-      float [B,C].
+    Features float [B,P] of length 1 and class means float [C,P] give float [B,C].
     """
     order = features.shape[-1] / 2 - 1
     kappa = concentration(means)
@@ -67,12 +61,9 @@ def moved_means(
     """Class means after a batch: each image counts as much as each that has been seen (eq. 14).
 
     Args:
-      means, amounts: float [C,P] and [C], the means and how many features they are of.
+      means, amounts: float [C,P] and [C], the means and how many features they are of; both are returned.
       features, labels, weights: float [B,P], int [B], float [B] (0: padding).
       most: float [C]; amounts end there, so that old features fade.
-
-    Returns:
-      (means, amounts).
     """
     of_class = jax.nn.one_hot(labels, len(means), dtype=features.dtype) * weights[:, None]
     new = jnp.sum(of_class, 0)
@@ -105,7 +96,6 @@ class ProCo(nn.Module):
 
     @nn.compact
     def __call__(self, inputs: LossInputs) -> Array:
-        """The loss float [B]."""
         views = jnp.concatenate(inputs.views, 1)  # [M,2B,F]
         experts, _, width = views.shape
         classes, size, kind = len(inputs.class_counts), int(self.proco_dimensions), views.dtype

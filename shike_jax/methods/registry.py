@@ -83,6 +83,17 @@ class Registry(Generic[Function]):
 
         @LOSSES.register("spread")
         def spread(inputs): ...
+
+    Args:
+      kind: what an entry is, for messages.
+      call: how a function is called and what it returns, for the page that lists all registries.
+      inputs: the class of its argument, where its docstring says more.
+      given: how many arguments a function gets before its parameters, which are then compared with the declared
+        ones; None: they are not.
+      keywords: what a function always gets by name.
+      parameters: whether entries may declare any.
+      check: raises ValueError for an entry that cannot serve.
+      options: allowed options of `register`: an `Option`, or a default value.
     """
 
     def __init__(
@@ -97,17 +108,6 @@ class Registry(Generic[Function]):
         check: Callable[[Entry[Function]], None] | None = None,
         **options: Any,
     ) -> None:
-        """Args:
-        kind: what an entry is, for messages.
-        call: how a function is called and what it returns, for the page that lists all registries.
-        inputs: the class of its argument, where its docstring says more.
-        given: how many arguments a function gets before its parameters, which are then compared with the declared
-          ones; None: they are not.
-        keywords: what a function always gets by name.
-        parameters: whether entries may declare any.
-        check: raises ValueError for an entry that cannot serve.
-        options: allowed options of `register`: an `Option`, or a default value.
-        """
         self.kind, self.call, self.inputs = kind, call, inputs
         self._given, self._keywords, self._parameters, self._check = given, keywords, parameters, check
         self.options = {name: one if isinstance(one, Option) else Option(one, "") for name, one in options.items()}

@@ -31,13 +31,7 @@ def aggregation_shares(first: ArrayLike, second: ArrayLike) -> np.ndarray:
 
     No labels are used: the expert that knows the images' classes best is the one that is most stable on them. The
     shares are a softmax of one number for each expert, found by stochastic gradient ascent on the mean cosine between
-    the two views' probabilities, in batches in the images' order.
-
-    Args:
-      first, second: logits [M,N,C] of the two views.
-
-    Returns:
-      float64 [M], which sum to 1.
+    the two views' probabilities, in batches in the images' order. Logits [M,N,C] of both give float64 [M] of sum 1.
     """
     optimizer = optax.chain(optax.add_decayed_weights(DECAY), optax.sgd(RATE, MOMENTUM, nesterov=True))
     one, two = jnp.asarray(first), jnp.asarray(second)

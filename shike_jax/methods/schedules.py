@@ -55,8 +55,7 @@ def lowest_start(stage: StageLength) -> float:
 def scale(rule: str, batch_size: int, base_batch_size: int) -> float:
     """What learning rates are multiplied with for another batch size than the one that they are meant for.
 
-    Args:
-      rule: `linear` (Goyal et al., arXiv 1706.02677), `sqrt` (Krizhevsky, arXiv 1404.5997) or `none`.
+    The rule is `linear` (Goyal et al., arXiv 1706.02677), `sqrt` (Krizhevsky, arXiv 1404.5997) or `none`.
     """
     ratio = batch_size / base_batch_size if rule != "none" else 1.0
     return math.sqrt(ratio) if rule == "sqrt" else ratio

@@ -176,9 +176,7 @@ def loss(predictions: Predictions) -> float:
 def calibration(confidence: np.ndarray, right: np.ndarray, bins: int = CALIBRATION_BINS) -> dict[str, Any]:
     """Expected calibration error over equal-width bins of confidence (Guo et al. 2017, eq. 3).
 
-    Args:
-      confidence: [N], the largest probability, in (0, 1]; bin i holds those in (i/bins, (i+1)/bins].
-      right: bool [N].
+    Bin i holds the confidences [N] (largest probabilities) in (i/bins, (i+1)/bins].
 
     Returns:
       `ece` in percent; per bin `count`, and `confidence` and `accuracy` as means in 0..1 (None where empty).
@@ -207,11 +205,7 @@ def f1_scores(predicted: np.ndarray, labels: np.ndarray, num_classes: int) -> np
 
 
 def agreement(expert_predicted: np.ndarray, labels: np.ndarray) -> dict[str, Any]:
-    """How far the experts agree, in percent of the examples.
-
-    Args:
-      expert_predicted: int [M,N]; -1, no prediction, agrees with nothing.
-      labels: int [N].
+    """How far the experts agree, in percent of the examples; -1 in `expert_predicted` [M,N] agrees with nothing.
 
     Returns:
       `pairwise` [M][M]: the same prediction; `disagreement`: mean over pairs of another prediction (None for M = 1);

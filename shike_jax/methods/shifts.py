@@ -17,10 +17,8 @@ FACTORS = (50, 25, 10, 5, 2)
 def longtailed_prior(class_counts: np.ndarray, factor: float, backward: bool = False) -> np.ndarray:
     """Shares [C] of the classes in a long-tailed test set; they sum to 1.
 
-    Args:
-      class_counts: [C] training images; they rank the classes, ties by class index.
-      factor: largest share over smallest, at least 1; the shares fall exponentially with the rank.
-      backward: the rarest class in training becomes the most frequent one.
+    They fall exponentially, with `factor` the largest over the smallest, in the order of the training images (ties by
+    class index), or `backward`: the rarest class in training becomes the most frequent one.
     """
     order = np.argsort(-np.asarray(class_counts), kind="stable")
     order = order[::-1] if backward else order
@@ -32,13 +30,8 @@ def longtailed_prior(class_counts: np.ndarray, factor: float, backward: bool = F
 def accuracy_under(prior: np.ndarray, predicted: np.ndarray, labels: np.ndarray) -> float:
     """Top-1 accuracy in percent of images that follow `prior`: the class accuracies weighted by the shares.
 
-    Args:
-      prior: [C], shares of the classes.
-      predicted, labels: int [N] of a test set in which the classes may have any sizes. A class without an image has no
-        accuracy; the shares of the others are scaled up to 1.
-
-    Returns:
-      NaN where no class with a positive share has an image.
+    The classes may have any sizes in the test set. A class without an image has no accuracy; the shares of the others
+    are scaled up to 1. NaN where no class with a positive share has an image.
     """
     count = np.bincount(labels, minlength=len(prior))
     hits = np.bincount(labels[predicted == labels], minlength=len(prior))
