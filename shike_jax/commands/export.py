@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import shutil
+import inspect
 import time
 import zipfile
 from collections.abc import Callable, Sequence
@@ -21,9 +21,10 @@ from shike_jax.common.parser import Parser
 from shike_jax.common.provenance import versions
 from shike_jax.common.text import parse_json
 from shike_jax.config import own_files
+from shike_jax.data import images
 from shike_jax.data.tensorflow_data import import_tensorflow
 from shike_jax.errors import UserError
-from shike_jax.evaluation import load_exported as exported
+from shike_jax.evaluation import load_exported
 from shike_jax.evaluation.classifier import Classifier, make_classifier
 
 PLATFORMS = ("cpu", "cuda", "tpu")
@@ -63,7 +64,11 @@ def write_jax(classifier: Classifier, folder: Path) -> None:
     function, weights = inference_function(classifier)
     (folder / "function.jax").write_bytes(_serialised(classifier, function, weights))
     np.savez(folder / "weights.npz", **cast(Any, weights))
-    shutil.copyfile(exported.__file__, folder / "load.py")
+    source = Path(load_exported.__file__).read_text()
+    functions = "\n\n".join(inspect.getsource(function) for function in (images.orientation, images.to_rgb))
+    # load.py must run without this package, of which it needs nothing but these two.
+    written = source.replace("from shike_jax.data.images import orientation, to_rgb\n", f"\n{functions}\n")
+    (folder / "load.py").write_text(written)
 
 
 def _serialised(classifier: Classifier, function: Callable[..., Any], weights: dict[str, np.ndarray]) -> bytes:

@@ -156,7 +156,7 @@ def _load(image: Image.Image, scale: tuple[float, float] = (1.0, 1.0)) -> Image.
     return to_rgb(image)
 
 
-# `evaluation/load_exported.py`, which needs nothing of this package, repeats the two functions below word for word.
+# `export` writes these two functions into a file that runs without this package: Pillow, NumPy and UPRIGHT are there.
 def orientation(image: Image.Image) -> int:
     """The number by which EXIF tells how the image was held: 1 is upright, from 5 on it lies on its side."""
     try:

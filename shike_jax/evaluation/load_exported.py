@@ -3,7 +3,8 @@
     python load.py photo.jpg other.png       the best classes of pictures
     python load.py images.npy output.npz     uint8 [N,S,S,3] to probabilities [N,C] and logits [M,N,C]
 
-`shike_jax.commands.export` puts this file, as load.py, next to the function that it loads; change it as you like.
+`shike_jax.commands.export` puts this file, as load.py, next to the function that it loads, with the two functions of
+`shike_jax.data.images` in place of their import; change it as you like.
 """
 
 from __future__ import annotations
@@ -16,6 +17,8 @@ import sys
 import jax
 import numpy as np
 from jax import export
+
+from shike_jax.data.images import orientation, to_rgb
 
 try:
     from PIL import Image
@@ -82,51 +85,6 @@ class Exported:
         left, top = round((new_width - size) / 2), round((new_height - size) / 2)
         box = (left * across, top * down, (left + size) * across, (top + size) * down)
         return np.asarray(image.resize((size, size), Image.Resampling.BILINEAR, box=box))
-
-
-def orientation(image: Image.Image) -> int:
-    """The number by which EXIF tells how the image was held: 1 is upright, from 5 on it lies on its side."""
-    try:
-        found = image.getexif().get(0x0112, 1)
-    except Exception:  # damaged EXIF is no reason to lose the image
-        return 1
-    return found if isinstance(found, int) and 1 <= found <= 8 else 1
-
-
-def to_rgb(image: Image.Image) -> Image.Image:
-    """Loads an image opened by Pillow: upright, RGB of 8 bits, transparent pixels laid on white.
-
-    Integers of more than 8 bits keep the highest 8 of their 16 bits, or of as many bits as the largest value of a
-    32-bit image needs. Floats do not say which value is white: it is the first of 1, 255 and 65535 that no pixel
-    exceeds, else the largest value of the image. Pillow keeps 8 bits of the colours of a 16-bit PNG, so that a colour
-    declared transparent (its tRNS chunk) is compared by these; that of a grey image is compared by all 16.
-    """
-    tiles = getattr(image, "tile", None)  # only images opened from a file have them, and only until they are loaded
-    stored = tiles[0][3] if tiles else ""  # how the file stores a pixel
-    image.load()
-    if (turned := orientation(image)) != 1:
-        image = image.transpose(UPRIGHT[turned])
-    clear = image.info.get("transparency")
-    if image.mode.startswith(("I", "F")):
-        values = np.asarray(image)
-        if image.mode == "F":
-            largest = float(np.where(np.isfinite(values), values, 0).max())
-            white = next((limit for limit in (1.0, 255.0, 65535.0) if largest <= limit), largest)
-            grey = np.rint(np.nan_to_num(values, nan=0.0).clip(0, white) * (255 / white)).astype(np.uint8)
-        else:
-            bits = max(16, int(values.max()).bit_length())
-            grey = (values.clip(0) >> (bits - 8)).astype(np.uint8)
-        if clear is not None:
-            grey = np.where(values == clear, np.uint8(255), grey)
-        return Image.fromarray(grey).convert("RGB")
-    if clear is not None and stored == "RGB;16B":
-        image.info["transparency"] = tuple(value >> 8 for value in clear)
-    elif clear is not None and stored in ("L;2", "L;4"):  # Pillow spreads the grey values over 0..255, but not this one
-        image.info["transparency"] = clear * {"L;2": 85, "L;4": 17}[stored]
-    if image.has_transparency_data:
-        image = image.convert("RGBA")
-        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-    return image if image.mode == "RGB" else image.convert("RGB")
 
 
 def printable(text):
