@@ -15,8 +15,9 @@ from absl import flags
 from ml_collections import ConfigDict, config_flags
 
 from shike_jax.common.paths import expanded, given_text
-from shike_jax.config import GONE, base, gone_line, stated, validate, without_gone
-from shike_jax.config.fields import fields_of, may_change
+from shike_jax.config.checks import validate
+from shike_jax.config.fields import GONE, base, fields_of, gone_line, may_change, without_gone
+from shike_jax.config.recipes import stated
 from shike_jax.errors import UserError, causes, nearest
 from shike_jax.methods.own_files import require
 

@@ -39,9 +39,7 @@ def exported(config: ConfigDict, file: str) -> None:
 def shike_stages(config: ConfigDict, preset: str, epochs: tuple[int, int] = (180, 20)) -> None:
     """Sets the two stages of SHIKE (sec. 3.4) in place.
 
-    Args:
-      preset: `official` (what the authors ran) or `paper` (printed equations, lr 0.05, cosine to 0).
-      epochs: of the representation and of the classifier stage.
+    The preset is `official` (what the authors ran) or `paper` (printed equations, lr 0.05, cosine to 0).
     """
     config.run = ("representation", "classifier")
     config.stages.representation = stage(epochs=epochs[0])

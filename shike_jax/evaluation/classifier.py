@@ -181,13 +181,9 @@ class Classifier:
         return sum(logits[1:], logits[0]) / len(logits)
 
     def feature_maps(self, images: np.ndarray) -> dict[str, Any]:
-        """What the experts are made of: `ExpertNetwork.features` of images.
+        """`ExpertNetwork.features` of images [B,H,W,3] as for a call.
 
-        Args:
-          images: [B,H,W,3], uint8, or float and normalised; other floats get a remark on stderr.
-
-        Returns:
-          `shared`: [B,H,W,C] of each shared stage; `deep`, `aligned` (with fusion), `fused`: [B,h,w,F] of each expert.
+        `shared`: [B,H,W,C] of each shared stage; `deep`, `aligned` (with fusion), `fused`: [B,h,w,F] of each expert.
         """
         self._require_features()
         self.remark(images)
@@ -260,13 +256,9 @@ def load(path: str | os.PathLike[str], heads: str = "", *, mirror: bool = False)
 
 
 def make_classifier(meta: dict[str, Any], variables: PyTree, dtype: Any, where: Any) -> Classifier:
-    """The classifier that a checkpoint's or an export's facts describe; computes in `dtype`.
+    """The classifier that the facts of a checkpoint or an export (at `where`) describe; computes in `dtype`.
 
-    Args:
-      where: the checkpoint lies, for messages.
-
-    Raises:
-      UserError: its network was registered by a file that has not been given.
+    UserError where its network was registered by a file that has not been given.
     """
     require(meta, where, f"network {meta['model']['backbone']}")
     return Classifier(

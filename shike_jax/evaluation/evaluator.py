@@ -38,25 +38,19 @@ class Evaluator:
         announced: Callable[[Callable], Callable] = lambda call: call,
         view: int = 0,
     ) -> None:
-        """Nothing is compiled yet.
-
-        Args:
-          feed: of the part.
-          examples: in the part.
-          batch_size: global; rounded up to a multiple of the devices.
-          seen: as for `make_predict`.
-          announced: wraps a compiled function, whose first call takes long.
-          view: number of an augmented view, from 1 on, for `augmented_view`; 0: the images as they are evaluated.
+        """Args:
+        feed, examples: of the part, and how many it has.
+        batch_size: global; rounded up to a multiple of the devices.
+        seen: as for `make_predict`.
+        announced: wraps a compiled function, whose first call takes long.
+        view: number of an augmented view, from 1 on, for `augmented_view`; 0: the images as they are evaluated.
         """
         devices = jax.device_count()
-        self._network, self._feed = network, feed
-        self._seen = seen
+        self._network, self._feed, self._seen, self._view, self._announced = network, feed, seen, view, announced
         self._plan = sampling.in_order(examples, math.ceil(batch_size / devices) * devices)
-        self._view = view
         if view:  # of files, the host draws the view of each image
             index = self._plan["index"].astype(np.uint32)
             self._plan["seed"] = np.stack([np.full_like(index, VIEWS + view), index], -1)
-        self._announced = announced
         self._compiled: dict[tuple[tuple[str, ...], bool], Any] = {}
 
     def __call__(
@@ -66,16 +60,15 @@ class Evaluator:
 
         Args:
           variables: {`params`, `batch_stats`}, replicated.
-          heads: sets of classifiers.
-          keep_logits: add `logits` [M,N,C].
-          update: told of each batch that is done, see `batches`.
+          update: told of each of `batches` that is done.
 
         Returns:
-          {set: arrays of `metrics.per_example`}, and under "" `label` [N].
+          {set: arrays of `metrics.per_example`, with `keep_logits` `logits` [M,N,C] too}, and under "" `label` [N].
         """
         key = tuple(heads), keep_logits
         if key not in self._compiled:
-            self._compiled[key] = self._announced(self._compile(*key))
+            predict = predict_call(make_predict(self._network, heads, self._seen, keep_logits), self._feed.fetch)
+            self._compiled[key] = self._announced(parallel.compile_step(predict, **PREDICT_CALL))
         batches = []
         for number, (_, inputs) in enumerate(self._feed.calls(self._plan, 0, 1, None)):
             if self._view:
@@ -97,12 +90,7 @@ class Evaluator:
 
     @property
     def batches(self) -> int:
-        """Batches of the part."""
         return len(self._plan["mask"])
-
-    def _compile(self, heads: tuple[str, ...], keep_logits: bool) -> Any:
-        predict = make_predict(self._network, heads, self._seen, keep_logits)
-        return parallel.compile_step(predict_call(predict, self._feed.fetch), **PREDICT_CALL)
 
 
 PREDICT_CALL: dict[str, Any] = {"replicated_in": (True, True, False), "donate": False}
@@ -120,12 +108,7 @@ def predict_call(predict: Callable[[PyTree, Any], Any], fetch: Callable[[PyTree,
 
 
 def plain_views(mean: Sequence[float], std: Sequence[float], dtype: Any, mirror: bool = False) -> Seen:
-    """What evaluation sees of a batch: its normalised images, and with `mirror` their mirror images too.
-
-    Args:
-      mean, std: of the RGB values in 0..1.
-      dtype: of the computation.
-    """
+    """What evaluation sees of a batch: its normalised images, and with `mirror` their mirror images too."""
     transform = make_eval_transform(mean=mean, std=std, dtype=dtype)
     return lambda batch: mirrored(transform(batch["image"]), mirror)
 
@@ -133,9 +116,7 @@ def plain_views(mean: Sequence[float], std: Sequence[float], dtype: Any, mirror:
 def augmented_view(augment: Callable[[jax.Array, jax.Array], jax.Array], seed: int, number: int) -> Seen:
     """A batch's images augmented as in training, by draws that follow from the seed and each image's place in the part.
 
-    Args:
-      augment: of images [B,...] and keys [B].
-      number: of the view, from 1 on.
+    `augment` takes images [B,...] and keys [B]; views are numbered from 1 on.
     """
 
     def seen(batch: dict[str, jax.Array]) -> list[jax.Array]:
@@ -151,16 +132,10 @@ def make_predict(
     seen: Seen,
     keep_logits: bool = False,
 ) -> Callable[[PyTree, dict[str, jax.Array]], dict[str, dict[str, jax.Array]]]:
-    """Builds an evaluation step: (variables, this device's share of a batch) to predictions of the global batch.
+    """An evaluation step, to be compiled: (variables, this device's share of a batch) to what `Evaluator` gives.
 
-    Args:
-      heads: sets of classifiers; features are computed once for all of them.
-      seen: a batch to the views [B,...] whose logits are averaged, such as `plain_views` makes.
-      keep_logits: add `logits` [M,B,C].
-
-    Returns:
-      A function, traced inside a compiled step, to {set: arrays of `metrics.per_example`}, and under "" `label` and
-      `mask` [B], on every device.
+    The arrays are of the global batch, on every device, with `mask` [B] next to `label`. `seen` takes a batch to the
+    views [B,...] whose logits are averaged, such as `plain_views` makes.
     """
 
     def predict(variables: PyTree, batch: dict[str, jax.Array]) -> dict[str, dict[str, jax.Array]]:

@@ -49,7 +49,6 @@ def evaluate(predict: Callable[[np.ndarray], ArrayLike], part: DatasetPart, *, b
 
 
 def _logits(values: ArrayLike, images: int, classes: int) -> jax.Array:
-    """What a function returned for a batch, as [M,B,C]."""
     logits = jnp.asarray(values)
     if logits.shape[-2:] != (images, classes) or logits.ndim not in (2, 3) or 0 in logits.shape:
         expected = f"({images}, {classes}) or (experts, {images}, {classes})"

@@ -25,18 +25,10 @@ NO_RANK = np.iinfo(np.int32).max  # of a label among logits that are not finite:
 
 
 def per_example(logits: Array, labels: Array) -> dict[str, Array]:
-    """What evaluation keeps of each example, far smaller than the logits: the array fields of `Predictions`.
+    """What evaluation keeps of each example, far smaller than the logits [M,B,C]: the array fields of `Predictions`.
 
-    Args:
-      logits: float [M,B,C].
-      labels: int [B].
-
-    Returns:
-      `rank` int32 [B]: classes that score above the label (0: right); `predicted` int32 [B]; `expert_predicted` int32
-      [M,B]: of each expert alone; `confidence` [B]: the largest probability; `hardest_negative` [B]: the largest
-      probability of a wrong class (fig. 4); `loss` [B]: cross-entropy in nats. The last three are float32, and
-      probabilities are the softmax over all classes. Logits that are not finite predict no class: rank `NO_RANK`,
-      class -1.
+    They are int32 and float32, and probabilities are the softmax over all classes. Logits that are not finite predict
+    no class: rank `NO_RANK`, class -1.
     """
     mean = jnp.mean(logits, 0)
     sound = jnp.isfinite(mean).all(-1)
@@ -55,22 +47,16 @@ def per_example(logits: Array, labels: Array) -> dict[str, Array]:
 def analyse(
     examples: Mapping[str, np.ndarray], labels: np.ndarray, num_classes: int, divisions: Mapping[str, np.ndarray]
 ) -> dict[str, Any]:
-    """Everything that is reported of one set of classifiers.
-
-    Args:
-      examples: `per_example` of the whole evaluation set: [N], experts [M,N].
-      labels: int [N].
-      num_classes: C.
-      divisions: class indices of `many`, `medium`, `few`.
+    """Everything that is reported of one set of classifiers, from `per_example` of the whole evaluation set.
 
     Returns:
-      Every registered score by name (`methods.scores.SCORES`); `examples`, and `not_finite`: those
-      whose logits are not; `experts`: top-1 of each; `per_class`,
-      `experts_per_class`, `f1_per_class` (percent, None where a class has no example) and `experts_divisions` (list
-      over experts of {division: accuracy}); `examples_per_class`; `calibration`, `agreement`, `hardest_negative` as
-      the functions of these names return them.
+      Every registered score by name (`methods.scores.SCORES`); `examples`, and `not_finite`: those whose logits are
+      not; `experts`: top-1 of each; `per_class`, `experts_per_class`, `f1_per_class` (percent, None where a class has
+      no example) and `experts_divisions` (list over experts of {division: accuracy}); `examples_per_class`;
+      `calibration`, `agreement`, `hardest_negative` as the functions of these names return them.
     """
-    known = {name: examples[name] for name in per_example_names()}
+    names = ("rank", "predicted", "expert_predicted", "confidence", "hardest_negative", "loss")
+    known = {name: examples[name] for name in names}  # the logits are not among them
     predictions = Predictions(labels=labels, num_classes=num_classes, divisions=divisions, **known)
     experts = range(len(predictions.expert_predicted))
     right = predictions.expert_predicted == labels
@@ -95,11 +81,6 @@ def analyse(
 def scores_of(results: Mapping[str, Any]) -> dict[str, Any]:
     """What the scores of a run's results mean (`methods.scores.describe_scores`); older results are read as today's."""
     return results.get("scores") or describe_scores()
-
-
-def per_example_names() -> tuple[str, ...]:
-    """The names that `per_example` returns."""
-    return ("rank", "predicted", "expert_predicted", "confidence", "hardest_negative", "loss")
 
 
 def _target_rank(mean: Array, labels: Array) -> Array:

@@ -65,11 +65,7 @@ def read_prior(text: str, class_names: tuple[str, ...], class_counts: np.ndarray
 def choose_adjustment(name: str, heads: str, config: Mapping[str, Any] | None) -> str:
     """The adjustment to use for a set of classifiers: `name`, or for `auto` what suits the losses that trained it.
 
-    Args:
-      config: of the run that wrote the checkpoint; None where it is not known.
-
-    Raises:
-      UserError: an unknown name, or `auto` where the training is not known.
+    UserError where the name is unknown, or how the run of `config` (None: not known) trained the set.
     """
     if name != "auto":
         return ADJUSTMENTS[name].name
@@ -92,13 +88,10 @@ def scores(
     """Accuracies in percent before and after an adjustment, under a prior and under long-tailed test distributions.
 
     Args:
-      test: what is scored.
-      adjust: name of the adjustment.
-      tau: its strength; chosen again on `tune` where that is given.
+      tau: strength of the adjustment; chosen again on the images `tune` where these are given.
       prior: [C], shares of the classes in the images to classify.
       class_counts: [C] training images.
       heads_params: of this set of classifiers, for tau-normalisation.
-      tune: other labelled images.
 
     Returns:
       `adjust`; `tau`; `plain` and `adjusted`, the accuracies under `prior`; `class_accuracy` after the adjustment
