@@ -27,6 +27,12 @@ def causes(error: BaseException | None) -> Iterator[BaseException]:
         error = error.__cause__ or error.__context__
 
 
+def reason(error: BaseException, most: int = 200) -> str:
+    """Why something failed, on one line: what the system says, else the exception's words, else its name."""
+    said = getattr(error, "strerror", None) or " ".join(str(error).split())
+    return said[:most] or type(error).__name__
+
+
 def nearest(name: str, known: Iterable[str]) -> str:
     """The known name that a misspelt one resembles, as the end of a sentence: `; did you mean 'train'?`, or nothing."""
     found = difflib.get_close_matches(name, list(known), n=1)

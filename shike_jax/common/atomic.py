@@ -15,10 +15,9 @@ from shike_jax.common.text import to_json
 
 @contextlib.contextmanager
 def replacing(path: Any) -> Iterator[Path]:
-    """Yields a local name to write to; the file takes the place of `path` when the body succeeds.
+    """Yields a local name of the same suffix to write to; the file takes the place of `path` when the body succeeds.
 
-    The name keeps the suffix; it lies next to `path`, or in a temporary folder where that is in a bucket. When the body
-    fails, `path` is as it was and nothing else is left.
+    When the body fails, `path` is as it was and nothing else is left.
     """
     if buckets.in_bucket(path):
         with buckets.staged(path) as partial:
@@ -34,11 +33,7 @@ def replacing(path: Any) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def new_folder(target: Any) -> Iterator[Path]:
-    """Yields a local folder to fill, which takes the place of `target` when the body succeeds.
-
-    Args:
-      target: a folder that is absent or empty; of a bucket nothing is there before everything is complete locally.
-    """
+    """Yields a local folder to fill, which takes the place of `target`, absent or empty, when the body succeeds."""
     if buckets.in_bucket(target):
         with buckets.staged(target) as finished:
             yield finished

@@ -59,11 +59,7 @@ def place(value: str | os.PathLike[str]) -> Any:
 
 
 def local(value: str | os.PathLike[str]) -> Path:
-    """A path of this machine.
-
-    Raises:
-      UserError: a URL, whose slashes pathlib may have taken away.
-    """
+    """A path of this machine; `UserError` for a URL, whose slashes pathlib may have taken away."""
     if _SCHEME.match(text := os.fspath(value)):
         raise UserError(f"{text}: expected a path of this machine, not a URL")
     return Path(text)

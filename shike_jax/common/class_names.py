@@ -6,28 +6,22 @@ import dataclasses
 import unicodedata
 from collections.abc import Sequence
 
-from shike_jax.common.text import printable
-
-_SHOWN = 3  # names of each kind in a sentence
+from shike_jax.common.text import printable, some
 
 
 @dataclasses.dataclass(frozen=True)
 class Matching:
-    """How the classes that are there serve those that are wanted.
+    """How the classes that are there serve those that are wanted."""
 
-    Attributes:
-      places: for each wanted class, where it is among those that are there; empty when the two sets differ.
-      missing, extra: names that only the wanted ones have, and that only those that are there have.
-    """
-
-    places: list[int]
-    missing: list[str]
-    extra: list[str]
+    places: list[int]  # for each wanted class, where it is among those that are there; empty when the two sets differ
+    missing: list[str]  # names that only the wanted ones have
+    extra: list[str]  # names that only those that are there have
 
     def differences(self) -> str:
         """Both lists of names, shortened, for a sentence."""
-        named = (("missing", self.missing), ("extra", self.extra))
-        return "; ".join(f"{len(names)} {what}: {_shortened(names)}" for what, names in named if names)
+        kinds = (("missing", self.missing), ("extra", self.extra))
+        named = ((what, [repr(printable(name)) for name in names]) for what, names in kinds if names)
+        return "; ".join(f"{len(names)} {what}: {some(names)}" for what, names in named)
 
 
 def match(there: Sequence[str], wanted: Sequence[str]) -> Matching:
@@ -49,8 +43,3 @@ def match(there: Sequence[str], wanted: Sequence[str]) -> Matching:
 def comparable(name: str) -> str:
     """A name in the Unicode form NFC."""
     return unicodedata.normalize("NFC", name)
-
-
-def _shortened(names: Sequence[str]) -> str:
-    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
-    return ", ".join(repr(printable(name)) for name in names[:_SHOWN]) + more

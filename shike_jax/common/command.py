@@ -26,19 +26,13 @@ def as_typed(text: str) -> str:
     return text.replace(MODULE, program())
 
 
-def _jax() -> str:
-    try:
-        return f"jax {metadata.version('jax')}"
-    except metadata.PackageNotFoundError:
-        return "no jax"
-
-
 def run_main(main: Callable[[Sequence[str]], int | None], argv: Sequence[str] | None = None) -> None:
     """Runs `main(argv without the program name)` and exits with its value; a `UserError` is one line and its status."""
     argv = list(sys.argv[1:] if argv is None else argv)
     try:
         if "--version" in argv:  # of every command, whatever else it asks for
-            say(f"shike_jax {__version__}, {platform.python_implementation()} {platform.python_version()}, {_jax()}")
+            jax = f"jax {metadata.version('jax')}"
+            say(f"shike_jax {__version__}, {platform.python_implementation()} {platform.python_version()}, {jax}")
             sys.exit(0)
         code = main(argv)
     except UserError as error:

@@ -24,14 +24,10 @@ EXTRAS = {
 
 
 def optional(module: str, use: str) -> ModuleType:
-    """Imports a module of a package of `EXTRAS`.
-
-    Args:
-      module: `sklearn.datasets`, for example.
-      use: what needs it, the subject of the error's sentence.
+    """Imports a module, such as `sklearn.datasets`, of a package of `EXTRAS`.
 
     Raises:
-      UserError: the package, or one that it needs, is not installed; names the package and the extra.
+      UserError: `use` needs a package that is not installed, or one that this needs; names the package and the extra.
     """
     try:
         return importlib.import_module(module)

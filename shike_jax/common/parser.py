@@ -82,14 +82,8 @@ def table(line: str) -> list[str]:
     is_command = line.startswith(as_typed("python -m shike_jax"))
     column = re.match(r"\S+ {2,}", line)
     hanging = " " * (inside + (4 if is_command or not column else len(column[0])))
-    found = textwrap.wrap(
-        line,
-        WIDTH - 2,
-        initial_indent=" " * inside,
-        subsequent_indent=hanging,
-        break_on_hyphens=False,
-        break_long_words=False,
-    )
+    whole: dict[str, Any] = {"break_on_hyphens": False, "break_long_words": False}
+    found = textwrap.wrap(line, WIDTH - 2, initial_indent=" " * inside, subsequent_indent=hanging, **whole)
     return [f"{one} \\" for one in found[:-1]] + found[-1:] if is_command else found
 
 
@@ -99,12 +93,8 @@ def run_command(
     """Runs the subcommand that `argv` begins with, with the arguments after it; prints the help page without one.
 
     Args:
-      argv: arguments without the program's name.
       prog, description, epilog: as for `Parser`.
       commands: name to (module with a `main(argv)`, what it does in a few words). Modules are imported when needed.
-
-    Raises:
-      UserError: no such subcommand, and whatever the subcommand raises.
     """
     name, *rest = argv or ["--help"]
     if name in commands:

@@ -24,22 +24,14 @@ def expanded(value: Any) -> Any:
 
 
 def given_text(value: Any, name: str) -> str:
-    """The text of a path or a name that a caller from Python gave as `name`, `~` expanded.
-
-    Raises:
-      UserError: neither a text nor a path, or an empty text.
-    """
+    """The text of a path or a name that a caller from Python gave as `name`, `~` expanded; `UserError` for no text."""
     if not isinstance(value, str | os.PathLike) or not os.fspath(value):
         raise UserError(f"{name}={value!r}: expected a path")
     return str(expanded(os.fspath(value)))
 
 
 def given_path(value: Any, name: str) -> Any:
-    """The place (`buckets.place`) that a caller from Python gave as `name`, `~` expanded.
-
-    Raises:
-      UserError: neither a text nor a path, an empty text, or a URL that is not understood.
-    """
+    """The place that a caller from Python gave as `name`, `~` expanded; `UserError` as `given_text` and `place`."""
     return place(given_text(value, name))
 
 
@@ -58,31 +50,24 @@ def subfolders(folder: str) -> list[str]:
         return sorted(entry.name for entry in entries if entry.is_dir() and not entry.name.startswith("."))
 
 
-def files_below(folder: str) -> Iterator[str]:
+def files_below(folder: str, above: tuple[str, ...] = ()) -> Iterator[str]:
     """Paths relative to `folder` (with `/`) of all files in it and below that are not hidden.
 
     A folder's own files come before those of its subfolders, both by name. Links to folders are followed, except those
-    that lead back to a folder they lie in.
+    that lead back to a folder they lie in, or to one of `above`.
 
     Raises:
       OSError: a folder is missing or must not be read.
     """
-    yield from _files_below(folder, "", (os.path.realpath(folder),))
-
-
-def _files_below(folder: str, prefix: str, above: tuple[str, ...]) -> Iterator[str]:
-    inner: list[str] = []
-    names: list[str] = []
+    above = (*above, os.path.realpath(folder))
     with os.scandir(folder) as entries:
-        for entry in entries:
-            if not entry.name.startswith("."):
-                (inner if entry.is_dir() else names).append(entry.name)
-    yield from (prefix + name for name in sorted(names))
-    for name in sorted(inner):
+        found = sorted((entry.is_dir(), entry.name) for entry in entries if not entry.name.startswith("."))
+    for is_folder, name in found:
         path = os.path.join(folder, name)
-        real = os.path.realpath(path)
-        if real not in above:
-            yield from _files_below(path, f"{prefix}{name}/", (*above, real))
+        if not is_folder:
+            yield name
+        elif os.path.realpath(path) not in above:
+            yield from (f"{name}/{below}" for below in files_below(path, above))
 
 
 def count_images(folder: str) -> int:

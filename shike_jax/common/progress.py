@@ -25,16 +25,10 @@ def is_terminal(stream: TextIO) -> bool:
 
 
 def meter(title: str, total: int, stream: TextIO) -> contextlib.AbstractContextManager[Update]:
-    """Shows how far a piece of work is while the body does it: a bar on a terminal, else a line in half a minute.
-
-    Args:
-      title: of the work.
-      total: of its units.
-      stream: where it is shown.
-    """
-    return (
-        bar(title, total, stream) if is_terminal(stream) else lines(title, total, functools.partial(say, file=stream))
-    )
+    """Shows how far a piece of work is, in units, while the body does it: a bar on a terminal, else `lines`."""
+    if is_terminal(stream):
+        return bar(title, total, stream)
+    return lines(title, total, functools.partial(say, file=stream))
 
 
 @contextlib.contextmanager
@@ -65,15 +59,11 @@ def bar(title: str, total: int, stream: TextIO) -> Iterator[Update]:
     from rich.progress import BarColumn, Progress, TextColumn
     from rich.table import Column
 
-    # The bar takes the room that the texts leave.
-    columns = (
-        TextColumn("{task.description}", markup=False),
-        BarColumn(bar_width=None, table_column=Column(ratio=1)),
-        *(
-            TextColumn(f"{{task.fields[{field}]}}", markup=False, table_column=Column(no_wrap=True))
-            for field in ("count", "note", "left")
-        ),
-    )
+    kept = Column(no_wrap=True)
+    fields = (f"{{task.fields[{field}]}}" for field in ("count", "note", "left"))
+    texts = (TextColumn(field, markup=False, table_column=kept) for field in fields)
+    room = BarColumn(bar_width=None, table_column=Column(ratio=1))  # the bar takes what the texts leave
+    columns = (TextColumn("{task.description}", markup=False), room, *texts)
     progress = Progress(*columns, console=Console(file=stream), transient=True, expand=True, auto_refresh=False)
     task = progress.add_task(title, total=total, count="", note="", left="")
     began, drawn = time.monotonic(), 0.0
@@ -95,8 +85,7 @@ def bar(title: str, total: int, stream: TextIO) -> Iterator[Update]:
 
 
 def _left(seconds: float, done: int, total: int) -> float:
-    """Seconds left at the pace so far."""
-    return seconds * (total - done) / max(done, 1)
+    return seconds * (total - done) / max(done, 1)  # at the pace so far
 
 
 def unseen(done: int, remark: Remark | None = None) -> None:

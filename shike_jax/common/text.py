@@ -40,18 +40,21 @@ def _finite(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
+def some(items: Sequence[str], most: int = 3) -> str:
+    """The first items, for a sentence, and how many more there are."""
+    return ", ".join(items[:most]) + (f" and {len(items) - most} more" if len(items) > most else "")
+
+
 def lines_of(text: str) -> list[str]:
     """The lines of a text file, whose names may hold what `str.splitlines` takes for a line's end (U+2028, NEL, FF)."""
     return re.split(r"\r\n|\r|\n", text)
 
 
 def printable(text: str, keep: str = "") -> str:
-    """Replaces what controls a terminal by escapes that can be read: control characters, bidirectional overrides.
+    """Replaces what controls a terminal by escapes that can be read, except for the characters of `keep`.
 
-    Bytes of a file name that are no UTF-8, which Python keeps as lone surrogates, and line separators are replaced too.
-
-    Args:
-      keep: characters to leave as they are, such as a newline.
+    These are control characters, bidirectional overrides, line separators, and bytes of a file name that are no UTF-8,
+    which Python keeps as lone surrogates.
     """
     if text.isprintable():
         return text
