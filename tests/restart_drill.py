@@ -24,7 +24,7 @@ from flax.traverse_util import flatten_dict
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from shike_jax.storage.checkpoints import load_weights  # noqa: E402
+from shike_jax.storage.weights import load_weights  # noqa: E402
 from tests.jobs import Job, digits  # noqa: E402
 
 MOMENTS = ("start", "training", "saving")

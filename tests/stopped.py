@@ -10,7 +10,7 @@ from flax.traverse_util import flatten_dict
 from ml_collections import ConfigDict
 
 from shike_jax.cluster.preemption import Preempted, StopRequest
-from shike_jax.storage.checkpoints import load_weights
+from shike_jax.storage.weights import load_weights
 from shike_jax.training import loop
 
 

@@ -23,7 +23,7 @@ from shike_jax.commands import train as training
 from shike_jax.config.loading import checkpoint_config, parse_config
 from shike_jax.data import arrays, sources
 from shike_jax.evaluation.classifier import load
-from shike_jax.storage.checkpoints import load_weights
+from shike_jax.storage.weights import load_weights
 from tests.conftest import ROOT
 from tests.storage.object_store import in_place_of_gcsfs
 from tests.test_guide import BLOCK

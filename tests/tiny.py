@@ -8,7 +8,7 @@ import numpy as np
 
 from shike_jax import config as schema
 from shike_jax import models
-from shike_jax.storage.checkpoints import save_weights
+from shike_jax.storage.weights import save_weights
 
 SIZE, RESIZE, CLASSES = 16, 20, ("ant", "bee", "cat")
 MEAN, STD = (0.5, 0.4, 0.3), (0.2, 0.25, 0.3)

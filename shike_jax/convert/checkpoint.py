@@ -11,7 +11,7 @@ from shike_jax.convert.names import MODELS, family_of, model_settings, named, to
 from shike_jax.convert.reader import read_remark, read_state_dict, write_state_dict
 from shike_jax.errors import UserError
 from shike_jax.models import HEAD_SETS
-from shike_jax.storage.checkpoints import load_weights, save_weights
+from shike_jax.storage.weights import load_weights, save_weights
 
 REMARK = "shike_jax"  # of a .safetensors: the facts about the network as JSON
 FACTS = ("model", "num_classes", "image_size", "resize", "mean", "std", "class_names", "class_counts", "heads")
@@ -23,15 +23,17 @@ def convert(model: str, source: Path, target: Path, num_classes: int | None = No
     Args:
       model: a name of `MODELS`; empty: the network that the file names, as files of `reverse` do.
       num_classes: to insist on; None: the source's.
-      kind: as for `read_state_dict`.
-
-    Returns:
-      The number of tensors read.
+      kind: as for `read_state_dict`, whose number of tensors is returned.
 
     Raises:
       UserError: a target with content, an unreadable source, or tensors that are not those of `model`.
     """
-    meta = _of_family(model) if model else _remembered(source)
+    if not model:
+        meta = _remembered(source)
+    else:
+        family = family_of(model)
+        meta = {name: getattr(family, name) for name in ("image_size", "resize", "mean", "std")}
+        meta |= {"model": model_settings(model), "class_names": None}
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise UserError(f"--target={target}: exists and is not an empty folder")
     state = read_state_dict(source, kind)
@@ -46,12 +48,6 @@ def convert(model: str, source: Path, target: Path, num_classes: int | None = No
     except OSError as error:
         raise UserError(f"--target={target}: {error}") from error
     return len(state)
-
-
-def _of_family(model: str) -> dict[str, Any]:
-    family = family_of(model)
-    view = {"image_size": family.image_size, "resize": family.resize, "mean": family.mean, "std": family.std}
-    return {"model": model_settings(model), **view, "class_names": None}
 
 
 def _remembered(source: Path) -> dict[str, Any]:

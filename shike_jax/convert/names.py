@@ -19,6 +19,7 @@ import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from shike_jax.common import colours
+from shike_jax.common.text import some
 from shike_jax.errors import UserError
 from shike_jax.models import BACKBONES, DEFAULTS, build_model
 
@@ -52,22 +53,14 @@ _AUTHORS: Rules = (
 
 @dataclasses.dataclass(frozen=True)
 class Family:
-    """PyTorch networks that share names and layouts.
+    """PyTorch networks that share names and layouts, and the images that they were trained on."""
 
-    Attributes:
-      rules: regular expressions, applied in order to our path, that give PyTorch's name (the common ones follow).
-      classifier: the matrix whose shape tells the number of classes.
-      classes_axis: its axis of classes; 1 is our own layout [F,C], 0 is transposed on the way.
-      image_size, resize, mean, std: what the networks were trained on (side, and short side before the central crop, in
-        pixels; RGB values in 0..1).
-    """
-
-    rules: Rules
-    classifier: str
-    classes_axis: int
-    image_size: int
-    resize: int
-    mean: tuple[float, ...]
+    rules: Rules  # regular expressions, applied in order to our path, that give PyTorch's name (the common ones follow)
+    classifier: str  # the matrix whose shape tells the number of classes
+    classes_axis: int  # its axis of classes; 1 is our own layout [F,C], 0 is transposed on the way
+    image_size: int  # side in pixels
+    resize: int  # short side before the central crop, in pixels
+    mean: tuple[float, ...]  # of the RGB values in 0..1
     std: tuple[float, ...]
 
 
@@ -119,12 +112,13 @@ def _has(settings: Mapping[str, Any], field: str, value: Any) -> bool:
 
 
 def _template(model: Model, num_classes: int) -> dict[str, tuple[int, ...]]:
+    """Our path -> shape."""
     return _traced(json.dumps(model_settings(model)), num_classes)
 
 
 @functools.lru_cache(maxsize=8)
 def _traced(settings: str, num_classes: int) -> dict[str, tuple[int, ...]]:
-    """Our path -> shape, found by tracing the network's initialisation (nothing is computed)."""
+    """Traces the network's initialisation: nothing is computed."""
     network = build_model(json.loads(settings), num_classes)
     images = jnp.zeros((1, 32, 32, 3))  # parameters do not depend on the image size
     tree = jax.eval_shape(lambda key: network.init(key, images), jax.random.key(0))
@@ -149,15 +143,6 @@ def _axes(family: Family, rank: int) -> tuple[int, ...]:
     return (1, 0) if rank == 2 and family.classes_axis == 0 else tuple(range(rank))
 
 
-def _torch_shape(family: Family, shape: tuple[int, ...]) -> tuple[int, ...]:
-    axes = _axes(family, len(shape))
-    return tuple(shape[axes.index(axis)] for axis in range(len(shape)))
-
-
-def _listed(items: list[str], most: int = 4) -> str:
-    return ", ".join(items[:most]) + (f" and {len(items) - most} more" if len(items) > most else "")
-
-
 def _check(model: Model, present: Mapping[str, Any], expected: Mapping[str, tuple[int, ...]]) -> None:
     """`UserError` that names the first missing, unexpected and misshapen arrays."""
     missing = [key for key in expected if key not in present]
@@ -170,7 +155,7 @@ def _check(model: Model, present: Mapping[str, Any], expected: Mapping[str, tupl
     problems = {"missing": missing, "not expected": extra, "wrong shape": wrong}
     if any(problems.values()):
         most = 4 // sum(map(bool, problems.values()))
-        text = "; ".join(f"{problem}: {_listed(items, most)}" for problem, items in problems.items() if items)
+        text = "; ".join(f"{problem}: {some(items, most)}" for problem, items in problems.items() if items)
         raise UserError(f"these are not the tensors of {_called(model)}: {text}")
 
 
@@ -199,17 +184,13 @@ def to_variables(
     dtype: Any = np.float32,
     head: bool = True,
 ) -> tuple[dict[str, Any], int]:
-    """A PyTorch state dict as variables {`params`, `batch_stats`}.
+    """A PyTorch state dict as variables {`params`, `batch_stats`}, and C.
 
     Args:
-      model: which network.
       state: name -> array in PyTorch's layouts, of any float dtype.
       num_classes: C; None takes it from the classifier's shape.
-      dtype: of the variables.
-      head: False: neither state nor variables have classifiers (`without_head`), and C is 1.
-
-    Returns:
-      The variables, and C. A single classifier (torchvision) fills both sets of heads.
+      head: False: neither state nor variables have classifiers (`without_head`), and C is 1. A single classifier
+        (torchvision) fills both sets of heads.
 
     Raises:
       UserError: unknown model; missing, unexpected, misshapen tensors; tensors that are not of a float dtype.
@@ -224,7 +205,8 @@ def to_variables(
     if num_classes < 1:
         raise UserError(f"--num_classes={num_classes}: expected a positive number")
     template = {path: shape for path, shape in _template(model, num_classes).items() if head or "/heads/" not in path}
-    _check(model, state, {torch_name(family, path): _torch_shape(family, shape) for path, shape in template.items()})
+    shapes = {path: np.array(shape)[np.argsort(_axes(family, len(shape)))] for path, shape in template.items()}
+    _check(model, state, {torch_name(family, path): tuple(shape.tolist()) for path, shape in shapes.items()})
     for key, array in state.items():
         if not jnp.issubdtype(array.dtype, jnp.floating):
             raise UserError(f"{key} has dtype {array.dtype}, expected a float dtype")
@@ -240,25 +222,21 @@ def to_variables(
 def to_state_dict(model: Model, variables: Mapping[str, Any], head: str | None = None) -> dict[str, np.ndarray]:
     """The inverse of `to_variables`, bit for bit.
 
-    Args:
-      model: which network.
-      variables: {`params`, `batch_stats`}, as trained or converted.
-      head: the set of classifiers to write where PyTorch's network has only one; needed if the two differ.
+    `head` is the set of classifiers to write where PyTorch's network has only one; needed if the two differ.
 
     Raises:
       UserError: unknown model, variables of another network, or a choice of `head` is needed.
     """
     family = family_of(model)
     flat = {path: np.asarray(leaf) for path, leaf in flatten_dict(variables, sep="/").items()}
-    kernel = flat.get("params/heads/representation/expert0/kernel")
+    kernel_path = "heads/representation/expert0/kernel"
+    kernel = flat.get(f"params/{kernel_path}")
     if kernel is None:
-        missing = "it has no heads/representation/expert0/kernel"
-        raise UserError(f"the checkpoint is not one of {_called(model)}: {missing}")
+        raise UserError(f"the checkpoint is not one of {_called(model)}: it has no {kernel_path}")
     template = _template(model, kernel.shape[-1])
     _check(model, flat, template)
     state: dict[str, np.ndarray] = {}
-    chosen_first = sorted(template, key=lambda path: head is not None and f"/heads/{head}/" not in path)
-    for path in chosen_first:
+    for path in sorted(template, key=lambda path: head is not None and f"/heads/{head}/" not in path):
         key, array = torch_name(family, path), flat[path]
         array = np.ascontiguousarray(array.transpose(np.argsort(_axes(family, array.ndim))))
         if key not in state:

@@ -108,10 +108,6 @@ class _Mapping(dict):
         pass
 
 
-class _Namespace(_Mapping):
-    """Stands for `argparse.Namespace`: the run's options, of no use here."""
-
-
 class _NumpyType(_Sealed):
     """Stands for `numpy.dtype`: numbers and strings only, never objects."""
 
@@ -164,10 +160,6 @@ def _bytes_of_text(text: str, encoding: str) -> bytes:
     return text.encode("latin1")
 
 
-def _numpy_scalar(kind: _NumpyType, raw: bytes) -> object:
-    return np.frombuffer(raw, kind.dtype(), count=1).item()
-
-
 _STORAGES = {
     **{"Float": "f4", "Double": "f8", "Half": "f2", "BFloat16": ml_dtypes.bfloat16},
     **{"Long": "i8", "Int": "i4", "Short": "i2", "Char": "i1", "Byte": "u1", "Bool": "?"},
@@ -185,7 +177,7 @@ _ADMITTED: dict[str, object] = {
     "collections.OrderedDict": _Mapping,
     "collections.Counter": _Mapping,
     "collections.defaultdict": _Call(lambda *_: _Mapping()),
-    "argparse.Namespace": _Namespace,
+    "argparse.Namespace": _Mapping,  # the run's options, of no use here
     "_codecs.encode": _Call(_bytes_of_text),
     "torch._utils._rebuild_tensor": _Call(_rebuild_tensor),
     "torch._utils._rebuild_tensor_v2": _Call(_rebuild_tensor),
@@ -204,7 +196,7 @@ _ADMITTED: dict[str, object] = {
     **{f"torch.{name}": _ElementType(kind) for name, kind in _DTYPES.items()},
 }
 for _module in ("numpy.core.multiarray", "numpy._core.multiarray"):
-    _ADMITTED[f"{_module}.scalar"] = _Call(_numpy_scalar)
+    _ADMITTED[f"{_module}.scalar"] = _Call(lambda kind, raw: np.frombuffer(raw, kind.dtype(), count=1).item())
     _ADMITTED[f"{_module}._reconstruct"] = _Call(lambda *_: NumpyArray())  # type and shape come with the state
 
 

@@ -9,7 +9,7 @@ from shike_jax.common.text import say
 from shike_jax.convert.names import MODELS, has_head, to_variables, without_head
 from shike_jax.convert.reader import SUFFIXES, Tell, read_state_dict
 from shike_jax.errors import UserError
-from shike_jax.storage.checkpoints import load_weights
+from shike_jax.storage.weights import load_weights
 
 PyTree = Any
 
@@ -20,17 +20,15 @@ def is_file(source: str) -> bool:
 
 
 def read_pretrained(source: str, backbone: str, tell: Tell = say) -> tuple[PyTree, tuple[str, ...] | None]:
-    """Variables {`params`, `batch_stats`} to start from, and the names of their classes, for `warm.warm_start`.
+    """Variables {`params`, `batch_stats`} to start from, and the names of their classes in the order of the outputs.
+
+    The names are None where the source has none.
 
     Args:
       source: a work directory, a folder of weights, or a PyTorch file of torchvision's or timm's `backbone` (of the
         authors' network where the backbone is `resnet32`), converted on the way. Without its classifier, or with
         another one than theirs, the backbone alone is read.
       backbone: `config.model.backbone` of the network that will train.
-      tell: gets lines for the user.
-
-    Returns:
-      The variables, and the names of the classes in the order of the outputs; None where the source has none.
 
     Raises:
       UserError: nothing there, damaged, or the tensors of another network.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import zipfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
@@ -24,7 +25,7 @@ _RAW = ("state_dict", "model", "model_state", "model_state_dict", "net", "networ
 _AVERAGED = ("model_ema", "state_dict_ema", "ema", "ema_state_dict", "teacher")
 KINDS = ("averaged", "raw")
 _SPLIT_PREFIX = "state_dict_"  # decoupled trainers store `state_dict_model` next to `state_dict_classifier`
-_WRAPPERS = ("module.", "_orig_mod.")  # of parallel and of compiled networks, on any name
+_WRAPPERS = re.compile(r"^((module|_orig_mod)\.)+")  # of parallel and of compiled networks, on any name
 # Parts of a larger module that are the network itself; what lies next to them (heads, momentum encoders) is left out.
 _ENCODERS = ("backbone.", "encoder_q.", "base_encoder.", "model.", "network.")
 _FIRST = "conv1.weight"  # that every network here begins with
@@ -48,9 +49,8 @@ def _read_npz(path: Path) -> dict[str, np.ndarray]:
 
 def _choose(tree: dict, kind: str, tell: Tell) -> str | None:
     """The key of `tree` that holds the network; None where it holds the tensors itself, perhaps split over keys."""
-    found = {}
-    for name, keys in (("raw", _RAW), ("averaged", _AVERAGED)):
-        found[name] = next((key for key in keys if isinstance(tree.get(key), dict)), None)
+    keys = {"raw": _RAW, "averaged": _AVERAGED}
+    found = {name: next((key for key in keys[name] if isinstance(tree.get(key), dict)), None) for name in KINDS}
     chosen = kind or next((name for name in KINDS if found[name]), "raw")
     other = found[KINDS[1 - KINDS.index(chosen)]]
     if found[chosen] is None and (other or kind == "averaged"):
@@ -85,19 +85,14 @@ def _read_pickled(path: Path, kind: str, tell: Tell) -> Iterator[tuple[str, np.n
                     raise UserError(f"{name} cannot be read ({error})") from error
 
 
-def _same(one: np.ndarray, other: np.ndarray) -> bool:
-    return (one.dtype, one.shape, one.tobytes()) == (other.dtype, other.shape, other.tobytes())
-
-
 def _clean(arrays: Iterable[tuple[str, np.ndarray]]) -> dict[str, np.ndarray]:
     """The network's tensors under its own names: without wrappers' prefixes and BN's step counters."""
     clean: dict[str, np.ndarray] = {}
     for name, array in arrays:
-        while name.startswith(_WRAPPERS):
-            name = name.removeprefix("module.").removeprefix("_orig_mod.")
+        name = _WRAPPERS.sub("", name)
         if name.rpartition(".")[2] == "num_batches_tracked":
             continue
-        if name in clean and not _same(clean[name], array):
+        if name in clean and len({(one.dtype, one.shape, one.tobytes()) for one in (array, clean[name])}) > 1:
             raise UserError(f"two different tensors are called {name}")
         clean[name] = array
     if not clean:

@@ -16,16 +16,12 @@ from shike_jax.errors import UserError
 
 @dataclasses.dataclass(frozen=True)
 class WarmStart:
-    """Which paths of the network were loaded and which stay fresh, and which of the source were left out.
-
-    Attributes:
-      classifiers: a sentence on how the classes of both were matched; empty where the source has no classifier to take.
-    """
+    """Which paths of the network were loaded and which stay fresh, and which of the source were left out."""
 
     loaded: list[str]
     left_out: list[str]
     fresh: list[str]
-    classifiers: str = ""
+    classifiers: str = ""  # how the classes of both were matched; empty where the source has no classifier to take
 
     def summary(self) -> str:
         """Lines: how many arrays of which parts, and what became of the classifiers."""
@@ -44,15 +40,9 @@ def _parts(paths: list[str]) -> list[str]:
 def torchvision_to_shike(backbone: Mapping[str, Any], fresh: Mapping[str, Any]) -> tuple[dict[str, Any], WarmStart]:
     """Starts a SHIKE network from a plain backbone (sec. 4, Places-LT).
 
-    Stem and shared stages are taken over, the last stage is copied into every expert, the backbone's classifier is left
-    out; alignment and classifiers stay as in `fresh`.
-
-    Args:
-      backbone: variables {`params`, `batch_stats`} of the plain network, as `convert` writes them.
-      fresh: initialised variables of the SHIKE network of the same backbone.
-
-    Returns:
-      The variables, with the structure of `fresh`, and what became of every path.
+    Stem and shared stages are taken over from the variables {`params`, `batch_stats`} of `backbone`, its last stage is
+    copied into every expert, its classifier is left out; alignment and classifiers stay as in `fresh`, which gives the
+    structure.
 
     Raises:
       UserError: the backbone's shapes are those of another network, or a shared array is missing from it.
@@ -90,11 +80,8 @@ def warm_start(
 
     Args:
       source: variables {`params`, `batch_stats`} to start from.
-      fresh: initialised variables of the network that is about to train.
+      fresh: initialised variables of the network that is about to train, which give the structure.
       source_classes, classes: names of the classes of both, in the order of their outputs; None: not known.
-
-    Returns:
-      The variables, with the structure of `fresh`, and what became of every path.
 
     Raises:
       UserError: the source is another network.

@@ -30,7 +30,7 @@ from shike_jax.methods import ADJUSTMENTS
 from shike_jax.methods.scores import describe_scores
 from shike_jax.models import HEAD_SETS
 from shike_jax.models.calling import head_sets
-from shike_jax.storage.checkpoints import load_weights
+from shike_jax.storage.weights import load_weights
 
 
 def evaluate(

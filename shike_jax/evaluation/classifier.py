@@ -23,7 +23,8 @@ from shike_jax.errors import UserError
 from shike_jax.methods.own_files import require
 from shike_jax.models import HEAD_SETS, build_model
 from shike_jax.models.calling import has_features, name_of, pooled
-from shike_jax.storage.checkpoints import give_away, load_weights, push_weights
+from shike_jax.storage import hub_form
+from shike_jax.storage.weights import load_weights
 
 PyTree = Any
 BATCH = 128  # images on the device at once
@@ -107,7 +108,7 @@ class Classifier:
         try:
             if place.exists() and not (place.is_dir() and not any(place.iterdir())):
                 raise UserError(f"save: {place} is not empty; expected a new folder")
-            give_away(place, to_host(self.variables), {**self.meta, "heads": self.heads})
+            hub_form.save(place, to_host(self.variables), {**self.meta, "heads": self.heads})
         except OSError as error:
             raise UserError(f"save: {place} cannot be written ({error.strerror or error})") from error
 
@@ -126,7 +127,7 @@ class Classifier:
         Raises:
           UserError: another name, no login, or the hub cannot be reached.
         """
-        return push_weights(name, to_host(self.variables), {**self.meta, "heads": self.heads}, private)
+        return hub_form.push(name, to_host(self.variables), {**self.meta, "heads": self.heads}, private)
 
     @functools.cached_property
     def _logits(self) -> Callable[[PyTree, ArrayLike], jax.Array]:

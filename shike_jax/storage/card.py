@@ -7,27 +7,15 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from shike_jax.common.text import code, markdown, printable, to_json
+from shike_jax.common.text import code, markdown, printable, some, to_json
 
 Results = Mapping[str, Any]
 
 
 def write_card(path: Path, results: Results) -> None:
-    """Writes the card.
-
-    Args:
-      path: of the file, in the work directory.
-      results: what results.json holds.
-    """
-    sections = (
-        _head(results),
-        _scores(results),
-        _data(results),
-        _training(results),
-        _use(results, path.parent),
-        _limits(results),
-        _details(results),
-    )
+    """Writes the card of what results.json holds into the work directory that `path` lies in."""
+    head = (_head(results), _scores(results), _data(results), _training(results))
+    sections = (*head, _use(results, path.parent), _limits(results), _details(results))
     path.write_text("\n\n".join(sections) + "\n")
 
 
@@ -114,10 +102,15 @@ def _training(results: Results) -> str:
         stage = stages[found["name"]]
         losses = " + ".join(map(_loss, results["losses"][found["name"]]))
         trains = ", ".join(code(pattern) for pattern in stage["train"])
-        row = (markdown(found["name"]), found["epochs"], stage["batch_size"], _peak(stage), losses, trains)
+        rule = stage.get("lr_scaling", "none")
+        peak = f"{stage['lr']:g}" + (f" for {stage['base_batch_size']}, {rule} scaling" if rule != "none" else "")
+        row = (markdown(found["name"]), found["epochs"], stage["batch_size"], peak, losses, trains)
         lines.append(f"| {' | '.join(map(str, row))} |")
-    averages = {"none": "the weights after the last epoch", "ema": "the exponential average of the weights"}
-    averages["uniform"] = "the mean of the weights over the last epochs"
+    averages = {
+        "none": "the weights after the last epoch",
+        "ema": "the exponential average of the weights",
+        "uniform": "the mean of the weights over the last epochs",
+    }
     average = stages[results["stages"][-1]["name"]].get("average", "none")
     spent = ", ".join(f"{name.replace('_', '-')} {value:,.0f} s" for name, value in seconds.items())
     lines += [
@@ -126,11 +119,6 @@ def _training(results: Results) -> str:
         f"the evaluated images: these are {averages.get(average, f'an average of the weights ({average})')}.",
     ]
     return "\n".join(lines)
-
-
-def _peak(stage: Mapping[str, Any]) -> str:
-    rule = stage.get("lr_scaling", "none")
-    return f"{stage['lr']:g}" + (f" for {stage['base_batch_size']}, {rule} scaling" if rule != "none" else "")
 
 
 def _loss(one: Mapping[str, Any]) -> str:
@@ -162,17 +150,14 @@ def _limits(results: Results) -> str:
         "- It always answers with one of its classes, even for a picture of something else.",
         "- Its probabilities are off from frequencies by the calibration error above, on average.",
     ]
-    if len(few) and results["few"] is not None:
+    if few and results["few"] is not None:
         lines.append(
             f"- {len(few)} classes had fewer training images than the few-shot bound; their mean accuracy is "
             f"{results['few']:.1f} %, and that of a single class rests on few test images."
         )
-    untested = [name for name, value in zip(split["class_names"], results["per_class"], strict=True) if value is None]
-    if untested:
-        lines.append(
-            f"- Not measured, for want of test images: {', '.join(map(markdown, untested[:5]))}"
-            f"{f' and {len(untested) - 5} more' if len(untested) > 5 else ''}."
-        )
+    scores = zip(split["class_names"], results["per_class"], strict=True)
+    if untested := [markdown(name) for name, value in scores if value is None]:
+        lines.append(f"- Not measured, for want of test images: {some(untested, 5)}.")
     return "\n".join(lines)
 
 

@@ -18,8 +18,10 @@ from flax import traverse_util
 
 from shike_jax.common.extras import optional
 from shike_jax.common.text import markdown, parse_json, to_json
-from shike_jax.errors import UserError
+from shike_jax.errors import UserError, reason
 from shike_jax.storage import tensor_file
+from shike_jax.storage.reading import Damaged
+from shike_jax.storage.trees import digest
 
 PyTree = Any
 WEIGHTS, CONFIG, CARD = "model.safetensors", "config.json", "README.md"
@@ -32,10 +34,10 @@ def save(folder: epath.Path, tree: PyTree, meta: Mapping[str, Any]) -> None:
     Args:
       folder: path or bucket URL, made where it is missing.
       tree: variables {`params`, `batch_stats`} as host arrays.
-      meta: of the checkpoint, with its digest. Paths of this machine in its configuration are left out.
+      meta: of the checkpoint. Paths of this machine in its configuration are left out.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    meta = {"library_name": "shike_jax", **_without_paths(meta)}
+    meta = {"library_name": "shike_jax", **_without_paths(meta), "digest": digest(tree)}
     (folder / CONFIG).write_text(to_json(meta, indent=1) + "\n")
     (folder / CARD).write_text(_card(meta))
     arrays = {path: np.asarray(leaf) for path, leaf in traverse_util.flatten_dict(tree, sep=".").items()}
@@ -46,7 +48,7 @@ def load(folder: epath.Path) -> tuple[PyTree, dict[str, Any]]:
     """Variables and facts of a folder that `save` wrote.
 
     Raises:
-      UserError: damaged files, or without config.json.
+      UserError: damaged files, or no config.json.
     """
     try:
         if not (folder / CONFIG).exists():
@@ -57,7 +59,10 @@ def load(folder: epath.Path) -> tuple[PyTree, dict[str, Any]]:
         raise UserError(f"{folder / CONFIG} is damaged ({error})") from error
     except UserError as error:
         raise UserError(f"{folder / WEIGHTS}: {error}") from error
-    return traverse_util.unflatten_dict(arrays, sep="."), meta
+    tree = traverse_util.unflatten_dict(arrays, sep=".")
+    if "digest" in meta and digest(tree) != meta["digest"]:
+        raise Damaged(f"checkpoint {folder} is damaged: its arrays do not match their digest")
+    return tree, meta
 
 
 def fetch(name: str) -> epath.Path:
@@ -72,7 +77,7 @@ def fetch(name: str) -> epath.Path:
     try:
         found = hub.snapshot_download(place, revision=revision or None, allow_patterns=[WEIGHTS, CONFIG, CARD])
     except Exception as error:  # the library's own errors, and those of what it connects with
-        raise UserError(f"{PREFIX}{place}: cannot be loaded ({_line(error)})") from error
+        raise UserError(f"{PREFIX}{place}: cannot be loaded ({reason(error)})") from error
     return epath.Path(found)
 
 
@@ -91,17 +96,13 @@ def push(name: str, tree: PyTree, meta: Mapping[str, Any], private: bool) -> str
             hub.create_repo(place, private=private, exist_ok=True)
             hub.upload_folder(repo_id=place, folder_path=str(Path(scratch)), commit_message="A network of shike_jax")
         except Exception as error:
-            raise UserError(f"{PREFIX}{place}: cannot be written ({_line(error)})") from error
+            raise UserError(f"{PREFIX}{place}: cannot be written ({reason(error)})") from error
     return f"{PREFIX}{place}"
 
 
 def _check_name(place: str) -> None:
     if len(parts := place.split("/")) != 2 or not all(parts):
         raise UserError(f"{PREFIX}{place}: expected {PREFIX}OWNER/NAME")
-
-
-def _line(error: Exception) -> str:
-    return " ".join(str(error).split())[:200] or type(error).__name__
 
 
 def _without_paths(value: Any) -> Any:

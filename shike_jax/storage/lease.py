@@ -28,7 +28,6 @@ class Lease:
     """The lease of this process on a work directory in a bucket."""
 
     def __init__(self, workdir: Any) -> None:
-        """Nothing is taken yet."""
         self._workdir, self._path = workdir, str(workdir / NAME)
         self._store = filesystem(workdir)
         self._bucket, _, self._key = self._path.partition("://")[2].partition("/")

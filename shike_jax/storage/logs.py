@@ -36,38 +36,37 @@ class RunLog:
         name: str = "",
         loggers: Sequence[str] = (),
     ) -> None:
-        """Opens the files.
+        """Opens the files in a folder that exists; `UserError` for a logger whose package is not installed.
 
         Args:
-          workdir: exists.
           level: quiet, info or debug.
           active: False on all processes but one.
           tensorboard: whether event files are written, where what they need is installed.
           name: of this run among several of one process, which its lines begin with where they are printed.
           loggers: names of `writers.LOGGERS`.
-
-        Raises:
-          UserError: a logger whose package is not installed.
         """
-        self._level, self._writer, self._name = level, None, name
+        self._level, self._name, self.folder = level, name, workdir
         self._text: TextIO | None = None
         self._json: TextIO | None = None
         self._mirror: Mirror | None = None
-        self.folder = workdir
-        if active:
-            self._mirror = Mirror(workdir, ("log.txt", "metrics.jsonl"))
-            self.folder = self._mirror.folder
-            self._text = (self.folder / "log.txt").open("a", buffering=1)
-            self._open_metrics(self.folder / "metrics.jsonl")
-            self._writer = self._open_writers(tensorboard, loggers)
+        self._writers: list[writers.Writer] = []
+        if not active:
+            return
+        self._mirror = Mirror(workdir, ("log.txt", "metrics.jsonl"))
+        self.folder = self._mirror.folder
+        self._text = (self.folder / "log.txt").open("a", buffering=1)
+        self._json = (self.folder / "metrics.jsonl").open("a", buffering=1)
+        if tensorboard:
+            try:
+                self._writers.append(writers.tensorboard(self.folder / "tensorboard"))
+            except UserError:
+                self.line("no TensorBoard files (the extra tensorboard writes them)")
+        self._writers += [writers.LOGGERS[name](self.folder, self.folder.name) for name in loggers]
 
     def flush(self) -> None:
         """Returns when everything said so far is where it stays, which may be a bucket."""
         if self._mirror is not None:
             self._mirror.flush()
-
-    def _open_metrics(self, path: Path) -> None:
-        self._json = path.open("a", buffering=1)
 
     def continue_after(self, step: int) -> None:
         """Keeps the records up to a step of the whole run, at which it continues.
@@ -82,22 +81,12 @@ class RunLog:
         if kept != lines:
             write_text(path, "".join(kept))
             self._json.close()
-            self._open_metrics(path)
-
-    def _open_writers(self, tensorboard: bool, loggers: Sequence[str]) -> writers.Writer | None:
-        found: list[writers.Writer] = []
-        if tensorboard:
-            try:
-                found.append(writers.tensorboard(self.folder / "tensorboard"))
-            except UserError:
-                self.line("no TensorBoard files (the extra tensorboard writes them)")
-        found += [writers.LOGGERS[name](self.folder, self.folder.name) for name in loggers]
-        return writers.Several(found) if found else None
+            self._json = path.open("a", buffering=1)
 
     @property
-    def has_tensorboard(self) -> bool:
+    def takes_images(self) -> bool:
         """Whether images and histograms go anywhere."""
-        return self._writer is not None
+        return bool(self._writers)
 
     def line(self, text: str) -> None:
         """Prints a line (not when quiet) and keeps it in log.txt."""
@@ -162,37 +151,36 @@ class RunLog:
             return
         values = {k: v for k, v in values.items() if v is not None}
         self._json.write(to_json({"step": step, **labels, **values}) + "\n")
-        if self._writer is not None:
-            flat = {k: float(v) for k, v in values.items() if isinstance(v, int | float | np.number)}
-            flat |= {f"{k}/{i}": float(x) for k, v in values.items() if isinstance(v, list) for i, x in enumerate(v)}
-            prefix = f"{labels['stage']}/" if "stage" in labels else ""
-            self._writer.write_scalars(step, {prefix + k: v for k, v in flat.items()})
+        flat = {k: float(v) for k, v in values.items() if isinstance(v, int | float | np.number)}
+        flat |= {f"{k}/{i}": float(x) for k, v in values.items() if isinstance(v, list) for i, x in enumerate(v)}
+        prefix = f"{labels['stage']}/" if "stage" in labels else ""
+        for writer in self._writers:
+            writer.write_scalars(step, {prefix + k: v for k, v in flat.items()})
 
     def images(self, step: int, name: str, images: np.ndarray) -> None:
-        """Records float images [N,H,W,3] in 0..1 for TensorBoard."""
-        if self._writer is not None:
-            self._writer.write_images(step, {name: images})
+        """Records float images [N,H,W,3] in 0..1, where they go anywhere."""
+        for writer in self._writers:
+            writer.write_images(step, {name: images})
 
     def histogram(self, step: int, name: str, values: np.ndarray) -> None:
-        """Records a histogram for TensorBoard."""
-        if self._writer is not None:
-            self._writer.write_histograms(step, {name: values})
+        """Records a histogram, where it goes anywhere."""
+        for writer in self._writers:
+            writer.write_histograms(step, {name: values})
 
     def hyperparameters(self, values: Mapping[str, Any], scores: Mapping[str, float | None]) -> None:
-        """Puts a finished run into TensorBoard's table: its settings, and the scores at its end."""
-        if self._writer is not None:
-            self._writer.write_hparams(dict(values))
-            self._writer.write_scalars(0, {name: value for name, value in scores.items() if value is not None})
+        """Puts a finished run into a table of runs: its settings, and the scores at its end."""
+        for writer in self._writers:
+            writer.write_hparams(dict(values))
+            writer.write_scalars(0, {name: value for name, value in scores.items() if value is not None})
 
     def close(self) -> None:
         """Flushes and closes everything."""
-        if self._writer is not None:
-            self._writer.close()
-        for file in (self._text, self._json):
-            if file is not None:
-                file.close()
+        for part in (*self._writers, self._text, self._json):
+            if part is not None:
+                part.close()
         mirror, self._mirror = self._mirror, None
-        self._text = self._json = self._writer = None
+        self._text = self._json = None
+        self._writers = []
         if mirror is not None:
             mirror.close()
 

@@ -7,21 +7,20 @@ it.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from pathlib import Path
 
 from etils import epath
 
-from shike_jax.common.text import parse_json, to_json
+from shike_jax.common.atomic import write_json
+from shike_jax.common.text import parse_json
 
 NAME = "manifest.json"
 
 
 def write(folder: epath.Path) -> None:
     """Writes NAME into a finished local folder: {relative path: SHA-256 in hex} of every file."""
-    files = {str(p.relative_to(folder)): _digest(p) for p in _files(folder)}
-    partial = folder / f".{NAME}"
-    partial.write_text(to_json(files, indent=1))
-    partial.replace(folder / NAME)
+    files = {str(p.relative_to(folder)): _digest(p) for p in sorted(Path(folder).rglob("*")) if p.is_file()}
+    write_json(Path(folder / NAME), files)
 
 
 def differences(folder: epath.Path) -> list[str]:
@@ -41,21 +40,13 @@ def differences(folder: epath.Path) -> list[str]:
     changes = []
     for name, expected in listed.items():
         try:
-            if _digest(folder / name) != expected:
+            if _digest(Path(folder / name)) != expected:
                 changes.append(f"{name} has changed")
         except (FileNotFoundError, NotADirectoryError):
             changes.append(f"{name} is missing")
     return changes
 
 
-def _files(folder: epath.Path) -> Iterator[epath.Path]:
-    for path in sorted(folder.iterdir()):
-        if path.is_dir():
-            yield from _files(path)
-        else:
-            yield path
-
-
-def _digest(path: epath.Path) -> str:
+def _digest(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

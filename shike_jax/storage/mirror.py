@@ -26,7 +26,7 @@ class Mirror:
             for name in names:
                 if (workdir / name).exists():
                     (self.folder / name).write_bytes((workdir / name).read_bytes())
-                    self._sent[name] = self._stamp(self.folder / name)
+                    self._sent[name] = _stamp(self.folder / name)
             threading.Thread(target=self._keep, name="mirror", daemon=True).start()
 
     def flush(self) -> None:
@@ -36,7 +36,7 @@ class Mirror:
         with self._lock:
             for path in sorted(self.folder.rglob("*")):
                 name = path.relative_to(self.folder).as_posix()
-                if path.is_file() and self._sent.get(name) != (stamp := self._stamp(path)):
+                if path.is_file() and self._sent.get(name) != (stamp := _stamp(path)):
                     buckets.upload(path, self._target / name)
                     self._sent[name] = stamp
 
@@ -54,7 +54,7 @@ class Mirror:
             with contextlib.suppress(Exception):  # out of reach for a moment: the next time sends all of it
                 self.flush()
 
-    @staticmethod
-    def _stamp(path: Path) -> tuple[int, int]:
-        found = path.stat()
-        return found.st_size, found.st_mtime_ns
+
+def _stamp(path: Path) -> tuple[int, int]:
+    found = path.stat()
+    return found.st_size, found.st_mtime_ns

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from typing import Any, TypeVar
 
 from shike_jax.common import buckets
-from shike_jax.errors import TryAgain, UserError, causes
+from shike_jax.errors import TryAgain, UserError, causes, reason
 
 Result = TypeVar("Result")
 PAUSES = (0.5, 2.0)  # seconds before the second and the third try
@@ -26,10 +26,7 @@ class Damaged(UserError):
 
 
 def patiently(what: Any, read: Callable[[], Result]) -> Result:
-    """The result of `read`, which is tried again when it fails.
-
-    Args:
-      what: is read, for messages.
+    """The result of `read`, which is tried again when it fails; messages call what is read `what`.
 
     Raises:
       Damaged: by `read`.
@@ -43,9 +40,9 @@ def patiently(what: Any, read: Callable[[], Result]) -> Result:
             raise
         except Exception as error:
             if is_forbidden(error):
-                raise UserError(f"{what}: {_reason(error)}; expected files that this user may read") from error
+                raise UserError(f"{what}: {reason(error)}; expected files that this user may read") from error
             if pause is None:
-                tried = f"could not be read in {len(PAUSES) + 1} tries ({_reason(error)})"
+                tried = f"could not be read in {len(PAUSES) + 1} tries ({reason(error)})"
                 raise TryAgain(f"{what} {tried}; nothing was changed") from error
             time.sleep(pause)
     raise AssertionError("the last try returns or raises")
@@ -69,8 +66,3 @@ def is_of_the_system(error: Exception) -> bool:
     found = list(causes(error))
     raised = any(isinstance(cause, OSError | MemoryError) and not isinstance(cause, missing) for cause in found)
     return raised or any(_OS_ERROR.search(str(cause)) for cause in found) or buckets.trouble(error) is not None
-
-
-def _reason(error: Exception) -> str:
-    strerror = getattr(error, "strerror", None)
-    return strerror or " ".join(str(error).split())[:160] or type(error).__name__

@@ -17,21 +17,18 @@ from shike_jax.common.text import parse_json
 from shike_jax.config.fields import may_change, with_defaults
 from shike_jax.errors import UserError
 from shike_jax.storage import lease
-from shike_jax.storage.checkpoints import is_finished
+from shike_jax.storage.folders import is_finished
 
 CLAIM_SECONDS = 600  # how long a process that uses the same work directory is waited for
 
 
 def examine(path: Path, config: Mapping[str, Any], tell: Callable[[str], None] | None = None) -> dict[str, Any] | None:
-    """What a run of this configuration would find in a work directory; changes nothing but a damaged results.json.
+    """The results of a run of this configuration (plain data) when it is finished in a work directory, else None.
+
+    Changes nothing but a damaged results.json.
 
     Args:
-      path: the directory.
-      config: the run's configuration as plain data.
       tell: gets a line for each speed switch of version 0.1 that the run there had on.
-
-    Returns:
-      The results of the run when it is finished, else None.
 
     Raises:
       UserError: the directory holds something else, or what a run of another configuration has saved.
@@ -65,20 +62,19 @@ def opened(path: Path, config: Mapping[str, Any]) -> Iterator[dict[str, Any] | N
     """Creates or continues a work directory, which is this process's alone while the body runs.
 
     A run that has saved no step leaves nothing there when the body fails, and one that was killed before its first step
-    does not keep another configuration out. Of several processes of a job only the main one calls this.
-
-    Args:
-      path: the directory.
-      config: the run's configuration as plain data.
-
-    Yields:
-      The results of a run that is already finished, else None.
+    does not keep another configuration out. Of several processes of a job only the main one calls this. Yields the
+    results of a run that is already finished, else None.
 
     Raises:
       UserError: not writable, in use, or it belongs to another configuration. Nothing is changed then.
     """
     if not buckets.in_bucket(path):
-        _make(path)
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(f"--workdir={path}: cannot be created ({error.strerror})") from error
+        if not os.access(path, os.W_OK):
+            raise UserError(f"--workdir={path}: not writable")
     finished = examine(path, config, print)
     if finished is not None:
         yield finished
@@ -96,60 +92,37 @@ def opened(path: Path, config: Mapping[str, Any]) -> Iterator[dict[str, Any] | N
             raise
 
 
-def _make(path: Path) -> None:
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"--workdir={path}: cannot be created ({error.strerror})") from error
-    if not os.access(path, os.W_OK):
-        raise UserError(f"--workdir={path}: not writable")
-
-
 @contextlib.contextmanager
 def claimed(path: Path, patience: float = CLAIM_SECONDS) -> Iterator[None]:
     """Keeps other processes out of a work directory while the body runs: two would overwrite each other's checkpoints.
 
-    A process that is there already is waited for: a job that was stopped may take a while to end, and its successor
-    should not fail for that. The lock lies on the directory itself and ends with the process, however that ends; a
-    file system without locks gives none. In a bucket it is a lease (`lease`).
-
-    Args:
-      path: the directory.
-      patience: seconds to wait.
+    A process that is there already is waited for (`patience` seconds): a job that was stopped may take a while to end,
+    and its successor should not fail for that. The lock lies on the directory itself and ends with the process, however
+    that ends; a file system without locks gives none. In a bucket it is a lease (`lease`).
 
     Raises:
       UserError: another process still has it.
       Preempted: asked to stop while waiting.
     """
-    waiting = _Waiting(path, patience)
+    waiting = _moments(path, patience)
     with _leased(path, waiting) if buckets.in_bucket(path) else _locked(path, waiting):
         yield
 
 
-class _Waiting:
-    """Waits for another process to leave a work directory, with a word at the beginning and a limit."""
-
-    def __init__(self, path: Path, patience: float) -> None:
-        self._path, self._patience, self._until = path, patience, time.monotonic() + patience
-        self._said = False
-
-    def a_moment(self, seconds: float = 0.5) -> None:
-        """Raises UserError when it has lasted too long, Preempted when asked to stop."""
-        path, patience = self._path, self._patience
-        if time.monotonic() >= self._until:
-            raise UserError(
-                f"--workdir={path}: in use by another process, still after {patience:.0f} s; stop that first"
-            )
+def _moments(path: Path, patience: float) -> Iterator[None]:
+    """Each `next` waits for a moment: UserError when it has lasted too long, Preempted when asked to stop."""
+    until = time.monotonic() + patience
+    print(f"{path} is in use by another process: waiting for its end (at most {patience:.0f} s)")
+    while time.monotonic() < until:
         if preemption.asked():
             raise preemption.Preempted(f"stopped while another process was using {path}: nothing was begun")
-        if not self._said:
-            print(f"{path} is in use by another process: waiting for its end (at most {patience:.0f} s)")
-        self._said = True
-        time.sleep(seconds)
+        time.sleep(0.5)
+        yield
+    raise UserError(f"--workdir={path}: in use by another process, still after {patience:.0f} s; stop that first")
 
 
 @contextlib.contextmanager
-def _locked(path: Path, waiting: _Waiting) -> Iterator[None]:
+def _locked(path: Path, waiting: Iterator[None]) -> Iterator[None]:
     try:
         import fcntl
     except ImportError:  # Windows
@@ -166,7 +139,7 @@ def _locked(path: Path, waiting: _Waiting) -> Iterator[None]:
                 path.mkdir(parents=True, exist_ok=True)
                 descriptor = os.open(path, os.O_RDONLY)
             except BlockingIOError:
-                waiting.a_moment()
+                next(waiting)
             except OSError:
                 break
         yield
@@ -178,7 +151,7 @@ _leases: dict[Any, lease.Lease] = {}  # that this process holds, by work directo
 
 
 @contextlib.contextmanager
-def _leased(path: Any, waiting: _Waiting) -> Iterator[None]:
+def _leased(path: Any, waiting: Iterator[None]) -> Iterator[None]:
     own = lease.Lease(path)
     known, since = None, time.monotonic()
     while True:
@@ -190,7 +163,7 @@ def _leased(path: Any, waiting: _Waiting) -> Iterator[None]:
         elif found is not None and time.monotonic() - since > lease.LEASE_SECONDS:
             own.abandoned(found)  # nobody has renewed it: its job was killed
             continue
-        waiting.a_moment()
+        next(waiting)
     _leases[path] = own
     try:
         yield
@@ -218,8 +191,13 @@ def _has_saved(path: Path) -> bool:
 def _remove_start(path: Path) -> None:
     for name in ("tensorboard", "profile", "checkpoints", "weights"):
         buckets.remove_tree(path / name)
-    names = ("log.txt", "metrics.jsonl", "split.csv", "files.npz", "config.json")  # without the last it is no run's
-    for name in names:
+    for name in (
+        "log.txt",
+        "metrics.jsonl",
+        "split.csv",
+        "files.npz",
+        "config.json",
+    ):  # without the last it is no run's
         (path / name).unlink(missing_ok=True)
 
 

@@ -1,14 +1,13 @@
 """Where a run's curves, images and settings go in addition to its own files: one interface, a few lines for each place.
 
-The interface is that of clu's writers: `write_scalars`, `write_images`, `write_histograms` (each a step and a dict by
-name), `write_hparams` (a dict) and `close`. A place of a user's own needs these five methods.
+The interface is that of clu's writers. A place of a user's own needs the five methods of `Writer`.
 """
 
 from __future__ import annotations
 
 import os
 import secrets
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -21,16 +20,16 @@ Arrays = Mapping[str, np.ndarray]
 
 
 class Writer(Protocol):
-    """What receives numbers and images of a run."""
+    """What receives numbers and images of a run; steps are those of the whole run."""
 
     def write_scalars(self, step: int, scalars: Mapping[str, float]) -> None:
-        """Numbers at a step of the whole run."""
+        """Numbers by name."""
 
     def write_images(self, step: int, images: Arrays) -> None:
-        """Images float [N,H,W,3] in 0..1 for each name."""
+        """Images float [N,H,W,3] in 0..1 by name."""
 
     def write_histograms(self, step: int, arrays: Arrays) -> None:
-        """Values of which a histogram is drawn."""
+        """Values by name, of which a histogram is drawn."""
 
     def write_hparams(self, hparams: Mapping[str, Any]) -> None:
         """The settings of a finished run."""
@@ -53,24 +52,20 @@ def tensorboard(folder: Path) -> Writer:
 
 
 class TensorBoardX:
-    """Event files without TensorFlow."""
+    """Event files without TensorFlow; `UserError` where tensorboardX is not installed."""
 
     def __init__(self, folder: Path) -> None:
-        """Raises UserError where tensorboardX is not installed."""
         self._writer = optional("tensorboardX", "no TensorBoard files").SummaryWriter(str(folder))
 
     def write_scalars(self, step: int, scalars: Mapping[str, float]) -> None:
-        """Writes curves."""
         for name, value in scalars.items():
             self._writer.add_scalar(name, value, step)
 
     def write_images(self, step: int, images: Arrays) -> None:
-        """Writes each name's images as one sheet."""
         for name, values in images.items():
             self._writer.add_images(name, np.asarray(values), step, dataformats="NHWC")
 
     def write_histograms(self, step: int, arrays: Arrays) -> None:
-        """Writes histograms."""
         for name, values in arrays.items():
             self._writer.add_histogram(name, np.asarray(values), step)
 
@@ -82,7 +77,6 @@ class TensorBoardX:
             self._writer.file_writer.add_summary(summary)
 
     def close(self) -> None:
-        """Flushes."""
         self._writer.close()
 
 
@@ -90,41 +84,35 @@ class WeightsAndBiases:
     """A run of Weights & Biases, continued by its id; $WANDB_PROJECT, $WANDB_MODE=offline and so on are obeyed."""
 
     def __init__(self, folder: Path, name: str) -> None:
-        """Starts or continues the run, whose files lie in the folder."""
         self._wandb = optional("wandb", "config.train.loggers: wandb")
         note = folder / "wandb.id"
         known = note.read_text().strip() if note.exists() else secrets.token_hex(4)
         note.write_text(known + "\n")
         self._run = self._wandb.init(dir=str(folder), name=name, id=known, resume="allow")
 
+    def _log(self, step: int, values: dict[str, Any]) -> None:
+        self._run.log(values, step=max(step, self._run.step))
+
     def write_scalars(self, step: int, scalars: Mapping[str, float]) -> None:
-        """Logs curves."""
-        self._run.log(dict(scalars), step=max(step, self._run.step))
+        self._log(step, dict(scalars))
 
     def write_images(self, step: int, images: Arrays) -> None:
-        """Logs images."""
-        shown = {name: [self._wandb.Image(np.asarray(one)) for one in values] for name, values in images.items()}
-        self._run.log(shown, step=max(step, self._run.step))
+        self._log(step, {name: list(map(self._wandb.Image, np.asarray(values))) for name, values in images.items()})
 
     def write_histograms(self, step: int, arrays: Arrays) -> None:
-        """Logs histograms."""
-        shown = {name: self._wandb.Histogram(np.asarray(values)) for name, values in arrays.items()}
-        self._run.log(shown, step=max(step, self._run.step))
+        self._log(step, {name: self._wandb.Histogram(np.asarray(values)) for name, values in arrays.items()})
 
     def write_hparams(self, hparams: Mapping[str, Any]) -> None:
-        """Sets the run's configuration."""
         self._run.config.update(dict(hparams), allow_val_change=True)
 
     def close(self) -> None:
-        """Ends the run."""
         self._run.finish()
 
 
 class MLflow:
-    """A run of MLflow, at $MLFLOW_TRACKING_URI or in a file next to the run; histograms are left out."""
+    """A run of MLflow, continued by its id, at $MLFLOW_TRACKING_URI or in a file next to the run; no histograms."""
 
     def __init__(self, folder: Path, name: str) -> None:
-        """Starts or continues the run."""
         mlflow = optional("mlflow", "config.train.loggers: mlflow")
         named = os.environ.get("MLFLOW_TRACKING_URI")
         self._client = mlflow.MlflowClient(named or f"sqlite:///{folder.absolute() / 'mlflow.db'}")
@@ -140,12 +128,11 @@ class MLflow:
         note.write_text(self._id + "\n")
 
     def write_scalars(self, step: int, scalars: Mapping[str, float]) -> None:
-        """Logs metrics."""
         for name, value in scalars.items():
             self._client.log_metric(self._id, name, value, step=step)
 
     def write_images(self, step: int, images: Arrays) -> None:
-        """Logs each name's images side by side."""
+        """Logs each name's images next to each other."""
         for name, values in images.items():
             sheet = (np.concatenate(list(np.asarray(values)), axis=1) * 255).astype(np.uint8)
             self._client.log_image(self._id, sheet, key=name, step=step)
@@ -161,41 +148,7 @@ class MLflow:
                 self._client.log_param(self._id, name, value)
 
     def close(self) -> None:
-        """Marks the run as finished."""
         self._client.set_terminated(self._id)
 
 
 LOGGERS: dict[str, Callable[[Path, str], Writer]] = {"wandb": WeightsAndBiases, "mlflow": MLflow}
-
-
-class Several:
-    """Hands everything on to several writers."""
-
-    def __init__(self, writers: Sequence[Writer]) -> None:
-        """Args: writers: in the order in which they are called."""
-        self._writers = writers
-
-    def write_scalars(self, step: int, scalars: Mapping[str, float]) -> None:
-        """To all."""
-        for writer in self._writers:
-            writer.write_scalars(step, scalars)
-
-    def write_images(self, step: int, images: Arrays) -> None:
-        """To all."""
-        for writer in self._writers:
-            writer.write_images(step, images)
-
-    def write_histograms(self, step: int, arrays: Arrays) -> None:
-        """To all."""
-        for writer in self._writers:
-            writer.write_histograms(step, arrays)
-
-    def write_hparams(self, hparams: Mapping[str, Any]) -> None:
-        """To all."""
-        for writer in self._writers:
-            writer.write_hparams(hparams)
-
-    def close(self) -> None:
-        """All."""
-        for writer in self._writers:
-            writer.close()

@@ -305,7 +305,7 @@ def finish(run: Run, variables: PyTree) -> dict[str, Any]:
 def show_first_batch(run: Run, stage: Stage, step: int) -> None:
     """Sends augmented images of a stage's first step to TensorBoard, as the network sees them but for mixing."""
     count = run.config.train.pictures
-    if step or not count or not run.log.has_tensorboard or not run.source.has_pictures:
+    if step or not count or not run.log.takes_images or not run.source.has_pictures:
         return
     feed, data = run.feeds["train"], run.config.data
     _, _, inputs = next(calls(run, stage, 0))

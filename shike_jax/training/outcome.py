@@ -18,8 +18,8 @@ from shike_jax.methods import LOSSES, SCORES
 from shike_jax.methods.loss_registry import describe_losses
 from shike_jax.methods.own_files import needed_to_use, remembered
 from shike_jax.methods.scores import describe_scores
-from shike_jax.storage.checkpoints import save_weights
 from shike_jax.storage.trouble import check_present
+from shike_jax.storage.weights import save_weights
 from shike_jax.training.loss_variables import of_network
 from shike_jax.training.setup import Run, Stage
 from shike_jax.training.state import TrainState

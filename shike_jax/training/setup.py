@@ -33,8 +33,10 @@ from shike_jax.errors import UserError
 from shike_jax.evaluation.evaluator import Evaluator, plain_views
 from shike_jax.methods.own_files import changed, remembered
 from shike_jax.methods.scores import check_scores
-from shike_jax.storage.checkpoints import Checkpoints, remove_unfinished, restore_into
+from shike_jax.storage.checkpoints import Checkpoints
 from shike_jax.storage.logs import Progress, RunLog
+from shike_jax.storage.trees import restore_into
+from shike_jax.storage.weights import remove_unfinished
 from shike_jax.training import randomness
 from shike_jax.training.loss_variables import with_losses
 from shike_jax.training.overview import parameter_table

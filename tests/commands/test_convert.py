@@ -11,7 +11,7 @@ from shike_jax.common.command import run_main
 from shike_jax.convert.names import MODELS
 from shike_jax.convert.reader import read_state_dict, write_state_dict
 from shike_jax.models import build_model
-from shike_jax.storage.checkpoints import load_weights
+from shike_jax.storage.weights import load_weights
 from tests.convert.weights import fill, shapes_of
 
 pytestmark = pytest.mark.usefixtures("quickly_compiled")

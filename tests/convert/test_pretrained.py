@@ -15,7 +15,7 @@ from shike_jax.convert.reader import read_state_dict
 from shike_jax.convert.warm import warm_start
 from shike_jax.errors import UserError
 from shike_jax.models import build_model, init_variables
-from shike_jax.storage.checkpoints import load_weights
+from shike_jax.storage.weights import load_weights
 from tests.conftest import GOLDEN
 from tests.convert.test_names import golden_shapes
 from tests.convert.weights import fill, shapes_of, write_torch_file

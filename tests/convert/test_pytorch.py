@@ -8,7 +8,7 @@ import pytest
 
 from shike_jax.convert.checkpoint import convert, reverse
 from shike_jax.models import DEFAULTS, build_model
-from shike_jax.storage.checkpoints import load_weights, save_weights
+from shike_jax.storage.weights import load_weights, save_weights
 from tests.conftest import ROOT
 
 pytestmark = pytest.mark.usefixtures("quickly_compiled")

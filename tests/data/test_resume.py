@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from flax.traverse_util import flatten_dict
 
-from shike_jax.storage.checkpoints import load_weights
+from shike_jax.storage.weights import load_weights
 from tests.conftest import ROOT
 from tests.jobs import Job, recorded_steps
 

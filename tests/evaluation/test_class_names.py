@@ -20,7 +20,7 @@ from shike_jax.data.held_out import write_csv
 from shike_jax.errors import UserError
 from shike_jax.evaluation.checkpoint import evaluate as score_part
 from shike_jax.evaluation.classifier import load
-from shike_jax.storage.checkpoints import load_weights
+from shike_jax.storage.weights import load_weights
 from tests import tiny
 
 pytestmark = pytest.mark.usefixtures("quickly_compiled")

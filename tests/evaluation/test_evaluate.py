@@ -19,7 +19,7 @@ from shike_jax.errors import UserError
 from shike_jax.evaluation.checkpoint import evaluate as score_part
 from shike_jax.evaluation.checkpoint import trained_sets
 from shike_jax.evaluation.classifier import load
-from shike_jax.storage.checkpoints import save_weights
+from shike_jax.storage.weights import save_weights
 from tests.conftest import ROOT
 
 pytestmark = pytest.mark.usefixtures("quickly_compiled")

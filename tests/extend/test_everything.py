@@ -14,7 +14,8 @@ from shike_jax.commands.program import main
 from shike_jax.config.loading import parse_config
 from shike_jax.errors import UserError
 from shike_jax.methods import tables
-from shike_jax.storage.checkpoints import Checkpoints, load_weights
+from shike_jax.storage.checkpoints import Checkpoints
+from shike_jax.storage.weights import load_weights
 from shike_jax.training import loop
 from tests.stopped import assert_same_end, train_until
 

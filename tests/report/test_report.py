@@ -15,7 +15,7 @@ from shike_jax.errors import UserError
 from shike_jax.evaluation.checkpoint import save
 from shike_jax.report.evaluations import evaluation
 from shike_jax.report.runs import Run
-from shike_jax.storage.checkpoints import load_weights
+from shike_jax.storage.weights import load_weights
 from tests import tiny
 from tests.report.made import results, summary, write_run
 

@@ -15,7 +15,9 @@ from shike_jax.config.loading import parse_config
 from shike_jax.convert.reader import read_state_dict, write_state_dict
 from shike_jax.errors import TryAgain, UserError
 from shike_jax.storage import lease, manifest, mirror, reading, workdir
-from shike_jax.storage.checkpoints import Checkpoints, digest, load_weights
+from shike_jax.storage.checkpoints import Checkpoints
+from shike_jax.storage.trees import digest
+from shike_jax.storage.weights import load_weights
 from shike_jax.training import loop
 from tests.jobs import digits
 from tests.storage.object_store import HttpError, in_place_of_gcsfs

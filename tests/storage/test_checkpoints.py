@@ -14,8 +14,10 @@ from shike_jax.common.command import run_main
 from shike_jax.config.loading import parse_config
 from shike_jax.data import sources
 from shike_jax.errors import TryAgain, UserError
-from shike_jax.storage import checkpoints, manifest, reading
-from shike_jax.storage.checkpoints import Checkpoints, load_weights, remove_unfinished, restore_into, save_weights
+from shike_jax.storage import folders, manifest, reading
+from shike_jax.storage.checkpoints import Checkpoints
+from shike_jax.storage.trees import restore_into
+from shike_jax.storage.weights import load_weights, remove_unfinished, save_weights
 from shike_jax.training.outcome import save_stage_weights
 from shike_jax.training.state import TrainState
 from tests.jobs import digits
@@ -72,7 +74,7 @@ def test_files_do_not_name_the_place_where_they_were_written(tmp_path):
 
 def test_weights_with_the_path_of_their_machine_still_load(tmp_path, monkeypatch):
     """As they were written up to version 0.1.0."""
-    monkeypatch.setattr(checkpoints, "_forget_place", lambda folder: None)
+    monkeypatch.setattr(folders, "_forget_place", lambda folder: None)
     save_weights(tmp_path / "weights", {"params": {"kernel": np.ones((2, 3), np.float32)}}, make_meta(1))
     assert str(tmp_path) in (tmp_path / "weights" / "commit_success.txt").read_text()
     shutil.move(tmp_path / "weights", tmp_path / "moved")
@@ -202,7 +204,7 @@ def test_no_manifest_leaves_the_digest(workdir):
 def broken_read(monkeypatch, where, error, times):
     """Makes reading fail a number of times, in `manifest` or inside Orbax; returns the list of what was tried."""
     monkeypatch.setattr(reading, "PAUSES", (0, 0))
-    owner, name = {"manifest": (manifest, "_digest"), "orbax": (checkpoints.ocp.Checkpointer, "restore")}[where]
+    owner, name = {"manifest": (manifest, "_digest"), "orbax": (folders.ocp.Checkpointer, "restore")}[where]
     sound, tried = getattr(owner, name), []
 
     def fails(*arguments, **options):

@@ -70,7 +70,7 @@ def test_mlflow_in_a_file(tmp_path, monkeypatch):
 
 def test_every_writer_has_the_interface():
     names = {name for name in vars(writers.Writer) if name.startswith(("write_", "close"))}
-    for kind in (writers.WeightsAndBiases, writers.MLflow, writers.TensorBoardX, writers.Several):
+    for kind in (writers.WeightsAndBiases, writers.MLflow, writers.TensorBoardX):
         assert names <= set(vars(kind))
 
 

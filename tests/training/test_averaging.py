@@ -243,7 +243,7 @@ def _counted(function, calls):
 
 def test_a_state_without_averages_has_no_new_arrays():
     template = setup.TrainState(np.int32(0), {"a": np.zeros(2)}, {}, ())
-    from shike_jax.storage.checkpoints import restore_into, to_tree
+    from shike_jax.storage.trees import restore_into, to_tree
 
     assert set(flatten_dict(to_tree(template), sep="/")) == {"step", "params/a"}
     back = restore_into(template, unflatten_dict({"step": np.int32(4), "params/a": np.ones(2)}, sep="/"), "here")

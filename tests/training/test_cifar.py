@@ -9,7 +9,7 @@ from flax.traverse_util import flatten_dict
 
 from shike_jax.config.loading import parse_config
 from shike_jax.models import build_model, init_variables
-from shike_jax.storage.checkpoints import load_weights
+from shike_jax.storage.weights import load_weights
 from tests.jobs import Job
 
 CONFIG = "--config=configs/cifar_lt.py:official,imbalance_factor=100"

@@ -9,7 +9,7 @@ import pytest
 from shike_jax.config.loading import parse_config
 from shike_jax.errors import UserError
 from shike_jax.models import build_model, init_variables
-from shike_jax.storage.checkpoints import load_weights
+from shike_jax.storage.weights import load_weights
 from shike_jax.training import loop
 from tests.conftest import ROOT
 

@@ -16,7 +16,7 @@ from shike_jax.cluster.cpu import devices_for
 from shike_jax.config import to_plain
 from shike_jax.config.loading import parse_config
 from shike_jax.errors import UserError
-from shike_jax.storage.checkpoints import load_weights, save_weights
+from shike_jax.storage.weights import load_weights, save_weights
 from shike_jax.storage.workdir import claimed, examine, opened
 from shike_jax.training import loop
 from tests.jobs import digits

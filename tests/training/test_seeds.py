@@ -11,7 +11,7 @@ from flax.traverse_util import flatten_dict
 from shike_jax.cluster.preemption import Preempted, StopRequest
 from shike_jax.config.loading import parse_config
 from shike_jax.errors import UserError
-from shike_jax.storage.checkpoints import load_weights
+from shike_jax.storage.weights import load_weights
 from shike_jax.training import loop
 from tests.conftest import ROOT
 from tests.jobs import digits

@@ -10,7 +10,7 @@ from flax.traverse_util import flatten_dict
 
 from shike_jax import config as schema
 from shike_jax.config.loading import parse_config
-from shike_jax.storage.checkpoints import load_weights
+from shike_jax.storage.weights import load_weights
 from shike_jax.training import loop
 from shike_jax.training.epoch import steps_per_call
 from tests.conftest import ROOT

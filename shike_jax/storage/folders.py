@@ -1,0 +1,104 @@
+"""One folder as Orbax saves it, in a folder or a bucket: whether it is finished, how it is sealed and read.
+
+Two things are done here because Orbax does not do them: a digest over all arrays in the metadata, and a manifest of the
+files, tell damage from a store that does not answer.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+from etils import epath
+
+from shike_jax.common import buckets
+from shike_jax.common.text import some
+from shike_jax.errors import reason
+from shike_jax.storage import manifest
+from shike_jax.storage.reading import Damaged, is_forbidden, is_of_the_system, patiently
+from shike_jax.storage.trees import digest
+
+PyTree = Any
+Meta = dict[str, Any]
+
+
+def absolute(directory: Any) -> epath.Path:
+    """The place that a path or bucket URL names."""
+    path = buckets.place(str(directory))
+    return epath.Path(path if buckets.in_bucket(path) else path.expanduser().absolute())
+
+
+def is_finished(path: epath.Path) -> bool:
+    """Whether a save has come to its end there: a folder gets its name then, and in a bucket Orbax's mark."""
+    if buckets.in_bucket(path):
+        return bool((path / buckets.COMMITTED).exists())
+    return "orbax-checkpoint-tmp" not in path.name
+
+
+def seal(folder: epath.Path) -> None:
+    """Adds the manifest to a finished local folder."""
+    _forget_place(folder)
+    manifest.write(folder)
+
+
+def _forget_place(folder: epath.Path) -> None:
+    """Takes the absolute path out of Orbax's marks of completion: weights that are given away do not name a machine."""
+    for place in (folder, *(child for child in folder.iterdir() if child.is_dir())):
+        if (place / buckets.COMMITTED).exists():
+            (place / buckets.COMMITTED).write_text("Checkpoint commit was successful")
+
+
+def read_saved(path: epath.Path, item: str) -> tuple[PyTree, Meta]:
+    """Restores one checkpoint after comparing its files with their manifest, and its arrays with their digest."""
+
+    def read() -> tuple[PyTree, Meta]:
+        with buckets.downloaded(path) as folder:
+            return _read_once(epath.Path(folder), item, path)
+
+    return patiently(f"checkpoint {path}", read)
+
+
+def _read_once(folder: epath.Path, item: str, path: epath.Path) -> tuple[PyTree, Meta]:
+    """Reads a local copy of `path`."""
+    if changed := manifest.differences(folder):
+        raise Damaged(f"checkpoint {path} is damaged: {some(changed, 1)}")
+    orbax = checkpointer()
+    try:
+        arrays = ocp.args.StandardRestore(_targets(folder / item))
+        args = ocp.args.Composite(**{item: arrays, "meta": ocp.args.JsonRestore()})
+        loaded = orbax.restore(folder, args=args)
+        tree, meta = loaded[item], dict(loaded["meta"])
+        good = digest(tree) == meta.get("digest")
+    except Exception as error:
+        # Files that agree with their manifest are good, whatever fails. Without one, a missing or short file can fail
+        # anywhere below: parsing, checksums, missing keys.
+        if (folder / manifest.NAME).exists() or is_forbidden(error) or is_of_the_system(error):
+            raise
+        raise Damaged(f"checkpoint {path} is damaged: {reason(error)}") from error
+    finally:
+        orbax.close()
+    if not good:
+        raise Damaged(f"checkpoint {path} is damaged: its arrays do not match their digest")
+    return tree, meta
+
+
+def _targets(folder: epath.Path) -> PyTree:
+    """Empty host arrays of what lies there: without them Orbax would look for the devices that saved it."""
+    found = ocp.StandardCheckpointHandler().metadata(folder).tree
+    return jax.tree.map(lambda leaf: np.broadcast_to(np.zeros((), leaf.dtype), leaf.shape), found)
+
+
+def alone() -> ocp.options.MultiprocessingOptions:
+    """Orbax works on this process without waiting for others."""
+    index = jax.process_index()
+    return ocp.options.MultiprocessingOptions(
+        primary_host=index, active_processes={index}, barrier_sync_key_prefix=f"process{index}"
+    )
+
+
+def checkpointer() -> ocp.Checkpointer:
+    """Saves and restores on this process alone."""
+    handler = ocp.CompositeCheckpointHandler(composite_options=ocp.CompositeOptions(multiprocessing_options=alone()))
+    return ocp.Checkpointer(handler, multiprocessing_options=alone())
