@@ -33,8 +33,7 @@ Axis = str | Neighbours | None
 def axis_size(name: Axis) -> int:
     """Number of devices that run the function being traced, along the axis of that name.
 
-    Returns:
-      1 where no such axis is bound, as under plain `jax.jit`: sums over the devices are then the device's own.
+    It is 1 where no such axis is bound, as under plain `jax.jit`: sums over the devices are then the device's own.
     """
     if name is None:
         return 1

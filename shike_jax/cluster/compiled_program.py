@@ -25,21 +25,14 @@ _HEADER = re.compile(r"^(?:ENTRY )?%?([\w.-]+) .*\{$")
 
 @dataclasses.dataclass(frozen=True)
 class Instruction:
-    """One instruction of the optimised program.
+    """One instruction of the optimised program."""
 
-    Attributes:
-      computation: it belongs to; `entry`: whether that is the program's entry.
-      name, opcode: as in the text.
-      result: the type before the opcode.
-      text: the whole line.
-    """
-
-    computation: str
-    entry: bool
+    computation: str  # it belongs to
+    entry: bool  # whether that is the program's entry
     name: str
     opcode: str
-    result: str
-    text: str
+    result: str  # the type before the opcode
+    text: str  # the whole line
 
 
 def analyse(compiled: jax.stages.Compiled, pixels: int = 0) -> dict[str, Any]:
@@ -87,32 +80,17 @@ def parse(text: str) -> Iterator[Instruction]:
                 yield Instruction(computation, entry, name, opcode.group(1), rest[: opcode.start(1)], line)
 
 
-def _only(pattern: str, text: str) -> re.Match[str]:
-    """The place where a pattern that must occur does.
-
-    Raises:
-      ValueError: it does not occur.
-    """
-    match = re.search(pattern, text)
-    if match is None:
-        raise ValueError(f"no {pattern} in {text[:200]!r}")
-    return match
-
-
 def array_bytes(text: str) -> int:
     """Bytes of all arrays that a type names: `(f32[2,3]{1,0}, u8[4])` has 28."""
     total = 0
     for kind, sides in _ARRAY.findall(text):
-        bits = 8 if kind == "pred" else int(_only(r"\d+", kind).group())  # f8e4m3 is of 8 bits too
-        total += math.prod(int(side) for side in sides.split(",") if side) * bits // 8
+        bits = 8 if kind == "pred" else int(re.findall(r"\d+", kind)[0])  # f8e4m3 is of 8 bits too
+        total += math.prod(_numbers(sides)) * bits // 8
     return total
 
 
 def program_memory(compiled: jax.stages.Compiled) -> dict[str, int] | None:
-    """Bytes of a program's arguments, results, temporaries and code, and of all, shared ones once.
-
-    None where the backend does not say.
-    """
+    """Bytes of a program's arguments, results, temporaries and code, and of all, shared ones once; None: not known."""
     stated = compiled.memory_analysis()
     if stated is None:
         return None
@@ -154,27 +132,30 @@ def _is_of_pixels(one: Instruction, pixels: int, instructions: list[Instruction]
     if not pixels:
         return False
     if one.opcode == "gather":
-        sizes = re.search(r"slice_sizes=\{([0-9,]*)\}", one.text)
-        each = math.prod(int(size) for size in sizes.group(1).split(",") if size) if sizes else 1
-        moved = _values(one.result)
+        each = math.prod(_attribute("slice_sizes", one.text))
+        moved = math.prod(_shape(one.result))
     else:
-        updates = _only(r"scatter\((.*?)\)", one.text).group(1).split(",")[-1].strip().lstrip("%").split(" ")[-1]
-        producer = [i for i in instructions if i.computation == one.computation and i.name == updates.lstrip("%")]
-        moved = _values(producer[0].result) if producer else _values(one.result)
-        window = re.search(r"update_window_dims=\{([0-9,]*)\}", one.text)
-        dimensions = [int(d) for d in window.group(1).split(",") if d] if window else []
+        operands = re.findall(r"scatter\((.*?)\)", one.text)[0]
+        updates = operands.split(",")[-1].split(" ")[-1].lstrip("%")
+        producer = [i for i in instructions if i.computation == one.computation and i.name == updates]
         shape = _shape(producer[0].result) if producer else ()
-        each = math.prod(shape[d] for d in dimensions if d < len(shape))
+        moved = math.prod(shape) if producer else math.prod(_shape(one.result))
+        each = math.prod(shape[d] for d in _attribute("update_window_dims", one.text) if d < len(shape))
     return each <= PIXEL_VALUES and moved // max(each, 1) >= pixels
 
 
 def _shape(result: str) -> tuple[int, ...]:
     match = _ARRAY.search(result)
-    return tuple(int(side) for side in match.group(2).split(",") if side) if match else ()
+    return _numbers(match.group(2)) if match else ()
 
 
-def _values(result: str) -> int:
-    return math.prod(_shape(result))
+def _attribute(name: str, text: str) -> tuple[int, ...]:
+    found = re.search(rf"{name}=\{{([0-9,]*)\}}", text)
+    return _numbers(found.group(1)) if found else ()
+
+
+def _numbers(text: str) -> tuple[int, ...]:
+    return tuple(int(number) for number in text.split(",") if number)
 
 
 def _kernels(instructions: list[Instruction]) -> list[Instruction]:

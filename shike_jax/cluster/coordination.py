@@ -54,12 +54,9 @@ def exchanged(name: str, text: str, seconds: float) -> list[str]:
 
 
 class CompileTime:
-    """Time that JAX spends on tracing and compiling, so that it is not taken for training time.
+    """Time that JAX spends on tracing and compiling, so that it is not taken for training time."""
 
-    `CompileTime.total`: seconds since the program began.
-    """
-
-    total = 0.0
+    total = 0.0  # seconds since the program began
 
 
 def _count(event: str, duration_secs: float, **_: str | int) -> None:

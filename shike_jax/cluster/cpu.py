@@ -28,9 +28,9 @@ def use_cores(devices: int = 0, batch_sizes: Iterable[int] = ()) -> None:
       batch_sizes: of the steps to come.
     """
     chosen = "xla_force_host_platform_device_count" in os.environ.get("XLA_FLAGS", "")
-    if chosen or _asked_for() > 0 or jax.distributed.is_initialized():
+    if chosen or jax.config.values["jax_num_cpu_devices"] > 0 or jax.distributed.is_initialized():
         return
-    devices = devices or devices_for(_usable_cores(), batch_sizes)
+    devices = devices or devices_for(usable_cores(), batch_sizes)
     # XLA takes a thread for each core, or for each device where these are more. That is enough, as it runs collectives
     # one after the other, and more threads (NPROC) make a step slower (docs/speed.md).
     with contextlib.suppress(RuntimeError):  # JAX is awake
@@ -44,10 +44,6 @@ def devices_for(cores: int, batch_sizes: Iterable[int]) -> int:
     return next(fitting, 1)
 
 
-def _usable_cores() -> int:
+def usable_cores() -> int:
+    """Cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def _asked_for() -> int:
-    """JAX's own setting (JAX_NUM_CPU_DEVICES), -1 where nobody has set it."""
-    return getattr(jax.config, "jax_num_cpu_devices", -1)

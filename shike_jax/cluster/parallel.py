@@ -8,9 +8,9 @@ axis is bound: under plain `jax.jit` a step runs on one device, whose sums are t
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
-import math
 import os
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -33,14 +33,8 @@ _backend = BACKENDS[0]
 
 
 def use_backend(name: str) -> str:
-    """Chooses how `compile_step` compiles from now on, for the whole process: one of `BACKENDS`.
-
-    Returns:
-      What was used before.
-    """
+    """Chooses how `compile_step` compiles from now on: one of `BACKENDS`; returns what was used before."""
     global _backend
-    if name not in BACKENDS:
-        raise ValueError(f"backend {name!r}: expected one of {', '.join(BACKENDS)}")
     before, _backend = _backend, name
     return before
 
@@ -53,16 +47,13 @@ def bn_axis(synchronised: bool, group: int) -> Axis:
 
 
 def compile_step(function: Callable, *, replicated_in: tuple[bool, ...], donate: bool) -> Any:
-    """Compiles a per-device function over all devices; its results must be equal on all of them.
+    """Compiles a per-device function over all devices; `lower(*arguments)` of what is returned gives its program.
 
     Args:
-      function: per-device; may use collectives over `AXIS`.
+      function: may use collectives over `AXIS`; its results must be equal on all devices.
       replicated_in: for each argument, True when every device gets the whole of it, False when it is split along its
         leading axis of local devices.
       donate: the first argument's buffers are given up to the result.
-
-    Returns:
-      The compiled function; `lower(*arguments)` gives its program.
     """
     if _backend == "shard_map":
         return _shard_mapped(function, replicated_in, donate)
@@ -81,9 +72,7 @@ def lower_step(
 ) -> jax.stages.Lowered:
     """The program of a step for devices that need not be here: as `compile_step` would compile it over these.
 
-    Args:
-      arguments: shapes, as `compile_step` takes arrays; those that are split have a leading axis of all devices.
-      devices, platform: to lower for.
+    `arguments` are shapes, as `compile_step` takes arrays; those that are split have a leading axis of all devices.
     """
     compiled, shardings = _over_mesh(function, replicated_in, donate, devices)
     placed = (
@@ -111,11 +100,9 @@ def _over_mesh(
 def _shard_mapped(function: Callable, replicated_in: tuple[bool, ...], donate: bool) -> Any:
     compiled, shardings = _over_mesh(function, replicated_in, donate, jax.devices())
 
-    def placed(*arguments: PyTree) -> tuple[PyTree, ...]:
-        return tuple(
-            jax.tree.map(lambda leaf, sharding=sharding: _on_mesh(leaf, sharding), argument)
-            for argument, sharding in zip(arguments, shardings, strict=True)
-        )
+    def placed(*arguments: PyTree) -> list[PyTree]:
+        pairs = zip(arguments, shardings, strict=True)
+        return [jax.tree.map(functools.partial(_on_mesh, sharding=sharding), x) for x, sharding in pairs]
 
     def call(*arguments: PyTree) -> PyTree:
         return compiled(*placed(*arguments))
@@ -149,12 +136,9 @@ def all_gather(tree: PyTree) -> PyTree:
 
 
 def rows_of_all(array: Any, positions: Any) -> Any:
-    """Rows of the global batch by their positions in it, from arrays [b,...] of each device; inside a compiled step.
+    """Rows of the global batch by their positions [n] in it, from arrays [b,...] of each device; in a compiled step.
 
     The shares go round from device to device, so that none holds more than two of them.
-
-    Args:
-      positions: int [n], in the global batch.
     """
     devices, each = axis_size(AXIS), len(array)
     if devices == 1:
@@ -224,12 +208,9 @@ def _local_value(leaf: Any) -> np.ndarray:
 
 
 def split_batch(batch: PyTree, per_process: bool = False) -> PyTree:
-    """Reshapes [B, ...] arrays to [local devices, B / devices, ...], this process's share of the global batch.
+    """Reshapes host arrays [B, ...] to [local devices, B / devices, ...], this process's share of the global batch.
 
-    Args:
-      batch: host arrays of the global batch (every process holds the same), leading axis divisible by the devices; or
-        of this process's share with `per_process`.
-      per_process: the arrays already hold this process's share only.
+    B is divisible by the devices. With `per_process` the arrays hold this process's share already.
     """
     local, index = jax.local_device_count(), 0 if per_process else jax.process_index()
     devices = local if per_process else jax.device_count()
@@ -241,77 +222,6 @@ def split_batch(batch: PyTree, per_process: bool = False) -> PyTree:
     return jax.tree.map(take, batch)
 
 
-JOINING = ("auto", "on", "off")
-# What launchers tell each of the processes that they start: their number.
-_STARTED = {"SLURM_STEP_NUM_TASKS": "SLURM", "OMPI_COMM_WORLD_SIZE": "Open MPI", "PMI_SIZE": "MPI"}
-
-
-def start_distributed(
-    coordinator: str | None, processes: int | None, index: int | None, peer_timeout: float, joining: str = "auto"
-) -> None:
-    """Joins a multi-process job when there is one; call before anything touches a device.
-
-    Explicit arguments (or JAX's own JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES, JAX_PROCESS_ID) win. Without them,
-    JAX's own detection finds the job (`coordination.detected_processes`).
-
-    Args:
-      coordinator: HOST:PORT of process 0.
-      processes: number of processes of the job.
-      index: number of this process.
-      peer_timeout: seconds of silence after which a process counts as lost (see `peers`).
-      joining: `auto`: where there are several processes; `on`: in any case; `off`: never.
-
-    Raises:
-      UserError: the job's processes did not come together, there is none to join, or several were started that JAX does
-        not recognise as one job.
-    """
-    coordinator = coordinator or os.environ.get("JAX_COORDINATOR_ADDRESS")
-    processes = processes if processes is not None else _int_variable("JAX_NUM_PROCESSES")
-    index = index if index is not None else _int_variable("JAX_PROCESS_ID")
-    if joining == "off":
-        if coordinator:
-            raise UserError(f"--distributed=off with the coordinator {coordinator}: expected one of them")
-        return
-    if not coordinator:
-        if (processes or 1) > 1 or index:
-            given = f"--processes={processes}, --process={index}"
-            raise UserError(f"{given} (or their environment variables): expected --coordinator=HOST:PORT with them")
-        found = _detected()
-        if found is None and joining == "on":
-            raise UserError("--distributed=on: JAX finds no job around this process; expected --coordinator=HOST:PORT")
-        if (found or 1) == 1 and joining == "auto":
-            return
-    # Gloo carries collectives between CPU processes; other platforms ignore the setting.
-    jax.config.update("jax_cpu_collectives_implementation", "gloo")
-    try:
-        # All three are None on managed clusters, where JAX finds them itself. JAX's own heartbeat only ends what our
-        # watch could not: it says less about the reason, so it comes later.
-        jax.distributed.initialize(
-            coordinator, processes, index, heartbeat_timeout_seconds=max(100, math.ceil(1.5 * peer_timeout))
-        )
-    except (RuntimeError, ValueError) as error:
-        where = coordinator or "(from the environment)"
-        raise UserError(f"process {index} of {processes} could not join coordinator {where}: {error}") from error
-
-
-def _detected() -> int | None:
-    """Processes of the job around this one; None where there is none."""
-    alone = "--distributed=off lets each process run alone"
-    try:
-        found = coordination.detected_processes()
-    except Exception as error:  # of a metadata server that does not answer, of variables that are missing, ...
-        reason = " ".join(str(error).split())[:200] or type(error).__name__
-        raise UserError(f"the job around this process could not be read ({reason}); {alone}") from error
-    for name, launcher in _STARTED.items():
-        started = _int_variable(name) or 1
-        if found is None and started > 1:
-            raise UserError(
-                f"{launcher} started {started} processes ({name}), which JAX does not recognise as one job: expected "
-                f"--coordinator=HOST:PORT, --processes and --process; {alone}"
-            )
-    return found
-
-
 def describe() -> str:
     """One line: processes, coordinator and devices of the job."""
     devices = f"{jax.device_count()} x {jax.devices()[0].device_kind}"
@@ -321,28 +231,10 @@ def describe() -> str:
     return f"{jax.process_count()} processes, coordinator {where}, {devices} ({jax.local_device_count()} here)"
 
 
-def _int_variable(name: str) -> int | None:
-    text = os.environ.get(name)
-    if text is None:
-        return None
-    if not text.isdigit():
-        raise UserError(f"environment variable {name}={text!r}: expected a whole number")
-    return int(text)
-
-
 def assert_equal_everywhere(value: str, what: str) -> None:
-    """Checks that every process holds the same string (code version, configuration, split hash, ...).
-
-    Raises:
-      UserError: on every process, when any differs from process 0.
-    """
-    if jax.process_count() == 1:
-        return
-    from jax.experimental import multihost_utils
-
-    digest = np.frombuffer(hashlib.sha256(value.encode()).digest()[:8], np.uint32)
-    everyone = np.asarray(multihost_utils.process_allgather(digest))
-    differ = [i for i, other in enumerate(everyone) if (other != everyone[0]).any()]
+    """Raises UserError on every process unless all hold the same text (code version, configuration, ...)."""
+    everyone = gather(hashlib.sha256(value.encode()).hexdigest())
+    differ = [i for i, other in enumerate(everyone) if other != everyone[0]]
     if differ:
         raise UserError(f"processes disagree on the {what}: process(es) {differ} differ from process 0")
 
@@ -372,15 +264,11 @@ def barrier(name: str) -> None:
 
 def from_main(value: Any) -> Any:
     """The main process's value (plain data), on every process; what the others pass is ignored."""
-    return _exchanged(value if is_main() else None)[0]
+    return gather(value if is_main() else None)[0]
 
 
 def gather(value: Any) -> list[Any]:
     """Every process's value (plain data), in the order of the processes, on every process."""
-    return _exchanged(value)
-
-
-def _exchanged(value: Any) -> list[Any]:
     if jax.process_count() == 1:
         return [value]
     texts = coordination.exchanged("shike_jax/values", json.dumps(value), BARRIER_SECONDS)

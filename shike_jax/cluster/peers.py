@@ -82,10 +82,8 @@ def _refused(address: str | None) -> bool:
         return False
     try:
         socket.create_connection((host.strip("[]"), int(port)), timeout=1).close()
-    except ConnectionRefusedError:
-        return True
-    except OSError:
-        pass  # unreachable: the silence will tell
+    except OSError as error:  # of another kind where it cannot be reached: the silence will tell
+        return isinstance(error, ConnectionRefusedError)
     return False
 
 
@@ -95,9 +93,7 @@ class _Watch:
     def __init__(self, timeout: float) -> None:
         self.timeout, self.over = timeout, threading.Event()
         self._client, self._index = coordination.client(), jax.process_index()
-        self._watched = [i for i in range(jax.process_count()) if i != self._index]
-        if self._index:
-            self._watched = [0]
+        self._watched = [0] if self._index else list(range(1, jax.process_count()))
         self._pause = min(max(timeout / 12, 0.5), 2.0)  # seconds between signs
         self._seen: dict[int, str] = {}
         # Counted in ticks of the judging thread, not by the clock: a machine that was suspended accuses nobody.
@@ -129,20 +125,18 @@ class _Watch:
         for count in range(sys.maxsize):
             try:
                 self._client.key_value_set(f"{_ALIVE}{self._index}", str(count), allow_overwrite=True)
-                for key, value in self._client.key_value_dir_get(_ALIVE) if self._index == 0 else self._main_sign():
-                    self._note(int(key.rsplit("/", 1)[-1]), value)
+                if self._index == 0:
+                    signs = {int(key.rsplit("/", 1)[-1]): sign for key, sign in self._client.key_value_dir_get(_ALIVE)}
+                else:
+                    signs = {0: self._client.key_value_try_get(f"{_ALIVE}0")}
+                for process in self._watched:
+                    if process in signs and self._seen.get(process) != signs[process]:
+                        self._seen[process], self._silent[process] = signs[process], 0
                 self._obey(self._client.key_value_try_get(_STOPPED))
             except Exception:  # no answer, or no such key yet; silence is judged by the other thread
                 pass
             if self.over.wait(self._pause):
                 return
-
-    def _main_sign(self) -> list[tuple[str, str]]:
-        return [(f"{_ALIVE}0", self._client.key_value_try_get(f"{_ALIVE}0"))]
-
-    def _note(self, process: int, sign: str) -> None:
-        if process in self._silent and self._seen.get(process) != sign:
-            self._seen[process], self._silent[process] = sign, 0
 
     def _obey(self, record: str) -> None:
         """Stops for the reason another process left, after a while in which this one may fail by itself."""

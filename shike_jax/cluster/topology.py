@@ -9,12 +9,13 @@ from __future__ import annotations
 import dataclasses
 import importlib.metadata
 import importlib.util
+import math
 import os
 from typing import Any
 
 import jax
 
-from shike_jax.errors import UserError
+from shike_jax.errors import UserError, reason
 
 GIB = 1 << 30
 # Google's and NVIDIA's published figures: bytes of memory of a chip, FLOP a second in bfloat16, bytes a second.
@@ -68,23 +69,14 @@ device_description_str: "{name}"
 
 @dataclasses.dataclass(frozen=True)
 class Topology:
-    """Devices to compile for.
+    """Devices to compile for."""
 
-    Attributes:
-      text: as the user wrote it.
-      platform: tpu or cuda.
-      devices: as JAX describes them; they can be compiled for, not computed on.
-      memory: bytes of one device.
-      peaks: FLOP and bytes of memory a second of one device, as published; None: not known.
-      compiler: package that compiles for them, and its version; empty: JAX's own.
-    """
-
-    text: str
-    platform: str
-    devices: list[Any]
-    memory: int
-    compiler: str = ""
-    peaks: tuple[float, float] | None = None
+    text: str  # as the user wrote it
+    platform: str  # tpu or cuda
+    devices: list[Any]  # as JAX describes them; they can be compiled for, not computed on
+    memory: int  # bytes of one device
+    compiler: str = ""  # package that compiles for them, and its version; empty: JAX's own
+    peaks: tuple[float, float] | None = None  # FLOP and bytes of memory a second of one device; None: not known
 
     def least_seconds(self, flops: float | None, moved: float | None) -> float | None:
         """Seconds that a program of so much work and traffic takes at the published peaks, whichever is longer."""
@@ -120,18 +112,10 @@ def _describe_tpu(text: str, generation: str, shape: str) -> Topology:
         )
     # libtpu asks Google's metadata server for the machine it is on, unless it is told not to.
     os.environ.update({"TPU_SKIP_MDS_QUERY": "1", "TPU_WORKER_HOSTNAMES": "localhost"})
-    from jax.experimental import topologies
-
-    try:
-        devices = topologies.get_topology_desc(platform="tpu", topology_name=f"{generation}:{shape}").devices
-    except Exception as error:  # libtpu's own kinds
-        raise UserError(f"--topology={text}: {' '.join(str(error).split())[:300]}; expected {EXPECTED}") from error
-    chips = 1
-    for side in shape.split("x"):
-        chips *= int(side)
-    share = chips / len(devices)  # a v4 or v5p chip is one device, or two
+    devices = _described(text, f"{generation}:{shape}", "tpu")
+    share = math.prod(map(int, shape.split("x"))) / len(devices)  # a v4 or v5p chip is one device, or two
     memory, flops, bandwidth = (value * share for value in TPUS[generation])
-    return Topology(text, "tpu", list(devices), int(memory), _package("libtpu"), (flops, bandwidth))
+    return Topology(text, "tpu", devices, int(memory), _package("libtpu"), (flops, bandwidth))
 
 
 def _describe_gpu(text: str, name: str) -> Topology:
@@ -141,17 +125,21 @@ def _describe_gpu(text: str, name: str) -> Topology:
             f"--topology={text}: JAX's CUDA plugin is not installed; it needs no GPU to compile: "
             f'pip install "jax[cuda13]=={jax.__version__}"'
         )
-    from jax.experimental import topologies
-
     # Without a GPU nothing can be timed, so kernels are chosen by rule.
     os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_gpu_autotune_level=0".strip()
     title, memory, flops, bandwidth = GPUS[name]
     target = _HOPPER.format(name=title, memory=memory, bandwidth=bandwidth)
+    devices = _described(text, name, "cuda", target_config=target, topology="1x1x1")
+    return Topology(text, "cuda", devices, memory, _package(f"jax-cuda{plugin}-plugin"), (flops, bandwidth))
+
+
+def _described(text: str, name: str, platform: str, **how: str) -> list[Any]:
+    from jax.experimental import topologies
+
     try:
-        found = topologies.get_topology_desc(name, "cuda", target_config=target, topology="1x1x1")
-    except Exception as error:  # the plugin's own kinds
-        raise UserError(f"--topology={text}: {' '.join(str(error).split())[:300]}") from error
-    return Topology(text, "cuda", list(found.devices), memory, _package(f"jax-cuda{plugin}-plugin"), (flops, bandwidth))
+        return list(topologies.get_topology_desc(name, platform, **how).devices)
+    except Exception as error:  # libtpu's and the plugin's own kinds
+        raise UserError(f"--topology={text}: {reason(error, 300)}; expected {EXPECTED}") from error
 
 
 def _package(name: str) -> str:

@@ -84,7 +84,8 @@ def main(argv: Sequence[str]) -> int:
     if config.dtype == "float64":
         jax.config.update("jax_enable_x64", True)
 
-    from shike_jax.cluster.parallel import is_main, start_distributed
+    from shike_jax.cluster.joining import start_distributed
+    from shike_jax.cluster.parallel import is_main
 
     start_distributed(args.coordinator, args.processes, args.process, config.train.peer_timeout, args.distributed)
 

@@ -32,10 +32,10 @@ os.environ.update(variables)
 cloud_tpu_cluster.running_in_cloud_tpu_vm = in_tpu_vm
 calls = []
 jax.distributed.initialize = lambda *given, **_: calls.append(given)
-from shike_jax.cluster import parallel
+from shike_jax.cluster import joining
 from shike_jax.errors import UserError
 try:
-    parallel.start_distributed(*arguments)
+    joining.start_distributed(*arguments)
     print(json.dumps(["joined", len(calls)]))
 except UserError as error:
     print(json.dumps(["refused", str(error)]))

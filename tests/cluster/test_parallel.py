@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 from flax.traverse_util import flatten_dict
 
-from shike_jax.cluster import parallel
+from shike_jax.cluster import joining, parallel
 from shike_jax.errors import UserError
-from shike_jax.storage.checkpoints import load_weights
+from shike_jax.storage.weights import load_weights
 from tests.jobs import Job, digits, recorded_steps
 
 pytestmark = pytest.mark.usefixtures("quickly_compiled")
@@ -27,13 +27,13 @@ LAYOUTS = {"8 devices": (1, 8), "2 x 4": (2, 4), "4 x 2": (4, 2)}
 def test_processes_without_a_coordinator_are_refused(monkeypatch):
     for name in ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID", "SLURM_NTASKS"):
         monkeypatch.delenv(name, raising=False)
-    parallel.start_distributed(None, None, None, 60)
-    parallel.start_distributed(None, 1, 0, 60)
+    joining.start_distributed(None, None, None, 60)
+    joining.start_distributed(None, 1, 0, 60)
     with pytest.raises(UserError, match=r"--processes=2, --process=1.*expected --coordinator=HOST:PORT"):
-        parallel.start_distributed(None, 2, 1, 60)
+        joining.start_distributed(None, 2, 1, 60)
     monkeypatch.setenv("JAX_NUM_PROCESSES", "4")
     with pytest.raises(UserError, match=r"--processes=4"):
-        parallel.start_distributed(None, None, None, 60)
+        joining.start_distributed(None, None, None, 60)
 
 
 def losses(workdir) -> list[float]:
@@ -255,4 +255,4 @@ def test_one_process_needs_no_agreement():
 def test_bad_environment_is_named(monkeypatch, variable):
     monkeypatch.setenv(variable, "two")
     with pytest.raises(UserError, match=f"{variable}='two'"):
-        parallel.start_distributed("127.0.0.1:1", None, None, 60)
+        joining.start_distributed("127.0.0.1:1", None, None, 60)

@@ -28,10 +28,10 @@ def milliseconds(index: int, processes: int, port: str) -> dict[str, float]:
     import jax.numpy as jnp
     import numpy as np
 
-    from shike_jax.cluster import parallel
+    from shike_jax.cluster import joining, parallel
 
     if processes > 1:
-        parallel.start_distributed(f"127.0.0.1:{port}", processes, index, 60)
+        joining.start_distributed(f"127.0.0.1:{port}", processes, index, 60)
     found = {}
     for backend in parallel.BACKENDS:
         parallel.use_backend(backend)
