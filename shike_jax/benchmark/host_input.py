@@ -16,7 +16,7 @@ from shike_jax import config as schema
 from shike_jax.benchmark import measure
 from shike_jax.benchmark.peers import peer
 from shike_jax.common.parser import Parser
-from shike_jax.data.host_pipeline import HostPipeline, view_seeds
+from shike_jax.data.host_pipeline import HostPipeline
 from shike_jax.data.splits import Part, Split
 from shike_jax.data.types import Source
 from shike_jax.errors import UserError
@@ -64,13 +64,10 @@ def main(argv: Sequence[str]) -> None:
     measure.write(result, args.json)
 
 
-def encode(folder: Path | None, count: int, quality: int = 88) -> list[bytes]:
-    """500x375 JPEGs, about 37 KB each, of photographs in a folder, or of coloured clouds.
+def encode(folder: Path | None, count: int) -> list[bytes]:
+    """500x375 JPEGs, about 37 KB each, of photographs in a folder (`UserError` if it has none), or of coloured clouds.
 
     A little noise stands for the detail that enlarging cannot make.
-
-    Raises:
-      UserError: a folder without JPEGs.
     """
     random = np.random.default_rng(0)
     encoded = []
@@ -78,7 +75,7 @@ def encode(folder: Path | None, count: int, quality: int = 88) -> list[bytes]:
         pixels = np.asarray(picture.convert("RGB").resize((WIDTH, HEIGHT), Image.Resampling.BICUBIC), np.int16)
         noisy = np.clip(pixels + random.integers(-5, 6, pixels.shape), 0, 255).astype(np.uint8)
         buffer = io.BytesIO()
-        Image.fromarray(noisy).save(buffer, "JPEG", quality=quality)
+        Image.fromarray(noisy).save(buffer, "JPEG", quality=88)
         encoded.append(buffer.getvalue())
     return encoded
 
@@ -107,8 +104,7 @@ def pipeline(encoded: list[bytes], size: int, threads: int) -> Callable[[int], N
     decoding = HostPipeline(source, "train", config, threads=threads)
 
     def run(seed: int) -> None:
-        plan = {"index": index, "mask": np.ones(index.shape, np.float32), "seed": view_seeds(seed, index)}
-        [batch] = decoding.batches(plan)
+        [batch] = decoding.batches({"index": index, "mask": np.ones(index.shape, np.float32)}, seed=seed)
         assert batch["mask"].all()
 
     return run

@@ -103,8 +103,7 @@ def sample_sheet(source: Source, config: ConfigDict) -> tuple[list[str], np.ndar
         originals, views = source.images["train"][rows], source.images["train"][index]
     else:
         pipeline, mask = HostPipeline(source, "train", config), np.ones((1, len(index)), np.float32)
-        seeds = np.stack([np.zeros(len(index)), np.arange(len(index))], -1).astype(np.uint32)
-        [batch] = pipeline.batches({"index": index[None], "mask": mask, "seed": seeds[None]})
+        [batch] = pipeline.batches({"index": index[None], "mask": mask}, seed=0)
         [plain] = pipeline.batches({"index": rows[None], "mask": mask[:, : len(rows)]})
         originals, views = plain["image"], batch["image"]
     augment = device_augment(config, np.float32)

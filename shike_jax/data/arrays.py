@@ -34,11 +34,7 @@ def check_output(path: str) -> None:
 
 
 def save(source: Source, path: str) -> None:
-    """Writes a small-image source to `path`, all or nothing.
-
-    Raises:
-      UserError: large images, or the file exists already.
-    """
+    """Writes a small-image source to `path`, all or nothing; `UserError` for large images or a file that exists."""
     if source.images is None:
         raise UserError(f"{source.split.name}: only small-image splits (CIFAR, digits) can be exported as arrays")
     check_output(path)
@@ -67,11 +63,7 @@ def save(source: Source, path: str) -> None:
 
 
 def load(data: ConfigDict) -> Source:
-    """Reads the file `config.data.root` that `save` wrote; split hash and images come back exactly.
-
-    Raises:
-      UserError: missing file, or one that is not an exported split or is damaged.
-    """
+    """Reads the file `config.data.root` that `save` wrote; split hash and images come back exactly."""
     path = data.root
     if not path:
         raise UserError("config.data.root is empty; expected the file written by `python -m shike_jax pack`")

@@ -17,7 +17,7 @@ from typing import IO, Any
 import numpy as np
 from ml_collections import ConfigDict
 
-from shike_jax.data.splits import Part, Split, longtailed
+from shike_jax.data.splits import Part, longtailed_split
 from shike_jax.data.types import Source
 from shike_jax.errors import UserError
 
@@ -33,11 +33,7 @@ Images = tuple[np.ndarray, np.ndarray]  # labels int32 [N], images uint8 [N,32,3
 
 
 def load(data: ConfigDict) -> Source:
-    """The archive `config.data.root` of the data set `config.data.name`.
-
-    Raises:
-      UserError: no such file, another one than the official, damaged, or of the other data set.
-    """
+    """The archive `config.data.root` of the data set `config.data.name`."""
     if data.image_size != SIDE:
         raise UserError(f"config.data.image_size={data.image_size}: {data.name} has {SIDE} px images")
     path = Path(data.root)
@@ -63,25 +59,14 @@ def longtailed_source(
 ) -> Source:
     """CIFAR by the authors' rule: the parts in the order of their ids (None: 0, 1, ...), the training part long-tailed.
 
-    Args:
-      said: what the rule of the split says after "by id".
-
-    Raises:
-      UserError: an impossible imbalance factor.
+    `said` is what the rule of the split says after "by id".
     """
     name = data.name.partition(":")[0]
-    keep, rule = longtailed(found["train"][0], len(class_names), data, f"{name} by id{said}", ranked=False)
-    kept = {part: np.arange(len(labels)) for part, (labels, _) in found.items()} | {"train": keep}
-    numbers = ids or {part: np.arange(len(labels)) for part, (labels, _) in found.items()}
-    split = Split(
-        name=f"{name}_lt_if{data.imbalance_factor:g}",
-        rule=rule,
-        seed=data.subset_seed,
-        class_names=class_names,
-        parts={part: Part(numbers[part][index], found[part][0][index]) for part, index in kept.items()},
-        division_rule=data.divisions,
-    )
-    return Source(split, {part: found[part][1][index] for part, index in kept.items()})
+    parts = {part: Part(ids[part] if ids else np.arange(len(one[0])), one[0]) for part, one in found.items()}
+    title, rule = f"{name}_lt_if{data.imbalance_factor:g}", f"{name} by id{said}"
+    split, kept = longtailed_split(title, rule, class_names, parts, data, ranked=False)
+    images = {part: one[1] for part, one in found.items()}
+    return Source(split, images | {"train": images["train"][kept]})
 
 
 def _check_digest(path: Path) -> None:

@@ -17,7 +17,7 @@ from shike_jax.augment import make_eval_transform
 from shike_jax.config import validate
 from shike_jax.config.loading import load_config
 from shike_jax.data import sampling, sources
-from shike_jax.data.host_pipeline import make_pipeline
+from shike_jax.data.host_pipeline import HostPipeline
 from shike_jax.data.types import Source
 from shike_jax.data.views import device_augment
 from shike_jax.errors import UserError
@@ -27,7 +27,6 @@ class DatasetPart:
     """One part of a data set: `len`, `images`, `labels` and `batches`."""
 
     def __init__(self, source: Source, config: ConfigDict, name: str, class_counts: np.ndarray) -> None:
-        """Nothing is read yet; `config` says how images are viewed and augmented."""
         self._source, self._config = source, config
         self.name, self.labels = name, source.split.parts[name].labels
         self.class_names, self.divisions = source.split.class_names, source.split.divisions
@@ -35,7 +34,6 @@ class DatasetPart:
         self._transforms: dict[bool, Any] = {}
 
     def __len__(self) -> int:
-        """Images of the part."""
         return len(self.labels)
 
     def __repr__(self) -> str:
@@ -73,7 +71,12 @@ class DatasetPart:
         _check_whole("batch_size", batch_size, 1, 2**31 - 1)
         if seed is not None:
             _check_whole("seed", seed, 0, 2**32 - 1)
-        return self._batches(self._plan(batch_size, seed), seed, augment)
+        size = min(batch_size, len(self))
+        if seed is None:
+            plan = sampling.in_order(len(self), size)
+        else:
+            plan = sampling.epoch_plan("shuffle", jax.random.key(seed), 0, self.labels, size, keep_last=True)
+        return self._batches(plan, seed, augment)
 
     def _batches(self, plan: sampling.Plan, seed: int | None, augment: bool) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         key = jax.random.key(seed or 0)
@@ -82,12 +85,6 @@ class DatasetPart:
                 keys = jax.random.split(jax.random.fold_in(key, step), len(labels))
                 yield np.asarray(self._transform(augment)(pixels, keys)), labels
 
-    def _plan(self, batch_size: int, seed: int | None) -> sampling.Plan:
-        size = min(batch_size, len(self))
-        if seed is None:
-            return sampling.in_order(len(self), size)
-        return sampling.epoch_plan("shuffle", jax.random.key(seed), 0, self.labels, size, keep_last=True)
-
     def _pixels(self, plan: sampling.Plan, view_seed: int | None) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """uint8 images and labels of each step of a plan, without padding and what cannot be read."""
         if self._source.images is not None:
@@ -95,20 +92,16 @@ class DatasetPart:
                 chosen = index[mask > 0]
                 yield self._source.images[self.name][chosen], self.labels[chosen]
             return
-        position = np.broadcast_to(np.arange(plan["mask"].shape[1]), plan["mask"].shape)
-        for batch in make_pipeline(self._source, self._config, self.name)({**plan, "position": position}, 0, view_seed):
+        for batch in HostPipeline(self._source, self.name, self._config).batches(plan, 0, view_seed):
             real = batch["mask"] > 0
             yield batch["image"][real], batch["label"][real]
 
     def _transform(self, augment: bool) -> Any:
         if augment not in self._transforms:
             data = self._config.data
-            if augment:
-                function = device_augment(self._config, jnp.float32)
-            else:
-                plain = make_eval_transform(mean=data.mean, std=data.std, dtype=jnp.float32)
-                function = lambda images, keys: plain(images)  # noqa: E731
-            self._transforms[augment] = jax.jit(function)
+            plain = make_eval_transform(mean=data.mean, std=data.std, dtype=jnp.float32)
+            augmented = device_augment(self._config, jnp.float32) if augment else lambda images, keys: plain(images)
+            self._transforms[augment] = jax.jit(augmented)
         return self._transforms[augment]
 
 
@@ -123,13 +116,11 @@ class LazyImages(Sequence[np.ndarray]):
     dtype = np.dtype(np.uint8)
 
     def __init__(self, part: DatasetPart) -> None:
-        """Nothing is read yet."""
         self._part = part
         side = part._config.data.image_size
         self.shape = (len(part), side, side, 3)
 
     def __len__(self) -> int:
-        """Images of the part."""
         return len(self._part)
 
     def __getitem__(self, index: Any) -> Any:
@@ -175,11 +166,8 @@ class Dataset:
     def __repr__(self) -> str:
         parts = [part for part in (self.train, self.val, self.test) if part is not None]
         sizes = ", ".join(f"{part.name} {len(part):,}" for part in parts)
-        return f"<{self.name}: {sizes}; {self.num_classes} classes of {self._counts}>"
-
-    @property
-    def _counts(self) -> str:
-        return f"{self.class_counts.max():,} to {self.class_counts.min():,} training images"
+        counts = f"{self.class_counts.max():,} to {self.class_counts.min():,} training images"
+        return f"<{self.name}: {sizes}; {self.num_classes} classes of {counts}>"
 
 
 def load_data(config: ConfigDict | str | os.PathLike[str], **arguments: Any) -> Dataset:

@@ -6,38 +6,19 @@ Both feeds have `data` (what every call gets, replicated), `calls(...)` (inputs 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from typing import Any, Protocol
+from collections.abc import Iterator
+from typing import Any
 
 import jax
 import numpy as np
 from ml_collections import ConfigDict
 
 from shike_jax.cluster import parallel
-from shike_jax.data.host_pipeline import make_pipeline
+from shike_jax.data.host_pipeline import HostPipeline, ahead
 from shike_jax.data.sampling import Plan
 from shike_jax.data.types import Source
 
 Batch = dict[str, Any]
-
-
-class Feed(Protocol):
-    """Batches of one part of a split."""
-
-    data: Any
-    steps_together: bool  # whether a call may hold several steps
-
-    def calls(
-        self, plan: Plan, first: int, together: int, seed: int | None, views: int = 0
-    ) -> Iterator[tuple[int, Any]]:
-        """Yields (steps in the call, inputs [local devices, steps, b, ...]) from step `first` of the plan on.
-
-        `seed` is that of the epoch's training views; None asks for evaluation views. `views` asks for so many more
-        views of each image, as `views` of the batch where they differ before the device augments them.
-        """
-
-    def fetch(self, data: Any, item: Any) -> Batch:
-        """Turns one step's inputs on one device into a batch."""
 
 
 class DeviceFeed:
@@ -47,7 +28,7 @@ class DeviceFeed:
       data: {`image` uint8 [N,H,W,3], `label` int32 [N]}, replicated.
     """
 
-    steps_together = True
+    steps_together = True  # whether a call may hold several steps
 
     def __init__(self, images: np.ndarray, labels: np.ndarray) -> None:
         """Sends images uint8 [N,H,W,3] and labels int32 [N] to all devices."""
@@ -56,26 +37,23 @@ class DeviceFeed:
     def calls(
         self, plan: Plan, first: int, together: int, seed: int | None, views: int = 0
     ) -> Iterator[tuple[int, Any]]:
-        """See `Feed`; `seed` and `views` are not needed, the device augments by step."""
+        """Yields (steps in the call, inputs [local devices, steps, b, ...]) from step `first` of the plan on.
+
+        At most `together` steps make a call. `seed` and `views` are for `HostFeed`: here the device augments by step.
+        """
         steps = len(plan["mask"])
         for start in range(first, steps, together):
             part = {name: values[start : start + together] for name, values in plan.items()}
             shares = parallel.split_batch({name: values.swapaxes(0, 1) for name, values in part.items()})
             yield len(part["mask"]), {name: values.swapaxes(1, 2) for name, values in shares.items()}
 
-    def fetch(self, data: Any, item: Any) -> Batch:
-        """Gathers images and labels."""
-        return fetch_rows(data, item)
-
-
-def fetch_rows(data: Any, item: Any) -> Batch:
-    """The batch at `index` (and its `partner`) of a part that lies on the device: whole images, one gather of rows."""
-
-    def rows(index: Any) -> Batch:
-        return {"image": data["image"][index], "label": data["label"][index]}
-
-    batch = {**rows(item["index"]), "mask": item["mask"]}
-    return {**batch, "partner": rows(item["partner"])} if "partner" in item else batch
+    @staticmethod
+    def fetch(data: Any, item: Any) -> Batch:
+        """The batch at `index` (and its `partner`): whole images, one gather of rows."""
+        batch = {**jax.tree.map(lambda rows: rows[item["index"]], data), "mask": item["mask"]}
+        if "partner" in item:
+            batch["partner"] = jax.tree.map(lambda rows: rows[item["partner"]], data)
+        return batch
 
 
 class HostFeed:
@@ -83,38 +61,36 @@ class HostFeed:
 
     steps_together = False
 
-    def __init__(self, make_pipeline: Callable[[Plan, int, int | None, int], Iterator[Batch]]) -> None:
-        """Args: make_pipeline: (a process's share of the plan, first step, seed, views) to batches."""
+    def __init__(self, pipeline: HostPipeline) -> None:
         self.data = parallel.replicate({"none": np.zeros(1, np.float32)})
-        self._make_pipeline = make_pipeline
+        self._pipeline = pipeline
 
     def calls(
         self, plan: Plan, first: int, together: int, seed: int | None, views: int = 0
     ) -> Iterator[tuple[int, Any]]:
-        """See `Feed`; one step a call, and the batch of the next on its way to the devices."""
+        """As `DeviceFeed.calls`, but one step a call, and the batch of the next on its way to the devices.
+
+        `seed` is that of the epoch's training views; None asks for evaluation views. `views` asks for so many more
+        views of each image, as `views` of the batch where they differ before the device augments them.
+        """
         plan = {**plan, "position": np.broadcast_to(np.arange(plan["mask"].shape[1]), plan["mask"].shape)}
-        local = {name: np.stack([_share(row) for row in values]) for name, values in plan.items()}
-        sent: Any = None
-        for batch in self._make_pipeline(local, first, seed, views):
-            shares = parallel.split_batch(batch, per_process=True)
-            before, sent = sent, parallel.send(jax.tree.map(lambda x: x[:, None], shares))
-            if before is not None:
-                yield 1, before
-        if sent is not None:
-            yield 1, sent
+        shares = parallel.split_batch({name: values.swapaxes(0, 1) for name, values in plan.items()})
+        local = {name: share.reshape(-1, share.shape[-1]).swapaxes(0, 1) for name, share in shares.items()}
+        batches = self._pipeline.batches(local, first, seed, views)
+        parted = (parallel.split_batch(batch, per_process=True) for batch in batches)
+        sent = (parallel.send(jax.tree.map(lambda x: x[:, None], batch)) for batch in parted)
+        yield from ((1, batch) for batch in ahead(sent, 1))
 
     def fetch(self, data: Any, item: Any) -> Batch:
         """The inputs are the batch."""
         return item
 
 
-def _share(row: np.ndarray) -> np.ndarray:
-    """This process's columns of one step of a plan: those its devices would get."""
-    return parallel.split_batch({"x": row})["x"].reshape(-1, *row.shape[1:])
+Feed = DeviceFeed | HostFeed
 
 
 def make_feeds(source: Source, config: ConfigDict) -> dict[str, Feed]:
     """One feed per part of the source: from the device for small images, through the host for large ones."""
     if source.images is not None:
         return {name: DeviceFeed(source.images[name], part.labels) for name, part in source.split.parts.items()}
-    return {name: HostFeed(make_pipeline(source, config, name)) for name in source.split.parts}
+    return {name: HostFeed(HostPipeline(source, name, config)) for name in source.split.parts}

@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import os
 import posixpath
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 
+from shike_jax.data.splits import Split
 
-def reader(root: str, members: Mapping[str, np.ndarray]) -> Callable[[str, Sequence[int]], list[bytes]]:
-    """Returns `read(part, indices)`: the bytes of `members[part][i]` under `root` for each index i."""
+
+def reader(root: str, split: Split) -> Callable[[str, Sequence[int]], list[bytes]]:
+    """Returns `read(part, indices)`: the bytes of the part's i-th member under `root` for each index i."""
 
     def read(part: str, indices: Sequence[int]) -> list[bytes]:
         contents = []
         for i in indices:
-            with open(os.path.join(root, members[part][i]), "rb") as file:
+            with open(os.path.join(root, split.parts[part].members[i]), "rb") as file:
                 contents.append(file.read())
         return contents
 

@@ -11,8 +11,8 @@ from ml_collections import ConfigDict
 from shike_jax.common.class_names import comparable
 from shike_jax.common.paths import EXTENSIONS, files_below, is_image, subfolders
 from shike_jax.data.files import reader
-from shike_jax.data.held_out import each_class, parted
-from shike_jax.data.splits import Part, Split, longtailed
+from shike_jax.data.held_out import drawn_for_testing, each_class
+from shike_jax.data.splits import Part, longtailed_split
 from shike_jax.data.types import Report, Source
 from shike_jax.errors import UserError
 
@@ -30,9 +30,6 @@ def load(data: ConfigDict) -> Source:
 
     They are sorted by name. Without `train` a share of each class is held out for testing (`config.data.test_share`).
     Parts may have one of the other names that people give them, such as `valid`.
-
-    Raises:
-      UserError: no such folder, no class, a class without a training image, a class in `test` or `val` only.
     """
     root = data.root
     if not root:
@@ -42,11 +39,8 @@ def load(data: ConfigDict) -> Source:
     if drawn:
         class_names = _class_names(root, "")
         everything = _list_part(root, "", class_names, report, "")
-        staying, held_out = parted(everything, data.test_share, data.subset_seed, "test")
-        parts = {"train": Part(everything.members[staying], everything.labels[staying])}
-        if len(held_out):
-            parts["test"] = Part(everything.members[held_out], everything.labels[held_out])
-        rule += f", {each_class(data.test_share)} for testing by name"
+        parts, said = drawn_for_testing(everything, data)
+        rule += said
         if data.test_share:
             report.notes.append(f"{root} has no train/: {each_class(data.test_share)} held out for testing")
     else:
@@ -62,13 +56,9 @@ def load(data: ConfigDict) -> Source:
             f"{os.path.join(root, folders.get('train', ''), empty[0])} holds no image, also not in its "
             f"subfolders ({len(empty)} empty classes); expected files ending in {', '.join(EXTENSIONS)}"
         )
-    train = parts["train"]
-    kept, rule = longtailed(train.labels, len(class_names), data, rule, notes=report.notes)
-    parts["train"] = Part(train.members[kept], train.labels[kept])
     name = data.name or os.path.basename(os.path.abspath(root))
-    split = Split(name, rule, data.subset_seed, class_names, parts, data.divisions)
-    read = reader(root, {part: one.members for part, one in parts.items()})
-    return Source(split, read=read, report=report, root=root, drawn=drawn)
+    split, _ = longtailed_split(name, rule, class_names, parts, data, notes=report.notes)
+    return Source(split, read=reader(root, split), report=report, root=root, drawn=drawn)
 
 
 def part_folders(root: str) -> dict[str, str]:

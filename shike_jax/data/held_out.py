@@ -16,7 +16,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from shike_jax.common import atomic
-from shike_jax.data.splits import Part, Split
+from shike_jax.data.splits import Part, Split, to_bytes
 from shike_jax.data.types import Source
 from shike_jax.errors import UserError
 
@@ -29,14 +29,12 @@ def evaluated_part(data: ConfigDict) -> str:
 
 
 def draw(part: Part, amount: float, seed: int, purpose: str) -> np.ndarray:
-    """Positions of the images that are drawn from each class, ascending: int64 [n].
+    """Positions of the images that are drawn from each class of a part, ascending: int64 [n].
 
     Args:
-      part: what is drawn from.
       amount: 0: nothing is drawn. Below 1: the share of each class, rounded. From 1 on: so many images of each class,
         but at most half of them. Of two images or more at least one is drawn and at least one is left; a single one
         is never drawn.
-      seed: of the choice.
       purpose: draws for other purposes are independent.
     """
     if not amount:
@@ -48,20 +46,23 @@ def draw(part: Part, amount: float, seed: int, purpose: str) -> np.ndarray:
         if count < 2:
             continue
         wanted = round(amount * count) if amount < 1 else min(int(amount), count // 2)
-        keys = [hashlib.sha256(_named(f"{purpose}\0{seed}\0{part.members[i]}")).digest() for i in positions]
+        keys = [hashlib.sha256(to_bytes(f"{purpose}\0{seed}\0{part.members[i]}")).digest() for i in positions]
         order = sorted(range(count), key=keys.__getitem__)
         drawn.append(positions[order[: min(max(wanted, 1), count - 1)]])
     return np.sort(np.concatenate(drawn or [np.zeros(0, np.int64)])).astype(np.int64)
-
-
-def _named(text: str) -> bytes:
-    return text.encode("utf-8", "surrogateescape")  # file names need not be UTF-8
 
 
 def parted(part: Part, amount: float, seed: int, purpose: str) -> tuple[np.ndarray, np.ndarray]:
     """(positions that stay, positions drawn) of `draw`."""
     drawn = draw(part, amount, seed, purpose)
     return np.setdiff1d(np.arange(len(part)), drawn), drawn
+
+
+def drawn_for_testing(part: Part, data: ConfigDict) -> tuple[dict[str, Part], str]:
+    """Parts `train` and, where anything is drawn, `test` (`config.data.test_share`), and what the rule says of it."""
+    staying, held_out = parted(part, data.test_share, data.subset_seed, "test")
+    parts = {"train": part[staying]} | ({"test": part[held_out]} if len(held_out) else {})
+    return parts, f", {each_class(data.test_share)} for testing by name"
 
 
 def each_class(amount: float) -> str:
@@ -84,9 +85,8 @@ def with_validation(source: Source, data: ConfigDict) -> Source:
             "validation 0 and config.data.test_part='val'"
         )
     train = split.parts["train"]
-    staying, held_out = parted(train, amount, data.subset_seed, "validation")
-    taken = {"train": staying, "val": held_out}
-    parts = {name: Part(train.members[chosen], train.labels[chosen]) for name, chosen in taken.items()}
+    taken = dict(zip(("train", "val"), parted(train, amount, data.subset_seed, "validation"), strict=True))
+    parts = {name: train[chosen] for name, chosen in taken.items()}
     parts |= {name: part for name, part in split.parts.items() if name != "train"}
     rule = f"{split.rule}; {each_class(amount)} held out for validation by name"
     # Another name: reports put runs into one table by it, and accuracies of other images do not belong there.

@@ -9,21 +9,23 @@ machine that trains needs no TensorFlow. `benchmark input` compares the speed of
 from __future__ import annotations
 
 import collections
-import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from ml_collections import ConfigDict
 from PIL import Image
 
+from shike_jax.cluster.cpu import usable_cores
 from shike_jax.data.images import center_crop, random_resized_crop
 from shike_jax.data.types import Source, allowed_faults
 from shike_jax.data.views import host_augment
-from shike_jax.errors import UserError
+from shike_jax.errors import UserError, reason
 
 Batch = dict[str, Any]
+Item = TypeVar("Item")
+AHEAD = 4  # batches prepared before they are asked for
 BLOCKS_OF_A_THREAD = 4
 READERS = 32  # threads that read files: they wait for a disk or an object store, and hold no core
 CHUNK = 8  # images of one task: keeps the threads' bookkeeping small compared with the decoding
@@ -35,16 +37,12 @@ class HostPipeline:
     An image that cannot be read takes the place of padding (mask 0) and is noted in `source.report.unreadable`.
     """
 
-    def __init__(self, source: Source, part: str, config: ConfigDict, threads: int = 0, ahead: int = 4):
-        """Prepares the pipeline; nothing is read yet.
+    def __init__(self, source: Source, part: str, config: ConfigDict, threads: int = 0):
+        """Nothing is read yet, but `UserError` is raised for a source without image files.
 
         Args:
           config: the whole configuration; `data` and `augment` are used.
           threads: of decoding; 0: `config.data.threads`, else the cores this process may use.
-          ahead: batches prepared before they are asked for.
-
-        Raises:
-          UserError: the source has no image files.
         """
         if source.read is None:
             raise UserError(f"{source.split.name}: there are no image files to read (is config.data.root empty?)")
@@ -58,67 +56,75 @@ class HostPipeline:
         self._augment = host_augment(config)
         self._stop, self._limit = config.data.bad_image == "stop", config.data.bad_image_limit
         self._bad: set[int] = set()
-        self._threads = threads or config.data.threads or _usable_cores()
+        self._threads = threads or config.data.threads or usable_cores()
         # Pillow keeps the memory of closed images for the next ones (its PILLOW_BLOCKS_MAX), so that the system need
         # not hand it out and clear it for every image: decoding, crop and result of each thread.
         Image.core.set_blocks_max(max(Image.core.get_blocks_max(), BLOCKS_OF_A_THREAD * self._threads))
-        self._ahead = ahead
 
-    def batches(self, plan: Mapping[str, np.ndarray]) -> Iterator[Batch]:
-        """Yields the batches of a plan, in order.
+    def batches(
+        self, plan: Mapping[str, np.ndarray], first: int = 0, seed: int | None = None, views: int = 0
+    ) -> Iterator[Batch]:
+        """Yields the batches of an epoch's plan, from step `first` on.
 
         Args:
-          plan: `index` int32 [steps, B] into the part and `mask` float32 [steps, B]; with `seed` uint32 [steps, B, 2]
-            the training view, a function of that seed alone, else the evaluation view. `partner` and `partner_seed`
-            are the same of a second image each (sampling of pairs). `view_seed1`, `view_seed2` ... ask for further
-            training views of the first.
+          plan: this process's columns of `index` int32 into the part, `mask` float32, perhaps `partner` (sampling of
+            pairs), and their `position` in the global batch (without it they are the whole batch), each [steps, b].
+          seed: asks for training views, which are functions of (seed, step, position). None: for evaluation views.
+          views: so many further training views of each image.
 
         Yields:
-          `image` uint8 [B, S, S, 3], `label` int32 [B], `mask` float32 [B] (0: padding or unreadable), with a partner
+          `image` uint8 [b, S, S, 3], `label` int32 [b], `mask` float32 [b] (0: padding or unreadable), with a partner
           `partner` {`image`, `label`}, and with further views `views`, a tuple of images.
 
         Raises:
           UserError: an unreadable image under policy `stop`, more of them than the limit allows, or a class of the part
             `train` none of whose images can be read.
         """
-        pending: collections.deque[tuple[Batch, list[Future[None]]]] = collections.deque()
+        position = plan.get("position", np.broadcast_to(np.arange(plan["index"].shape[1]), plan["index"].shape))
+        asked = [(plan["index"], position)]
+        if "partner" in plan:
+            asked.append((plan["partner"], ~position))
+        # Positions are far below: a batch has at most 2**20 images.
+        asked += [(plan["index"], position + (number << 24)) for number in range(1, views + 1)]
+        views_of = [
+            (index, [None] * len(index) if seed is None else view_seeds(seed, places)) for index, places in asked
+        ]
         pools = ThreadPoolExecutor(READERS, "files"), ThreadPoolExecutor(self._threads, "images")
+        begun = (
+            self._begin(*pools, plan["mask"][step], [(index[step], seeds[step]) for index, seeds in views_of])
+            for step in range(first, len(plan["index"]))
+        )
         try:
-            for step in range(len(plan["index"])):
-                pending.append(self._submit(*pools, {name: values[step] for name, values in plan.items()}))
-                if len(pending) > self._ahead:
-                    yield _completed(*pending.popleft())
-            while pending:
-                yield _completed(*pending.popleft())
+            for (batch, *rest), tasks in ahead(begun, AHEAD):
+                for task in tasks:
+                    task.result()
+                if "partner" in plan:
+                    batch["partner"] = rest[0]
+                if views:
+                    batch["views"] = tuple(view["image"] for view in rest[-views:])
+                yield batch
         finally:
             for pool in pools:
                 pool.shutdown(wait=False, cancel_futures=True)
 
-    def _submit(
-        self, readers: ThreadPoolExecutor, pool: ThreadPoolExecutor, row: Mapping[str, np.ndarray]
-    ) -> tuple[Batch, list[Future[None]]]:
-        """Starts one batch; its arrays are complete when its tasks are."""
-        size = len(row["index"])
-        batch: Batch = {"mask": row["mask"].astype(np.float32)}
-        tasks = []
-        views = [(batch, row["index"], row.get("seed"))]
-        if "partner" in row:
-            batch["partner"] = {}
-            views.append((batch["partner"], row["partner"], row.get("partner_seed")))
-        further: list[Batch] = []
-        while f"view_seed{len(further) + 1}" in row:
-            further.append({})
-            views.append((further[-1], row["index"], row[f"view_seed{len(further)}"]))
-        for view, index, seeds in views:
-            view["label"] = self._labels[index].astype(np.int32)
-            images = view["image"] = np.zeros((size, self._size, self._size, 3), np.uint8)
-            for start in range(0, size, CHUNK):
-                chunk = range(start, min(start + CHUNK, size))
-                encoded = readers.submit(self._encoded, batch["mask"], index, chunk)
-                tasks.append(pool.submit(self._fill, images, batch["mask"], index, seeds, chunk, encoded))
-        if further:
-            batch["views"] = tuple(view["image"] for view in further)
-        return batch, tasks
+    def _begin(
+        self,
+        readers: ThreadPoolExecutor,
+        pool: ThreadPoolExecutor,
+        mask: np.ndarray,
+        views: list[tuple[np.ndarray, np.ndarray | None]],
+    ) -> tuple[list[Batch], list[Future[None]]]:
+        """Begins the views (positions and seeds) of one batch; their arrays are complete when the tasks are."""
+        mask, found, tasks = mask.astype(np.float32), [], []
+        for index, seeds in views:
+            images = np.zeros((len(index), self._size, self._size, 3), np.uint8)
+            found.append({"image": images, "label": self._labels[index].astype(np.int32)})
+            for start in range(0, len(index), CHUNK):
+                chunk = range(start, min(start + CHUNK, len(index)))
+                encoded = readers.submit(self._encoded, mask, index, chunk)
+                tasks.append(pool.submit(self._fill, images, mask, index, seeds, chunk, encoded))
+        found[0]["mask"] = mask
+        return found, tasks
 
     def _encoded(self, mask: np.ndarray, index: np.ndarray, chunk: range) -> list[bytes | Exception]:
         """The bytes of a chunk's images, or what reading one of them raised; empty for padding."""
@@ -162,53 +168,30 @@ class HostPipeline:
 
     def _note_bad(self, index: int, error: Exception) -> None:
         name = str(self._members[index])
-        reason = getattr(error, "strerror", None) or " ".join(str(error).split()) or type(error).__name__
+        why = reason(error)
         new = index not in self._bad
         self._bad.add(index)
         if self._stop:
-            raise UserError(f"image {name}: {reason} (to go on without such images: --config.data.bad_image=skip)")
-        self._report.note_unreadable(self._part, name, reason)
+            raise UserError(f"image {name}: {why} (to go on without such images: --config.data.bad_image=skip)")
+        self._report.note_unreadable(self._part, name, why)
         if len(self._bad) > allowed_faults(self._limit, len(self._labels)):
             raise UserError(
                 f"{len(self._bad)} of {len(self._labels)} images of part {self._part} cannot be read, more than "
-                f"config.data.bad_image_limit={self._limit:g} allows; the last: {name}: {reason}"
+                f"config.data.bad_image_limit={self._limit:g} allows; the last: {name}: {why}"
             )
-        if self._part == "train" and new:
-            self._check_class(int(self._labels[index]), name, reason)
-
-    def _check_class(self, label: int, name: str, reason: str) -> None:
-        """Raises UserError when no training image of a class is left: it must not count as one that was trained."""
-        images = int((self._labels == label).sum())
-        if images == sum(self._labels[i] == label for i in self._bad.copy()):
-            raise UserError(
-                f"class {self._class_names[label]}: none of its {images} training images can be read, the last: "
-                f"{name}: {reason}; expected at least one, or data without this class"
-            )
+        label = self._labels[index]
+        if self._part != "train" or not new or not set(np.flatnonzero(self._labels == label)) <= self._bad:
+            return
+        # A class without an image must not count as one that was trained.
+        raise UserError(
+            f"class {self._class_names[label]}: none of its {np.sum(self._labels == label)} training images can be "
+            f"read, the last: {name}: {why}; expected at least one, or data without this class"
+        )
 
 
 def short_side(data: ConfigDict) -> int:
     """Pixels to which the evaluation view brings an image's short side before the central crop."""
     return data.resize or data.image_size * 8 // 7
-
-
-def make_pipeline(source: Source, config: ConfigDict, part: str) -> Callable[..., Iterator[Batch]]:
-    """Returns `batches(plan, first, seed, views=0)` over one part, from step `first` of an epoch's plan on.
-
-    The plan holds this process's columns of `index`, `mask` and `position` (in the global batch), each [steps, b]. With
-    a seed the training views are a function of (seed, step, position); without one come evaluation views. `views` more
-    of each image come as `views`, a tuple of images.
-    """
-    pipeline = HostPipeline(source, part, config)
-
-    def batches(plan: Mapping[str, np.ndarray], first: int, seed: int | None, views: int = 0) -> Iterator[Batch]:
-        if seed is not None:
-            seeds = {"seed": plan["position"], "partner_seed": ~plan["position"]}
-            # Positions are far below: a batch has at most 2**20 images.
-            seeds |= {f"view_seed{number}": plan["position"] + (number << 24) for number in range(1, views + 1)}
-            plan = {**plan, **{name: view_seeds(seed, position) for name, position in seeds.items()}}
-        return pipeline.batches({name: values[first:] for name, values in plan.items()})
-
-    return batches
 
 
 def view_seeds(seed: int, position: np.ndarray) -> np.ndarray:
@@ -218,11 +201,12 @@ def view_seeds(seed: int, position: np.ndarray) -> np.ndarray:
     return np.stack([by_step, position.astype(np.uint32)], axis=-1)
 
 
-def _completed(batch: Batch, tasks: list[Future[None]]) -> Batch:
-    for task in tasks:
-        task.result()
-    return batch
-
-
-def _usable_cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+def ahead(items: Iterable[Item], count: int) -> Iterator[Item]:
+    """The items, each of them handed on when so many after it have been begun."""
+    begun: collections.deque[Item] = collections.deque()
+    for item in items:
+        begun.append(item)
+        if len(begun) > count:
+            yield begun.popleft()
+    while begun:
+        yield begun.popleft()

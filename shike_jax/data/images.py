@@ -16,6 +16,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from shike_jax.errors import reason
+
 MAX_PIXELS = 89_478_485  # Pillow's own warning limit: 256 MiB of RGB; more is taken for a decompression bomb
 GAP = 2  # a JPEG is decoded at least at twice the size it will have, which keeps the resizing antialiased
 
@@ -39,8 +41,10 @@ def _told(view: Callable[..., np.ndarray]) -> Callable[..., np.ndarray]:
             raise
         except Image.DecompressionBombError:
             raise ImageError(f"more than {MAX_PIXELS} pixels") from None
+        except Image.UnidentifiedImageError:
+            raise ImageError("not an image of a known format" if encoded else "empty file") from None
         except Exception as error:  # Pillow's plugins raise whatever a damaged file makes them stumble over
-            raise ImageError(_reason(encoded, error)) from None
+            raise ImageError(reason(error)) from None
 
     return told
 
@@ -200,9 +204,3 @@ def to_rgb(image: Image.Image) -> Image.Image:
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
     return image if image.mode == "RGB" else image.convert("RGB")
-
-
-def _reason(encoded: bytes, error: Exception) -> str:
-    if isinstance(error, Image.UnidentifiedImageError):
-        return "empty file" if not encoded else "not an image of a known format"
-    return " ".join(str(error).split()) or type(error).__name__

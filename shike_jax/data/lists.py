@@ -8,18 +8,20 @@ import gzip
 import os
 import posixpath
 import zlib
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 from ml_collections import ConfigDict
 
 from shike_jax.common.text import lines_of
 from shike_jax.data.files import missing_files, reader
-from shike_jax.data.splits import Part, Split, longtailed
-from shike_jax.data.types import Report, Source, allowed_faults
+from shike_jax.data.splits import Part, Split, longtailed_split
+from shike_jax.data.types import Report, Source
 from shike_jax.errors import UserError
 
+Value = TypeVar("Value")
 Pairs = collections.Counter[tuple[str, int]]  # how many lines have a folder name and a label
 NAMING = 0.9  # share of the lines whose folders must agree with their labels for folders to name classes
 LONGEST = 1000  # characters of a listed path; file systems end at 255 bytes a name and 4,096 a path
@@ -34,72 +36,49 @@ class ListFile:
     labels: np.ndarray
     lines: np.ndarray
 
-    def keep(self, mask: np.ndarray) -> ListFile:
-        """Returns the list with only the entries where `mask` [N] is true."""
-        return ListFile(self.path, self.members[mask], self.labels[mask], self.lines[mask])
 
-
-class LinePolicy:
-    """What happens to a bad line: `stop` raises at the first one, `skip` counts and reports up to a limit.
-
-    Attributes:
-      report: receives `list:line` -> reason of each skipped line.
-    """
-
-    def __init__(self, policy: str, limit: float, report: Report):
-        self._stop, self._limit, self.report = policy == "stop", limit, report
-
-    def bad(self, path: str, line: int, reason: str) -> None:
-        """Raises UserError under `stop`; otherwise notes the line."""
-        if self._stop:
-            raise UserError(f"{path}:{line}: {reason} (to leave such lines out: --config.data.bad_line=skip)")
-        self.report.skipped[f"{path}:{line}"] = reason
-
-    def check_limit(self, path: str, bad: int, total: int) -> None:
-        """Raises UserError when more than the allowed share of a list is bad."""
-        if bad > allowed_faults(self._limit, total):
-            where, reason = next(iter(self.report.skipped.items()))
-            raise UserError(
-                f"{path}: {bad} of {total} lines are bad, more than config.data.bad_image_limit={self._limit:g} "
-                f"allows; the first: {where}: {reason}"
-            )
-
-
-def tidy(member: str) -> str:
-    """A relative path in its shortest form, so that one image has one name (`./a//b.jpg` is `a/b.jpg`)."""
-    return posixpath.normpath(member) if "./" in member or "//" in member else member
-
-
-def parse_list(path: str, policy: LinePolicy | None = None) -> ListFile:
+def parse_list(path: str, report: Report | None = None) -> ListFile:
     """Parses a list file; 437,513 lines take about a second.
 
     Raises:
-      UserError: no such file, or (policy `stop`, the default) a line without a label, a label that is no integer of at
-        least 0, an absolute path or one that leaves the folder (`..`), a path listed twice.
+      UserError: no such file, or (unless the report skips such lines) a line without a label, a label that is no
+        integer of at least 0, an absolute path or one that leaves the folder (`..`), a path listed twice.
     """
-    policy = policy or LinePolicy("stop", 0.0, Report())
-    text = read_text(path)
+    split = ((number, line.strip().rsplit(None, 1)) for number, line in enumerate(lines_of(read_text(path)), 1))
+    rows = ((number, fields[0], "".join(fields[1:])) for number, fields in split if fields)
+    members, lines, labels = usable_lines(path, rows, _line_fault, report or Report(), "`relative/path label`")
+    return ListFile(path, members, np.array(labels, np.int32), lines)
+
+
+def usable_lines(
+    path: str,
+    rows: Iterable[tuple[int, str, Value]],
+    fault: Callable[[str, Value, Mapping[str, int]], str],
+    report: Report,
+    expected: str,
+) -> tuple[np.ndarray, np.ndarray, list[Value]]:
+    """Paths [N] in their shortest form (object), line numbers int64 [N] and values of the lines that are not bad.
+
+    Args:
+      rows: line number, path and what else each line holds.
+      fault: what is wrong with a path and its value, given the lines of the paths before; empty when nothing is.
+    """
     first_line: dict[str, int] = {}
-    labels: list[int] = []
+    values: list[Value] = []
     bad = 0
-    for number, line in enumerate(lines_of(text), 1):
-        fields = line.strip().rsplit(None, 1)
-        if not fields:
-            continue
-        member, label = fields if len(fields) == 2 else (fields[0], "")
-        member = tidy(member)
-        reason = _line_fault(member, label, first_line)
-        if reason:
-            policy.bad(path, number, reason)
+    for number, member, value in rows:
+        if "./" in member or "//" in member:  # one image has one name
+            member = posixpath.normpath(member)
+        if reason := fault(member, value, first_line):
+            report.bad_line(path, number, reason)
             bad += 1
             continue
         first_line[member] = number
-        labels.append(int(label))
-    if not labels:
-        raise UserError(f"{path}: no usable line; expected `relative/path label` on each")
-    policy.check_limit(path, bad, bad + len(labels))
-    members = np.array(list(first_line), dtype=object)
-    return ListFile(path, members, np.array(labels, np.int32), np.array(list(first_line.values()), np.int64))
+        values.append(value)
+    if not values:
+        raise UserError(f"{path}: no usable line; expected {expected} on each")
+    report.check_bad_lines(path, bad, bad + len(values))
+    return np.array(list(first_line), dtype=object), np.array(list(first_line.values()), np.int64), values
 
 
 def read_text(path: str) -> str:
@@ -123,7 +102,7 @@ def read_text(path: str) -> str:
     return content.decode("utf-8-sig", errors="surrogateescape")
 
 
-def _line_fault(member: str, label: str, seen: dict[str, int]) -> str:
+def _line_fault(member: str, label: str, seen: Mapping[str, int]) -> str:
     fault = path_fault(member, seen)
     if not fault and not label:
         return f"{member!r} has no label; expected `relative/path label`"
@@ -147,7 +126,7 @@ def path_fault(member: str, seen: Mapping[str, int]) -> str:
 
 
 def check_labels(train: ListFile, others: list[ListFile]) -> int:
-    """Returns the number of classes C of the training list.
+    """The number of classes C of the training list.
 
     Raises:
       UserError: a label without a training image below the largest (a gap), or a label of another list outside 0..C-1.
@@ -197,7 +176,7 @@ def _check_same_relation(lists: list[ListFile], counted: list[Pairs]) -> None:
 
 
 def class_folders(lists: list[ListFile], num_classes: int, report: Report) -> tuple[str, ...]:
-    """Returns class names from the images' folders, or `0`, `1`, ... where the folders do not name classes.
+    """Class names from the images' folders, or `0`, `1`, ... where the folders do not name classes.
 
     Folders name classes when each folder name has one label and each label one name, on all but a tenth of the lines.
     The report gets a remark when they do not although there are as many of them as classes.
@@ -234,22 +213,21 @@ def load(data: ConfigDict) -> Source:
     """Loads the lists `config.data.{train,val,test}_list`; images lie under `config.data.root`.
 
     An empty root gives the split alone, for counting.
-
-    Raises:
-      UserError: a bad list (see `parse_list`, `check_labels`, `class_folders`), listed files that are missing, an image
-        listed for training and for evaluation.
     """
-    report = Report()
+    report = report_of(data)
     parsed = load_lists(data, report)
-    policy = LinePolicy(data.bad_line, data.bad_image_limit, report)
     if data.root:
-        parsed = {part: drop_missing(one, data.root, policy) for part, one in parsed.items()}
+        parsed = {part: drop_missing(one, data.root, report) for part, one in parsed.items()}
     else:
         report.notes.append("config.data.root is empty: counts only, no image can be read")
     name = data.name or os.path.basename(data.train_list).split(".")[0]
     split = split_of_lists(parsed, data, name, report)
-    members = {part: split.parts[part].members for part in split.parts}
-    return Source(split, read=reader(data.root, members) if data.root else None, report=report, root=data.root)
+    return Source(split, read=reader(data.root, split) if data.root else None, report=report, root=data.root)
+
+
+def report_of(data: ConfigDict) -> Report:
+    """An empty report that treats bad lines as `config.data` says."""
+    return Report(skip_bad_lines=data.bad_line == "skip", limit=data.bad_image_limit)
 
 
 def load_lists(data: ConfigDict, report: Report) -> dict[str, ListFile]:
@@ -257,11 +235,10 @@ def load_lists(data: ConfigDict, report: Report) -> dict[str, ListFile]:
     if not data.train_list:
         where = "or root=FOLDER (lists=FOLDER) as an argument of a configuration that knows their names"
         raise UserError(f"config.data.train_list is empty; expected a list file `path label`, {where}")
-    policy = LinePolicy(data.bad_line, data.bad_image_limit, report)
     paths = {"train": data.train_list, "val": data.val_list, "test": data.test_list}
     zipped = {part: f"{path}.gz" for part, path in paths.items() if path and not os.path.exists(path)}
     paths |= {part: path for part, path in zipped.items() if os.path.exists(path)}
-    return {part: parse_list(path, policy) for part, path in paths.items() if path}
+    return {part: parse_list(path, report) for part, path in paths.items() if path}
 
 
 def split_of_lists(parsed: dict[str, ListFile], data: ConfigDict, name: str, report: Report) -> Split:
@@ -274,22 +251,20 @@ def split_of_lists(parsed: dict[str, ListFile], data: ConfigDict, name: str, rep
         both = [member for member in one.members if member in training]
         if both:
             raise UserError(f"{one.path}: {len(both)} images are in {train.path} too, the first is {both[0]!r}")
-    kept, rule = longtailed(train.labels, num_classes, data, f"lists of {name}", natural="", notes=report.notes)
     parts = {part: Part(one.members, one.labels) for part, one in parsed.items()}
-    parts["train"] = Part(train.members[kept], train.labels[kept])
-    return Split(name, rule, data.subset_seed, names, parts, data.divisions)
+    return longtailed_split(name, f"lists of {name}", names, parts, data, natural="", notes=report.notes)[0]
 
 
-def drop_missing(one: ListFile, root: str, policy: LinePolicy) -> ListFile:
-    """The list without the files that are not under `root`, each of them a bad line of the policy."""
+def drop_missing(one: ListFile, root: str, report: Report) -> ListFile:
+    """The list without the files that are not under `root`, each of them a bad line."""
     missing = missing_files(root, one.members)
     if not len(missing):
         return one
     if len(missing) == len(one.members):
         raise UserError(f"{one.path}: none of its {len(missing)} images is under {root}, such as {one.members[0]!r}")
     for i in missing:
-        policy.bad(one.path, int(one.lines[i]), f"{one.members[i]!r} is not under {root} ({len(missing)} are missing)")
-    policy.check_limit(one.path, len(missing), len(one.members))
-    mask = np.ones(len(one.members), bool)
-    mask[missing] = False
-    return one.keep(mask)
+        reason = f"{one.members[i]!r} is not under {root} ({len(missing)} are missing)"
+        report.bad_line(one.path, int(one.lines[i]), reason)
+    report.check_bad_lines(one.path, len(missing), len(one.members))
+    kept = np.setdiff1d(np.arange(len(one.members)), missing)
+    return ListFile(one.path, one.members[kept], one.labels[kept], one.lines[kept])

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from ml_collections import ConfigDict
 
-from shike_jax.data.splits import Part, Split, longtailed
+from shike_jax.data.splits import Part, longtailed_split
 from shike_jax.data.types import Source
 from shike_jax.errors import UserError
 
@@ -23,9 +23,6 @@ def load(data: ConfigDict) -> Source:
 
     Each file holds `features` (or `images`), numbers [N,...], and `labels`, whole numbers [N] from 0 on; the one of the
     training examples may hold `class_names`, texts [C]. Shape and dtype of an example are the same in all files.
-
-    Raises:
-      UserError: a missing file or array, arrays that do not fit together, numbers that are not finite.
     """
     paths = {part: data.npz[part] for part in PARTS if data.npz[part]}
     for part in PARTS[:2]:
@@ -35,21 +32,18 @@ def load(data: ConfigDict) -> Source:
             )
     files = {part: _read(path, f"config.data.npz.{part}={path}") for part, path in paths.items()}
     values = {part: file[0] for part, file in files.items()}
-    labels = {part: file[1] for part, file in files.items()}
+    parts = {part: Part(np.arange(len(file[1])), file[1]) for part, file in files.items()}
     kinds = {part: (array.shape[1:], array.dtype) for part, array in values.items()}
     for part, (shape, dtype) in kinds.items():
         if (shape, dtype) != kinds["train"]:
             expected = f"{kinds['train'][1]} {kinds['train'][0]} as in part train"
             raise UserError(f"config.data.npz.{part}={paths[part]}: examples {dtype} {shape}; expected {expected}")
-    names = files["train"][2] or tuple(map(str, range(1 + max(int(one.max()) for one in labels.values()))))
+    names = files["train"][2] or tuple(map(str, range(1 + max(int(part.labels.max()) for part in parts.values()))))
     shape, dtype = kinds["train"]
     digest = hashlib.sha256(np.ascontiguousarray(values["train"]).data).hexdigest()[:12]
     rule = f"arrays {dtype} {list(shape)}, training ones {digest}"
-    kept, rule = longtailed(labels["train"], len(names), data, rule)
-    chosen = {part: kept if part == "train" else np.arange(len(one)) for part, one in labels.items()}
-    parts = {part: Part(index.astype(np.int64), labels[part][index]) for part, index in chosen.items()}
-    split = Split(data.name or "arrays", rule, data.subset_seed, names, parts, data.divisions)
-    return Source(split, {part: values[part][index] for part, index in chosen.items()})
+    split, kept = longtailed_split(data.name or "arrays", rule, names, parts, data)
+    return Source(split, values | {"train": values["train"][kept]})
 
 
 def _read(path: str, said: str) -> tuple[np.ndarray, np.ndarray, tuple[str, ...]]:

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import collections
 import os
 from collections.abc import Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import jax
@@ -13,8 +12,9 @@ import numpy as np
 
 from shike_jax.common.paths import EXTENSIONS, files_below, is_image
 from shike_jax.common.text import lines_of
+from shike_jax.data.host_pipeline import ahead
 from shike_jax.data.images import center_crop, center_crop_pixels
-from shike_jax.errors import UserError
+from shike_jax.errors import UserError, reason
 
 
 def find(paths: Sequence[str]) -> list[str]:
@@ -88,42 +88,29 @@ def read_array(path: str, one: jax.ShapeDtypeStruct | None = None) -> np.ndarray
 
 
 class Reader:
-    """Iterates over batches of pictures in the evaluation view: short side resized, centre cropped.
+    """Iterates over batches of pictures in the evaluation view.
+
+    Args:
+      size: side of the square that is cropped from the centre, in pixels.
+      resize: short side before the crop.
 
     Attributes:
       skipped: file -> reason, for what could not be read so far.
     """
 
     def __init__(self, files: Sequence[str], size: int, resize: int, batch_size: int) -> None:
-        """Args: size: side of the square in pixels. resize: short side before the crop."""
         self._files, self._size, self._resize, self._batch_size = files, size, resize, batch_size
         self.skipped: dict[str, str] = {}
 
     def __iter__(self) -> Iterator[tuple[list[str], np.ndarray]]:
         """Yields (names, uint8 [b,S,S,3]) with b <= batch size; one batch is decoded ahead."""
-        chunks = [self._files[i : i + self._batch_size] for i in range(0, len(self._files), self._batch_size)]
-        pending: collections.deque[tuple[Sequence[str], list[Future[np.ndarray | str]]]] = collections.deque()
+        chunks = (self._files[i : i + self._batch_size] for i in range(0, len(self._files), self._batch_size))
         with ThreadPoolExecutor(thread_name_prefix="pictures") as pool:
-            for chunk in chunks:
-                pending.append((chunk, [pool.submit(self._view, file) for file in chunk]))
-                if len(pending) > 1:
-                    yield from self._completed(*pending.popleft())
-            while pending:
-                yield from self._completed(*pending.popleft())
-
-    def _completed(
-        self, chunk: Sequence[str], tasks: list[Future[np.ndarray | str]]
-    ) -> Iterator[tuple[list[str], np.ndarray]]:
-        names, views = [], []
-        for name, task in zip(chunk, tasks, strict=True):
-            view = task.result()
-            if isinstance(view, str):
-                self.skipped[name] = view
-            else:
-                names.append(name)
-                views.append(view)
-        if views:
-            yield names, np.stack(views)
+            for tasks in ahead(([(file, pool.submit(self._view, file)) for file in chunk] for chunk in chunks), 1):
+                found = [(file, task.result()) for file, task in tasks]
+                self.skipped |= {file: view for file, view in found if isinstance(view, str)}
+                if good := [(file, view) for file, view in found if not isinstance(view, str)]:
+                    yield [file for file, _ in good], np.stack([view for _, view in good])
 
     def _view(self, file: str) -> np.ndarray | str:
         """The picture, or why there is none."""
@@ -131,7 +118,7 @@ class Reader:
             with open(file, "rb") as opened:
                 return center_crop(opened.read(), self._size, self._resize)
         except Exception as error:  # an ImageError, an OSError, a ValueError (a NUL in the name), ...
-            return getattr(error, "strerror", None) or str(error)
+            return reason(error)
 
 
 def array_batches(array: np.ndarray, name: str, size: int, resize: int, batch_size: int) -> Iterator:

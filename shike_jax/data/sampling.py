@@ -22,8 +22,7 @@ def epoch_plan(sampler: str, key: jax.Array, epoch: int, labels: np.ndarray, bat
 
     Args:
       sampler: a registered name (`methods.SAMPLERS`).
-      key: of the stage's stream.
-      epoch: number within the stage.
+      key, epoch: of the stage's stream, and number within the stage.
       labels: int32 [N] of the training examples; every class 0..C-1 occurs.
       batch_size: global, B.
       keep_last: keep the last partial batch, padded and masked.
@@ -35,16 +34,14 @@ def epoch_plan(sampler: str, key: jax.Array, epoch: int, labels: np.ndarray, bat
     Raises:
       UserError: an unknown sampler, or one that did not return a position for each example of the training set.
     """
-    count, steps = len(labels), steps_per_epoch(len(labels), batch_size, keep_last)
+    steps = steps_per_epoch(len(labels), batch_size, keep_last)
     first, second = jax.random.split(jax.random.fold_in(key, epoch))
     entry = SAMPLERS[sampler]
     drawn = {"index": _draw(entry.name, first, labels)}
     if entry.options["partner"]:
         drawn["partner"] = _draw(entry.options["partner"], second, labels)
-    size = steps * batch_size
-    plan = {name: _pad(indices[:size], size).reshape(steps, batch_size) for name, indices in drawn.items()}
-    plan["mask"] = _pad(np.ones(min(count, size), np.float32), size).reshape(steps, batch_size)
-    return plan
+    drawn["mask"] = np.ones(len(labels), np.float32)
+    return {name: _rows(values, steps, batch_size) for name, values in drawn.items()}
 
 
 def _draw(sampler: str, key: jax.Array, labels: np.ndarray) -> np.ndarray:
@@ -61,12 +58,11 @@ def _draw(sampler: str, key: jax.Array, labels: np.ndarray) -> np.ndarray:
 def in_order(examples: int, batch_size: int) -> Plan:
     """Every example once, in order, the last batch padded and masked: what evaluation reads."""
     steps = steps_per_epoch(examples, batch_size, keep_last=True)
+    index, mask = np.arange(examples, dtype=np.int32), np.ones(examples, np.float32)
+    return {"index": _rows(index, steps, batch_size), "mask": _rows(mask, steps, batch_size)}
+
+
+def _rows(values: np.ndarray, steps: int, batch_size: int) -> np.ndarray:
+    """The values [steps,B], cut off or padded with 0."""
     size = steps * batch_size
-    return {
-        "index": _pad(np.arange(examples, dtype=np.int32), size).reshape(steps, batch_size),
-        "mask": _pad(np.ones(examples, np.float32), size).reshape(steps, batch_size),
-    }
-
-
-def _pad(values: np.ndarray, size: int) -> np.ndarray:
-    return np.pad(values, (0, size - len(values)))
+    return np.pad(values[:size], (0, max(size - len(values), 0))).reshape(steps, batch_size)

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
 
 import numpy as np
 from ml_collections import ConfigDict
 
 from shike_jax.common.class_names import comparable
 from shike_jax.data import arrays, cifar_archive, digits, folder, lists, npz, table, tfds_source
+from shike_jax.data.files import reader
 from shike_jax.data.held_out import evaluated_part, with_validation
 from shike_jax.data.splits import Split
 from shike_jax.data.types import Report, Source
@@ -94,12 +94,7 @@ def load_whole(data: ConfigDict) -> Source | None:
     source.report.notes.append(f"{split.name} names no parts: all its {len(split.parts['train']):,} images are scored")
     parts, counts = {"test": split.parts["train"]}, tuple(split.class_counts.tolist())
     split = dataclasses.replace(split, rule=f"{split.rule}, whole", parts=parts, trained=counts)
-
-    def read(_: str, indices: Sequence[int]) -> list[bytes]:
-        assert source.read is not None
-        return source.read("train", indices)
-
-    return dataclasses.replace(source, split=split, read=read, drawn=False)
+    return dataclasses.replace(source, split=split, read=reader(source.root, split), drawn=False)
 
 
 def _untested(split: Split) -> list[str]:

@@ -36,6 +36,9 @@ class Part:
     def __len__(self) -> int:
         return len(self.labels)
 
+    def __getitem__(self, positions: np.ndarray) -> Part:
+        return Part(self.members[positions], self.labels[positions])
+
 
 @dataclass(frozen=True, eq=False)
 class Split:
@@ -102,14 +105,14 @@ class Split:
         """SHA-256 (hex) of rule, seed, class names, members and labels: equal exactly when the split is the same."""
         digest = hashlib.sha256()
         for text in (self.rule, str(self.seed), *self.class_names):
-            digest.update(_bytes(text) + b"\0")
+            digest.update(to_bytes(text) + b"\0")
         for name in sorted(self.parts):
             part = self.parts[name]
             digest.update(f"part {name} {len(part)}\0".encode())
             if part.members.dtype.kind in "iu":
                 digest.update(part.members.astype("<i8").tobytes())
             else:
-                digest.update(_bytes("\0".join(map(str, part.members))))
+                digest.update(to_bytes("\0".join(map(str, part.members))))
             digest.update(part.labels.astype("<i4").tobytes())
         return digest.hexdigest()
 
@@ -127,7 +130,7 @@ class Split:
         return dataclasses.replace(self, class_names=names, parts=parts, trained=tuple(counts))
 
     def summary(self) -> dict[str, Any]:
-        """The split as plain numbers, strings and lists: what results.json keeps of it."""
+        """What results.json keeps of the split, as plain numbers, strings and lists."""
         return {
             "name": self.name,
             "rule": self.rule,
@@ -140,12 +143,13 @@ class Split:
         }
 
 
-def _bytes(text: str) -> bytes:
-    return text.encode("utf-8", "surrogateescape")  # names of files and folders need not be UTF-8
+def to_bytes(text: str) -> bytes:
+    """UTF-8; names of files and folders need not be."""
+    return text.encode("utf-8", "surrogateescape")
 
 
 def longtail_counts(largest: int, num_classes: int, imbalance_factor: float, profile: str) -> np.ndarray:
-    """Returns how many training images each class keeps: int64 [C], non-increasing.
+    """How many training images each class keeps: int64 [C], non-increasing.
 
     Args:
       largest: images of class 0.
@@ -158,10 +162,8 @@ def longtail_counts(largest: int, num_classes: int, imbalance_factor: float, pro
     """
     if profile == "step":
         exponents = [float(c >= num_classes // 2) for c in range(num_classes)]
-    elif profile == "exponential":
-        exponents = [c / max(num_classes - 1, 1) for c in range(num_classes)]
     else:
-        raise ValueError(f"unknown profile {profile!r}")
+        exponents = [c / max(num_classes - 1, 1) for c in range(num_classes)]
     # The small term undoes rounding: 49 * (1/49) is 0.99... in floating point, and must stay 1.
     counts = np.array([math.floor(largest * (1.0 / imbalance_factor) ** e + 1e-9) for e in exponents], np.int64)
     if counts[-1] < 1:
@@ -235,13 +237,26 @@ def longtailed(
     return kept, f"{rule}{profile_rule(data)}"
 
 
+def longtailed_split(
+    name: str, rule: str, class_names: tuple[str, ...], parts: dict[str, Part], data: Any, **how: Any
+) -> tuple[Split, np.ndarray]:
+    """The split of `parts` of whose training images those stay that `config.data` keeps, and the positions of these.
+
+    Args:
+      how: `ranked`, `natural`, `notes` of `longtailed`.
+    """
+    kept, rule = longtailed(parts["train"].labels, len(class_names), data, rule, **how)
+    parts = {**parts, "train": parts["train"][kept]}
+    return Split(name, rule, data.subset_seed, class_names, parts, data.divisions), kept
+
+
 def profile_rule(data: Any) -> str:
     """How the rule of a split ends that `config.data` made long-tailed."""
     return f", {data.profile} imbalance {data.imbalance_factor:g}, {data.subset}"
 
 
 def longtail_subset(labels: np.ndarray, counts: np.ndarray, subset: str, seed: int) -> np.ndarray:
-    """Returns the positions kept, ascending: int64 [sum(counts)].
+    """The positions kept, ascending: int64 [sum(counts)].
 
     Args:
       labels: [N] class of each image, in the data set's own order.
@@ -263,7 +278,5 @@ def longtail_subset(labels: np.ndarray, counts: np.ndarray, subset: str, seed: i
             positions = np.random.default_rng([seed, c]).permutation(positions)
         elif subset == "h2t":
             h2t.shuffle(positions)
-        elif subset != "first":
-            raise ValueError(f"unknown subset {subset!r}")
         kept.append(positions[:count])
     return np.sort(np.concatenate(kept)).astype(np.int64)

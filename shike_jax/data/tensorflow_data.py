@@ -14,18 +14,11 @@ from etils import epath
 from ml_collections import ConfigDict
 
 from shike_jax.common.extras import optional
-from shike_jax.errors import UserError
+from shike_jax.errors import UserError, reason
 
 
 def import_tensorflow(use: str = "config.data.source='tfds'") -> ModuleType:
-    """Returns the module `tensorflow` with its accelerators hidden.
-
-    Args:
-      use: what needs it, for the error's sentence.
-
-    Raises:
-      UserError: TensorFlow is not installed.
-    """
+    """The module `tensorflow` with its accelerators hidden; `UserError` says that `use` needs it."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")  # of no use here, and it greets with a warning
     tf = optional("tensorflow", use)
@@ -35,11 +28,7 @@ def import_tensorflow(use: str = "config.data.source='tfds'") -> ModuleType:
 
 
 def import_tfds() -> ModuleType:
-    """Returns the module `tensorflow_datasets`, after `import_tensorflow`.
-
-    Raises:
-      UserError: it is not installed.
-    """
+    """The module `tensorflow_datasets`, after `import_tensorflow`; `UserError` where it is not installed."""
     import_tensorflow()
     tfds = optional("tensorflow_datasets", "config.data.source='tfds'")
     tfds.disable_progress_bar()
@@ -113,11 +102,7 @@ def shards(builder: Any, split: str) -> Iterator[Shard]:
 
 
 def splits_of(data: ConfigDict, own: Mapping[str, str]) -> tuple[dict[str, str], str]:
-    """The split expression of each part, and how the rule of the split says those that are not the data set's own.
-
-    Args:
-      own: part to split of the data set.
-    """
+    """The split expression of each part (`own`: the data set's), and how the rule of the split says the others."""
     chosen = {part: data[f"{part}_split"] for part in ("train", "val", "test") if data[f"{part}_split"]}
     said = "".join(f", {part} {expression}" for part, expression in chosen.items())
     return {**own, **chosen}, said
@@ -125,23 +110,18 @@ def splits_of(data: ConfigDict, own: Mapping[str, str]) -> tuple[dict[str, str],
 
 @contextlib.contextmanager
 def named_damage(path: Any, command: str) -> Iterator[None]:
-    """Turns whatever reading a prepared data set raises into one line.
+    """Turns whatever reading a prepared data set raises into a `UserError` of one line.
 
-    Args:
-      path: the file, or the folder where it is not known.
-      command: that prepares the data set.
-
-    Raises:
-      UserError: instead of any other exception.
+    `path` is the file, or the folder where it is not known; `command` prepares the data set.
     """
     try:
         yield
     except UserError:
         raise
     except Exception as error:  # TensorFlow, protocol buffers, JSON and tfds raise kinds of their own
-        raise UserError(damage(path, " ".join(str(error).split())[:160] or type(error).__name__, command)) from error
+        raise UserError(damage(path, reason(error), command)) from error
 
 
-def damage(path: Any, reason: str, command: str) -> str:
+def damage(path: Any, why: str, command: str) -> str:
     """The line on a file of a prepared data set that is damaged or was copied in part."""
-    return f"{path}: damaged, or copied in part ({reason}); remove its folder and prepare it again: {command}"
+    return f"{path}: damaged, or copied in part ({why}); remove its folder and prepare it again: {command}"

@@ -22,7 +22,7 @@ from ml_collections import ConfigDict
 from shike_jax.cluster import parallel
 from shike_jax.common import atomic
 from shike_jax.data.lists import load_lists, split_of_lists
-from shike_jax.data.splits import Part, Split, longtailed
+from shike_jax.data.splits import Part, longtailed_split
 from shike_jax.data.tensorflow_data import (
     Shard,
     damage,
@@ -47,11 +47,7 @@ THREADS = 8
 
 
 def load(data: ConfigDict) -> Source:
-    """Loads the data set `config.data.name`; Places-LT picks the files of `config.data.{train,val,test}_list`.
-
-    Raises:
-      UserError: the data set is not there, is stored without random access, or lacks files of a list.
-    """
+    """Loads the data set `config.data.name`; Places-LT picks the files of `config.data.{train,val,test}_list`."""
     name = data.name.partition(":")[0]
     builder = find_builder(data.name, data.data_dir, "array_record", data.try_gcs)  # the format with random access
     splits, said = splits_of(data, PARTS[name])
@@ -62,11 +58,7 @@ def load(data: ConfigDict) -> Source:
 
 
 def _records(builder: Any, split: str) -> Any:
-    """All examples of a tfds split by position, their images still encoded.
-
-    Raises:
-      UserError: a file holds fewer examples than it should.
-    """
+    """All examples of a tfds split by position, their images still encoded; `UserError` where a file lacks some."""
     from array_record.python.array_record_module import ArrayRecordReader  # comes with tensorflow-datasets
 
     for shard in shards(builder, split):
@@ -82,14 +74,13 @@ def _load_natural(
 ) -> Source:
     class_names = tuple(builder.info.features["label"].names)
     labels = {part: _column(builder, split, "label").astype(np.int32) for part, split in splits.items()}
-    kept = {part: np.arange(len(one)) for part, one in labels.items()}
+    everything = {part: Part(np.arange(len(one)), one) for part, one in labels.items()}
     report = Report()
-    kept["train"], rule = longtailed(labels["train"], len(class_names), data, rule, notes=report.notes)
-    parts = {part: Part(index, labels[part][index]) for part, index in kept.items()}
-    split = Split(data.name.partition(":")[0], rule, data.subset_seed, class_names, parts, data.divisions)
+    name = data.name.partition(":")[0]
+    split, _ = longtailed_split(name, rule, class_names, everything, data, notes=report.notes)
 
     def read(part: str, indices: Sequence[int]) -> list[bytes]:
-        return [records[part][int(kept[part][i])]["image"] for i in indices]
+        return [records[part][int(split.parts[part].members[i])]["image"] for i in indices]
 
     return Source(split, read=read, report=report)
 

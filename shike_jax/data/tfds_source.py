@@ -22,11 +22,7 @@ CIFAR_SIDE = 32
 
 
 def load(data: ConfigDict) -> Source:
-    """Loads the data set `config.data.name` of tensorflow-datasets.
-
-    Raises:
-      UserError: an unsupported name, or data that is not there yet (with the command that prepares it).
-    """
+    """Loads the data set `config.data.name` of tensorflow-datasets."""
     name = data.name.partition(":")[0]
     if name in SMALL:
         return _load_cifar(data)

@@ -10,7 +10,9 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from shike_jax.common.text import some
 from shike_jax.data.splits import Split
+from shike_jax.errors import UserError
 
 NAMED = 10  # unreadable images named as they are met, and in summaries; the rest is only counted
 
@@ -22,19 +24,31 @@ def allowed_faults(limit: float, total: int) -> int:
 
 @dataclass
 class Report:
-    """What was left out and why, and remarks that a user should see.
+    """What was left out and why, and remarks (`notes`) that a user should see."""
 
-    Attributes:
-      skipped: `LIST:LINE` of a bad line -> reason; known once the source is loaded.
-      unreadable: (part, image) -> reason; grows while a pipeline reads.
-      notes: remarks.
-      tell: gets a line for each of the first unreadable images as they are met, from any thread.
-    """
-
-    skipped: dict[str, str] = field(default_factory=dict)
-    unreadable: dict[tuple[str, str], str] = field(default_factory=dict)
+    skipped: dict[str, str] = field(default_factory=dict)  # `LIST:LINE` of a bad line -> reason, once loaded
+    unreadable: dict[tuple[str, str], str] = field(default_factory=dict)  # (part, image) -> reason, while reading
     notes: list[str] = field(default_factory=list)
+    # Gets a line for each of the first unreadable images as they are met, from any thread.
     tell: Callable[[str], None] = logging.getLogger(__name__).warning
+
+    skip_bad_lines: bool = False  # or stop at the first one
+    limit: float = 0.0  # share of a list's lines that may be bad
+
+    def bad_line(self, path: str, line: int, reason: str) -> None:
+        """Keeps a bad line of a list; raises UserError where these are not to be skipped."""
+        if not self.skip_bad_lines:
+            raise UserError(f"{path}:{line}: {reason} (to leave such lines out: --config.data.bad_line=skip)")
+        self.skipped[f"{path}:{line}"] = reason
+
+    def check_bad_lines(self, path: str, bad: int, total: int) -> None:
+        """Raises UserError when more than the allowed share of a list is bad."""
+        if bad > allowed_faults(self.limit, total):
+            where, reason = next(iter(self.skipped.items()))
+            raise UserError(
+                f"{path}: {bad} of {total} lines are bad, more than config.data.bad_image_limit={self.limit:g} "
+                f"allows; the first: {where}: {reason}"
+            )
 
     def note_unreadable(self, part: str, name: str, reason: str) -> None:
         """Keeps an image that could not be read, and tells of it the first time."""
@@ -48,28 +62,24 @@ class Report:
         found = sorted(self.unreadable.copy().items())
         return [{"part": part, "name": name, "reason": reason} for (part, name), reason in found]
 
-    def closing_line(self, most: int = 3) -> str:
-        """Returns one line that counts the unreadable images and names the first `most`; empty when there are none."""
+    def closing_line(self) -> str:
+        """One line that counts the unreadable images and names the first ones; empty when there are none."""
         found = self.bad_images()
         if not found:
             return ""
         parts = collections.Counter(one["part"] for one in found)
-        names = ", ".join(one["name"] for one in found[:most])
-        more = f" and {len(found) - most} more" if len(found) > most else ""
+        names = some([one["name"] for one in found])
         counts = ", ".join(f"{part} {count}" for part, count in parts.items())
-        return f"unreadable images left out: {len(found)} ({counts}): {names}{more}"
+        return f"unreadable images left out: {len(found)} ({counts}): {names}"
 
     def lines(self, most: int = NAMED) -> list[str]:
         """Returns the report as text lines, with at most `most` of the names left out."""
-        lines = list(self.notes)
-        left_out = [*self.skipped.items()]
-        left_out += [(name, reason) for (_, name), reason in self.unreadable.copy().items()]
-        if left_out:
-            lines.append(f"left out: {len(left_out)}")
-            lines += [f"  {name}: {reason}" for name, reason in left_out[:most]]
-            if len(left_out) > most:
-                lines.append(f"  ... and {len(left_out) - most} more")
-        return lines
+        unreadable = [(name, reason) for (_, name), reason in self.unreadable.copy().items()]
+        left_out = [f"  {name}: {reason}" for name, reason in (*self.skipped.items(), *unreadable)]
+        if not left_out:
+            return list(self.notes)
+        more = [f"  ... and {len(left_out) - most} more"] if len(left_out) > most else []
+        return [*self.notes, f"left out: {len(left_out)}", *left_out[:most], *more]
 
 
 @dataclass

@@ -18,7 +18,7 @@ from ml_collections import ConfigDict
 from shike_jax import models
 from shike_jax.cluster import parallel
 from shike_jax.data import sampling
-from shike_jax.data.feeds import fetch_rows
+from shike_jax.data.feeds import DeviceFeed
 from shike_jax.data.splits import longtail_counts
 from shike_jax.data.views import device_augment, is_decoded_on_host
 from shike_jax.errors import UserError
@@ -200,7 +200,7 @@ class Steps:
         return {**images, **({"partner": images} if paired else {}), **further, **mask}
 
     def _fetch(self, data: PyTree, inputs: PyTree) -> PyTree:
-        return fetch_rows(data, inputs) if data else inputs
+        return DeviceFeed.fetch(data, inputs) if data else inputs
 
     def _lower(self, call: Callable, arguments: Sequence[PyTree], how: Mapping[str, Any]) -> jax.stages.Lowered:
         return parallel.lower_step(call, arguments, devices=self.devices, platform=self.platform, **how)

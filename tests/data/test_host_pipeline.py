@@ -11,7 +11,7 @@ from PIL import Image
 
 from shike_jax import config as schema
 from shike_jax.data import sampling, sources
-from shike_jax.data.host_pipeline import HostPipeline, make_pipeline
+from shike_jax.data.host_pipeline import HostPipeline
 from shike_jax.errors import UserError
 
 BATCH = 32
@@ -39,7 +39,7 @@ def epoch(source, config, seed=5, first=0, steps=6, shares=1):
     plan["position"] = np.broadcast_to(np.arange(BATCH), plan["mask"].shape)
     columns = np.split(np.arange(BATCH), shares)
     parts = [
-        list(make_pipeline(source, config, "train")({name: v[:, mine] for name, v in plan.items()}, first, seed))
+        list(HostPipeline(source, "train", config).batches({name: v[:, mine] for name, v in plan.items()}, first, seed))
         for mine in columns
     ]
     return [{name: np.concatenate([b[name] for b in step]) for name in step[0]} for step in zip(*parts, strict=True)]
@@ -72,7 +72,7 @@ def test_batches_are_a_function_of_seed_and_step(source, config):
 def test_views_of_one_image_differ_between_steps_and_positions(source, config):
     plan = {"index": np.full((2, 2), 7, np.int32), "mask": np.ones((2, 2), np.float32)}
     plan["position"] = np.broadcast_to(np.arange(2), (2, 2))
-    batches = list(make_pipeline(source, config, "train")(plan, 0, 1))
+    batches = list(HostPipeline(source, "train", config).batches(plan, 0, 1))
     views = {batch["image"][i].tobytes() for batch in batches for i in range(2)}
     assert len(views) == 4
 
@@ -80,7 +80,7 @@ def test_views_of_one_image_differ_between_steps_and_positions(source, config):
 def test_evaluation_follows_the_order_and_torchvisions_recipe(source, config):
     plan = sampling.in_order(1000, 64)
     plan = {name: values[-2:] for name, values in plan.items()}
-    [_, last] = make_pipeline(source, config, "test")(plan, 0, None)
+    [_, last] = HostPipeline(source, "test", config).batches(plan, 0, None)
     part = source.split.parts["test"]
     np.testing.assert_array_equal(last["mask"], [1.0] * (1000 - 15 * 64) + [0.0] * (16 * 64 - 1000))
     np.testing.assert_array_equal(last["label"][:40], part.labels[960:])
@@ -105,7 +105,7 @@ def test_paired_plans_give_partners(source, config):
     plan = sampling.epoch_plan("paired", jax.random.key(0), 0, labels, BATCH, True)
     plan = {name: values[:1] for name, values in plan.items()}
     plan["position"] = np.arange(BATCH)[None]
-    [batch] = make_pipeline(source, config, "train")(plan, 0, 3)
+    [batch] = HostPipeline(source, "train", config).batches(plan, 0, 3)
     np.testing.assert_array_equal(batch["partner"]["label"], labels[plan["partner"][0]])
     assert batch["partner"]["image"].shape == batch["image"].shape
 
@@ -115,7 +115,7 @@ def test_further_views_are_other_crops_of_the_same_images(damaged):
     source = sources.load(damaged.data)
     index = np.array([[0, 3, 1, 5]], np.int32)
     plan = {"index": index, "mask": np.ones((1, 4), np.float32), "position": np.arange(4)[None]}
-    batches = make_pipeline(source, damaged, "train")
+    batches = HostPipeline(source, "train", damaged).batches
     [plain], [batch] = batches(plan, 0, 7), batches(plan, 0, 7, 2)
     np.testing.assert_array_equal(batch["image"], plain["image"])
     assert "views" not in plain and len(batch["views"]) == 2
@@ -149,7 +149,7 @@ def run_damaged(config):
     source = sources.load(config.data)
     index = np.arange(10, dtype=np.int32)[None]
     plan = {"index": index, "mask": np.ones((1, 10), np.float32), "position": index}
-    [batch] = make_pipeline(source, config, "train")(plan, 0, 0)
+    [batch] = HostPipeline(source, "train", config).batches(plan, 0, 0)
     return batch, source
 
 

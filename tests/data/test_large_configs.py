@@ -20,9 +20,9 @@ from shike_jax.config.loading import parse_config
 from shike_jax.convert.checkpoint import convert
 from shike_jax.convert.reader import write_state_dict
 from shike_jax.data import sources
-from shike_jax.data.host_pipeline import make_pipeline
+from shike_jax.data.host_pipeline import HostPipeline
 from shike_jax.errors import UserError
-from shike_jax.storage.checkpoints import load_weights, save_weights
+from shike_jax.storage.weights import load_weights, save_weights
 from shike_jax.training import setup as run
 from tests.conftest import ROOT
 from tests.convert.weights import fill, torchvision_shapes
@@ -61,7 +61,7 @@ def test_large_configs_read_their_published_layout(name, tmp_path):
     for part, seed in (("train", 0), (config.data.test_part, None)):
         count = len(source.split.parts[part])
         plan = {"index": np.arange(count)[None], "mask": np.ones((1, count)), "position": np.arange(count)[None]}
-        [batch] = make_pipeline(source, config, part)(plan, 0, seed)
+        [batch] = HostPipeline(source, part, config).batches(plan, 0, seed)
         assert batch["mask"].all()
         assert batch["image"].shape == (count, 224, 224, 3)
         np.testing.assert_allclose(batch["image"][0, 100, 100], [0, 128, 0], atol=2)

@@ -83,13 +83,13 @@ def test_bad_lines_stop_or_are_reported(tmp_path, line, reason):
     path = write(tmp_path, "train", *GOOD, line)
     with pytest.raises(UserError, match=reason):
         lists.parse_list(path)
-    report = Report()
-    parsed = lists.parse_list(path, lists.LinePolicy("skip", 0.25, report))
+    report = Report(skip_bad_lines=True, limit=0.25)
+    parsed = lists.parse_list(path, report)
     assert parsed.members.tolist() == ["train/cat/1.jpg", "train/cat/2.jpg", "train/dog one/3.jpg"]
     assert parsed.labels.tolist() == [0, 0, 1]
     assert list(report.skipped) == [f"{path}:4"]
     with pytest.raises(UserError, match=r"1 of 4 lines are bad, more than config\.data\.bad_image_limit=0 allows"):
-        lists.parse_list(path, lists.LinePolicy("skip", 0.0, Report()))
+        lists.parse_list(path, Report(skip_bad_lines=True))
 
 
 def load(folder, train, test=("test/cat/7.jpg 0",), root=""):
