@@ -1,14 +1,19 @@
-"""Model FLOPs: the operations of convolutions and matrix products, counted from a trace."""
+"""Model FLOPs, counted from a trace, and the two ceilings of a device, measured: arithmetic and memory."""
 
 from __future__ import annotations
 
+import math
+import statistics
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from shike_jax import models
+from shike_jax.benchmark import measure
 from shike_jax.benchmark.workload import Workload
+
+ROUNDS = 5
 
 
 def forward_flops(workload: Workload) -> float:
@@ -28,15 +33,36 @@ def matrix_flops(jaxpr: Any) -> float:
     """
     total = 0.0
     for equation in jaxpr.eqns:
-        inner = [p for p in equation.params.values() if hasattr(p, "jaxpr")]
-        total += sum(matrix_flops(p.jaxpr) for p in inner)
+        total += sum(matrix_flops(p.jaxpr) for p in equation.params.values() if hasattr(p, "jaxpr"))
         if branches := equation.params.get("branches"):
             total += min(matrix_flops(branch.jaxpr) for branch in branches)
         if equation.primitive.name == "conv_general_dilated":
-            kernel, out = equation.invars[1].aval.shape, equation.outvars[0].aval.size
-            total += 2.0 * out * kernel[0] * kernel[1] * kernel[2]
+            total += 2.0 * equation.outvars[0].aval.size * math.prod(equation.invars[1].aval.shape[:3])
         elif equation.primitive.name == "dot_general":
             (contracted, _), _ = equation.params["dimension_numbers"]
             shape = equation.invars[0].aval.shape
-            total += 2.0 * equation.outvars[0].aval.size * float(jnp.prod(jnp.array([shape[d] for d in contracted])))
+            total += 2.0 * equation.outvars[0].aval.size * math.prod(shape[d] for d in contracted)
     return total
+
+
+def measure_ceilings(dtype: str) -> dict[str, float]:
+    """TFLOP/s of a large matrix product in `dtype` and GB/s read and written together, on the first device.
+
+    Random numbers: zeros can run faster than real data.
+    """
+    small = jax.default_backend() == "cpu"
+    side, count = (2048, 1 << 26) if small else (8192, 1 << 30)
+    a, b = jax.random.normal(jax.random.key(0), (2, side, side), jnp.dtype(dtype))
+    product = _seconds(jax.jit(jnp.dot), a, b)
+    numbers = jax.random.normal(jax.random.key(1), (count,), jnp.float32)
+    passing = _seconds(jax.jit(lambda x: x + 1), numbers)
+    return {
+        "matrix_tflops": round(2 * side**3 / product / 1e12, 4),
+        "memory_gb_per_second": round(2 * numbers.nbytes / passing / 1e9, 1),
+    }
+
+
+def _seconds(function: Any, *arguments: jax.Array) -> float:
+    """Median seconds of one call."""
+    run = {"it": lambda _: jax.block_until_ready(function(*arguments))}
+    return statistics.median(measure.in_turns(run, ROUNDS)["it"])

@@ -28,10 +28,8 @@ def in_turns(
 ) -> dict[str, list[float]]:
     """Seconds of each side in each round; in a round every side runs once, so that slow moments hit all of them.
 
-    Args:
-      sides: functions of the round's number that return when their work is done.
-      rounds: that count; one more, number 0, comes first (compilation, caches) and does not count.
-      clock: seconds; `time.process_time` leaves other programs out.
+    Sides are functions of the round's number that return when their work is done. A round 0 comes first (compilation,
+    caches) and does not count. The clock `time.process_time` leaves other programs out.
     """
     seconds: dict[str, list[float]] = {name: [] for name in sides}
     for number in range(rounds + 1):

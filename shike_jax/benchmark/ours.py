@@ -32,21 +32,12 @@ AUGMENTATIONS: dict[str, dict[str, Any]] = {
 class Ours:
     """Compiled when made; `run()` makes all steps of a call and returns their mean loss.
 
-    Attributes:
-      compile_seconds: tracing and compiling.
-      memory_bytes: of the program: arguments, results and temporaries, as the compiler states them.
-      bytes_accessed: by one call, as the compiler estimates them, the body of a scan counted once; None where it does
-        not.
+    Args:
+      augmentation: a name in `AUGMENTATIONS`, inside the step.
+      seeds: trained in one program, as by `config.seeds`, each on the same images.
     """
 
     def __init__(self, workload: Workload, augmentation: str = "none", *, seeds: int = 1) -> None:
-        """Compiles.
-
-        Args:
-          workload: what is computed.
-          augmentation: a name in `AUGMENTATIONS`, inside the step.
-          seeds: trained in one program, as by `config.seeds`, each on the same images.
-        """
         stage, params, dtype = workload.stage, workload.variables["params"], jnp.dtype(workload.dtype)
         config = schema.base()
         config.augment.update(AUGMENTATIONS[augmentation])
@@ -72,10 +63,10 @@ class Ours:
         self._call = call.compiled_from(call.lower(self._state, self._data, self._inputs))
         self.compile_seconds = time.perf_counter() - began
         self.memory_bytes = data_bytes(self._call.compiled)
+        # By one call, as the compiler estimates them, the body of a scan counted once; None where it does not.
         self.bytes_accessed = (self._call.compiled.cost_analysis() or {}).get("bytes accessed")
 
     def run(self) -> float:
-        """Waits for the result."""
         self._state, sums = self._call(self._state, self._data, self._inputs)
         jax.block_until_ready((self._state, sums))
         return float(jnp.sum(sums["loss"]) / jnp.sum(sums["count"]))

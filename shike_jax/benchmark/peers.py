@@ -11,14 +11,7 @@ from shike_jax.errors import UserError
 
 
 def peer(name: str, option: str) -> ModuleType:
-    """The module `tests.peers.NAME`.
-
-    Args:
-      option: of the command line that asks for it, for the message.
-
-    Raises:
-      UserError: this is no clone of the project, or the module needs a package that is not installed.
-    """
+    """The module `tests.peers.NAME`, which `option` of the command line asks for; `UserError` outside a clone."""
     root = Path(__file__).resolve().parents[2]
     if not (root / "tests" / "peers" / f"{name}.py").is_file():
         raise UserError(f"{option}: expected a clone of the project, whose tests/peers holds what is compared with")

@@ -88,8 +88,7 @@ def compare(args: argparse.Namespace) -> dict[str, Any]:
     import jax
 
     from shike_jax.benchmark import workload as workloads
-    from shike_jax.benchmark.ceilings import measure_ceilings
-    from shike_jax.benchmark.flops import forward_flops
+    from shike_jax.benchmark.flops import forward_flops, measure_ceilings
     from shike_jax.cluster import cpu
 
     cpu.use_cores(batch_sizes=[args.batch])
@@ -113,11 +112,8 @@ def compare(args: argparse.Namespace) -> dict[str, Any]:
     )
     sides = {name: make() for name, make in _makers(args, workload).items()}
     losses: dict[str, list[float]] = {name: [] for name in sides}
-
-    def run(name: str, _: int) -> None:
-        losses[name].append(sides[name].run())
-
-    seconds = measure.in_turns({name: functools.partial(run, name) for name in sides}, args.repeats)
+    runs = {name: lambda _, n=name: losses[n].append(sides[n].run()) for name in sides}
+    seconds = measure.in_turns(runs, args.repeats)
     for name, found in losses.items():
         if not all(map(math.isfinite, found)):
             raise UserError(f"the loss of {name} is not finite: its times mean nothing")
@@ -126,20 +122,18 @@ def compare(args: argparse.Namespace) -> dict[str, Any]:
     flops = forward_flops(workload) * (1 if args.stage == "classifier" else 3)
     described = {}
     for name, side in sides.items():
-        per_step = [sample / steps for sample in seconds[name]]
+        times = measure.describe([sample / steps for sample in seconds[name]], args.batch * seeds[name])
+        rate = round(seeds[name] * flops / 1e9 / times["median_ms"], 4)
         described[name] = {
-            **measure.describe(per_step, args.batch * seeds[name]),
+            **times,
             "seeds": seeds[name],
             "compile_seconds": round(side.compile_seconds, 2),
             "memory_bytes": side.memory_bytes,
             "first_call_loss": losses[name][0],
-            "model_tflops_per_second": round(
-                seeds[name] * flops / 1e12 / (measure.describe(per_step, 1)["median_ms"] / 1e3), 4
-            ),
+            "model_tflops_per_second": rate,
         }
         if args.peak_tflops:
-            share = described[name]["model_tflops_per_second"] / args.peak_tflops / chips
-            described[name]["share_of_peak"] = round(share, 4)
+            described[name]["share_of_peak"] = round(rate / args.peak_tflops / chips, 4)
     if args.profile:
         with jax.profiler.trace(args.profile):
             for _ in range(2):

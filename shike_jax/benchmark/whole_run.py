@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import subprocess
 import sys
@@ -93,10 +94,8 @@ def _run(chosen: list[str], workdir: Path, limit: int | None) -> tuple[float, in
     began = time.perf_counter()
     process = subprocess.Popen([sys.executable, "-m", "shike_jax", "train", *chosen, f"--workdir={workdir}"])
     try:
-        process.wait(limit)
-    except subprocess.TimeoutExpired:
-        process.terminate()
-        process.wait()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(limit)
     finally:
         if process.poll() is None:
             process.terminate()

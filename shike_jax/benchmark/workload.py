@@ -37,42 +37,26 @@ def add_arguments(parser: argparse.ArgumentParser, batch: int) -> None:
 
 @dataclasses.dataclass(frozen=True)
 class Workload:
-    """One measured step and its inputs, on the host.
+    """One measured step and its inputs, on the host."""
 
-    Attributes:
-      model: fields of `config.model`.
-      stage: fields of `config.stages.NAME`, preset `official`.
-      classes: C.
-      dtype: of the computation.
-      batch: images per step, B.
-      steps: per measured call, S.
-      images: uint8 [N,H,W,3].
-      labels: int32 [N].
-      index: int32 [S,B], the images of each step.
-      class_counts: [C].
-      variables: {`params`, `batch_stats`}, those of this package's network.
-    """
-
-    model: dict[str, Any]
-    stage: dict[str, Any]
-    classes: int
-    dtype: str
-    batch: int
-    steps: int
-    images: np.ndarray
-    labels: np.ndarray
-    index: np.ndarray
-    class_counts: np.ndarray
-    variables: dict[str, Any]
+    model: dict[str, Any]  # fields of `config.model`
+    stage: dict[str, Any]  # fields of `config.stages.NAME`, preset `official`
+    classes: int  # C
+    dtype: str  # of the computation
+    batch: int  # images per step, B
+    steps: int  # per measured call, S
+    images: np.ndarray  # uint8 [N,H,W,3]
+    labels: np.ndarray  # int32 [N]
+    index: np.ndarray  # int32 [S,B], the images of each step
+    class_counts: np.ndarray  # [C]
+    variables: dict[str, Any]  # {`params`, `batch_stats`} of this package's network
 
     @property
     def spec(self) -> models.Backbone:
-        """The backbone."""
         return models.build_model(self.model, self.classes).spec
 
     @property
     def heads(self) -> str:
-        """The set of classifiers that the losses use."""
         return self.stage["heads"]
 
 
@@ -88,13 +72,7 @@ def make(
     width: int = 0,
     blocks: tuple[int, ...] = (),
 ) -> Workload:
-    """Draws images, labels and weights from a fixed seed.
-
-    Args:
-      model: a name in `MODELS`.
-      image_size: in pixels; 0: the model's own.
-      stage: representation or classifier, with the authors' losses and optimiser.
-      width, blocks: as in `config.model`, to try things at a small size.
+    """Draws images, labels and weights from a fixed seed; the stage has the authors' losses and optimiser.
 
     Raises:
       UserError: an unknown model, or settings that no network can have.
