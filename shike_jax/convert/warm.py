@@ -37,46 +37,17 @@ def _parts(paths: list[str]) -> list[str]:
     return sorted({"/".join(path.split("/")[1:3]) for path in paths})
 
 
-def torchvision_to_shike(backbone: Mapping[str, Any], fresh: Mapping[str, Any]) -> tuple[dict[str, Any], WarmStart]:
-    """Starts a SHIKE network from a plain backbone (sec. 4, Places-LT).
-
-    Stem and shared stages are taken over from the variables {`params`, `batch_stats`} of `backbone`, its last stage is
-    copied into every expert, its classifier is left out; alignment and classifiers stay as in `fresh`, which gives the
-    structure.
-
-    Raises:
-      UserError: the backbone's shapes are those of another network, or a shared array is missing from it.
-    """
-    source, target = flatten_dict(backbone, sep="/"), flatten_dict(fresh, sep="/")
-    origins = {path: re.sub(r"/expert\d+/stage", "/expert0/stage", path) for path in target}
-    loaded = {path: origin for path, origin in origins.items() if "/trunk/" in path or "/stage" in path}
-    for path, origin in loaded.items():
-        if origin not in source:
-            raise UserError(f"warm start: the source has no {origin}; it is not the same backbone")
-        if source[origin].shape != target[path].shape:
-            raise UserError(
-                f"warm start: {origin} has shape {tuple(source[origin].shape)}, expected {tuple(target[path].shape)}"
-            )
-    merged = {path: source[loaded[path]] if path in loaded else leaf for path, leaf in target.items()}
-    used = set(loaded.values())
-    report = WarmStart(
-        loaded=list(loaded),
-        left_out=[path for path in source if path not in used],
-        fresh=[path for path in target if path not in loaded],
-    )
-    return unflatten_dict(merged, sep="/"), report
-
-
 def warm_start(
     source: Mapping[str, Any],
     fresh: Mapping[str, Any],
     source_classes: Sequence[str] | None = None,
     classes: Sequence[str] | None = None,
 ) -> tuple[dict[str, Any], WarmStart]:
-    """Starts a network from saved weights: of the same network, or of a plain backbone.
+    """Starts a network from saved weights: of the same network, or of a plain backbone (sec. 4, Places-LT).
 
     From the same network everything is taken over. Its classifiers follow the names of their classes; those of other
-    classes stay fresh. A source without names is matched by the numbers of its classes.
+    classes stay fresh. A source without names is matched by the numbers of its classes. From a plain backbone stem and
+    shared stages are taken over, its last stage goes into every expert; alignment and classifiers stay fresh.
 
     Args:
       source: variables {`params`, `batch_stats`} to start from.
@@ -87,24 +58,32 @@ def warm_start(
       UserError: the source is another network.
     """
     have, want = flatten_dict(source, sep="/"), flatten_dict(fresh, sep="/")
-    body = {path for path in want if not path.startswith("params/heads/")}
+    body, said = {path for path in want if not path.startswith("params/heads/")}, ""
     if not body <= have.keys():
-        return torchvision_to_shike(source, fresh)
-    said = "taken over by the numbers of their classes: the source does not name them"
-    if source_classes and classes:
-        matching = class_names.match(source_classes, classes)
-        said = "taken over by the names of their classes"
-        if matching.places:
-            places = np.array(matching.places)  # along the last axis of every array of a classifier
-            have = {p: a if p in body else np.asarray(a)[..., places] for p, a in have.items()}
-        else:
-            said = f"fresh, as the source has other classes ({matching.differences()})"
-            have = {path: array for path, array in have.items() if path in body}
-    fits = {path for path in want if path in have and have[path].shape == want[path].shape}
-    if wrong := sorted(body - fits):
-        path = wrong[0]
-        raise UserError(f"warm start: {path} has shape {have[path].shape}, expected {want[path].shape}")
-    left_out = sorted(flatten_dict(source, sep="/").keys() - fits)
-    classifiers = said if said.startswith("fresh") or fits > body else ""
-    report = WarmStart(sorted(fits), left_out, sorted(want.keys() - fits), classifiers)
-    return unflatten_dict({path: have[path] if path in fits else leaf for path, leaf in want.items()}, sep="/"), report
+        stages = (path for path in want if "/trunk/" in path or "/stage" in path)
+        origins = {path: re.sub(r"/expert\d+/stage", "/expert0/stage", path) for path in stages}
+    else:
+        said = "taken over by the numbers of their classes: the source does not name them"
+        if source_classes and classes:
+            matching = class_names.match(source_classes, classes)
+            said = "taken over by the names of their classes"
+            if matching.places:
+                places = np.array(matching.places)  # along the last axis of every array of a classifier
+                have = {p: a if p in body else np.asarray(a)[..., places] for p, a in have.items()}
+            else:
+                said = f"fresh, as the source has other classes ({matching.differences()})"
+                have = {path: array for path, array in have.items() if path in body}
+        origins = {path: path for path in want if path in have}
+    fits = {}
+    for path, origin in origins.items():
+        if origin not in have:
+            raise UserError(f"warm start: the source has no {origin}; it is not the same backbone")
+        if have[origin].shape == want[path].shape:
+            fits[path] = origin
+        elif path in body:
+            raise UserError(f"warm start: {origin} has shape {have[origin].shape}, expected {want[path].shape}")
+    left_out = sorted(flatten_dict(source, sep="/").keys() - set(fits.values()))
+    classifiers = said if said.startswith("fresh") or fits.keys() > body else ""
+    report = WarmStart(sorted(fits), left_out, sorted(want.keys() - fits.keys()), classifiers)
+    merged = {path: have[fits[path]] if path in fits else leaf for path, leaf in want.items()}
+    return unflatten_dict(merged, sep="/"), report

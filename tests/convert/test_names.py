@@ -6,7 +6,7 @@ import pytest
 from flax.traverse_util import flatten_dict
 
 from shike_jax.convert.names import MODELS, model_settings, to_state_dict, to_variables
-from shike_jax.convert.warm import torchvision_to_shike
+from shike_jax.convert.warm import warm_start
 from shike_jax.errors import UserError
 from shike_jax.models import build_model
 from tests.conftest import GOLDEN
@@ -128,7 +128,7 @@ def small_networks():
 
 def test_warm_start_copies_shared_stages_and_the_last_one_into_every_expert(small_networks):
     backbone, fresh = small_networks
-    merged, report = torchvision_to_shike(backbone, fresh)
+    merged, report = warm_start(backbone, fresh)
     source, target, flat = (flatten_dict(tree, sep="/") for tree in (backbone, fresh, merged))
     np.testing.assert_array_equal(
         flat["params/trunk/stage2/block1/conv2/kernel"], source["params/trunk/stage2/block1/conv2/kernel"]
@@ -150,6 +150,6 @@ def test_warm_start_from_another_backbone_is_refused(small_networks):
     _, fresh = small_networks
     other = model_settings("resnet50") | {"width": 8, "blocks": (1, 1, 1, 1)}
     with pytest.raises(UserError, match="has shape"):
-        torchvision_to_shike(random_variables(other, 7, seed=2), fresh)
+        warm_start(random_variables(other, 7, seed=2), fresh)
     with pytest.raises(UserError, match="has no"):
-        torchvision_to_shike({"params": {}, "batch_stats": {}}, fresh)
+        warm_start({"params": {}, "batch_stats": {}}, fresh)
