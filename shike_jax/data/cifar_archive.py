@@ -12,7 +12,7 @@ import pickle
 import tarfile
 import zlib
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
 from ml_collections import ConfigDict
@@ -82,59 +82,45 @@ def _read(path: Path) -> tuple[tuple[str, ...], dict[str, Images]]:
     with tarfile.open(path) as archive:
         files = {Path(member.name).name: archive.extractfile(member) for member in archive if member.isfile()}
         contents = {name: file.read() for name, file in files.items() if file is not None}
-    read = _binary if any(name.endswith(".bin") for name in contents) else _python
+    binary = any(name.endswith(".bin") for name in contents)
     wide = "fine_label_names.txt" in contents or "meta" in contents  # CIFAR-100
     names = {"train": ["train"], "test": ["test"]}
     if not wide:
         names = {"train": [f"data_batch_{i}" for i in range(1, 6)], "test": ["test_batch"]}
-    return read(contents, names, wide)
-
-
-def _binary(
-    contents: dict[str, bytes], names: dict[str, list[str]], wide: bool
-) -> tuple[tuple[str, ...], dict[str, Images]]:
-    """Records of a label (of CIFAR-100 a coarse one, then the fine one) and 3,072 bytes, plane by plane."""
-    described = contents["fine_label_names.txt" if wide else "batches.meta.txt"].decode().split()
-    head, found = 1 + wide, {}
-    for part, files in names.items():
-        records = np.frombuffer(b"".join(contents[f"{name}.bin"] for name in files), np.uint8)
-        records = records.reshape(-1, head + 3 * SIDE**2)
-        found[part] = records[:, head - 1].astype(np.int32), _pixels(records[:, head:])
-    return tuple(described), found
-
-
-def _python(
-    contents: dict[str, bytes], names: dict[str, list[str]], wide: bool
-) -> tuple[tuple[str, ...], dict[str, Images]]:
-    """Pickles of dicts with `data` uint8 [N,3072] and lists of labels."""
-    key, found = (b"fine_labels" if wide else b"labels"), {}
-    for part, files in names.items():
-        batches = [_unpickled(contents[name]) for name in files]
-        labels = np.concatenate([np.array(batch[key], np.int32) for batch in batches])
-        found[part] = labels, _pixels(np.concatenate([batch[b"data"] for batch in batches]))
-    described = _unpickled(contents["meta"])[b"fine_label_names"] if wide else None
-    described = described or _unpickled(contents["batches.meta"])[b"label_names"]
+    found = {}
+    for part, files_of in names.items():
+        read = [_binary(contents[f"{one}.bin"], wide) if binary else _python(contents[one], wide) for one in files_of]
+        labels, planes = (np.concatenate(arrays) for arrays in zip(*read, strict=True))
+        found[part] = labels, np.ascontiguousarray(planes.reshape(-1, 3, SIDE, SIDE).transpose(0, 2, 3, 1))
+    if binary:
+        described = contents["fine_label_names.txt" if wide else "batches.meta.txt"].split()
+    else:
+        described = _unpickled(contents["meta" if wide else "batches.meta"])
+        described = described[b"fine_label_names" if wide else b"label_names"]
     return tuple(name.decode() for name in described), found
 
 
-def _pixels(planes: np.ndarray) -> np.ndarray:
-    return np.ascontiguousarray(planes.reshape(-1, 3, SIDE, SIDE).transpose(0, 2, 3, 1))
+def _binary(content: bytes, wide: bool) -> Images:
+    """Records of a label (of CIFAR-100 a coarse one, then the fine one) and 3,072 bytes, plane by plane."""
+    records = np.frombuffer(content, np.uint8).reshape(-1, 1 + wide + 3 * SIDE**2)
+    return records[:, int(wide)].astype(np.int32), records[:, 1 + wide :]
+
+
+def _python(content: bytes, wide: bool) -> Images:
+    """A pickled dict with `data` uint8 [N,3072] and lists of labels."""
+    batch = _unpickled(content)
+    return np.array(batch[b"fine_labels" if wide else b"labels"], np.int32), batch[b"data"]
 
 
 class _Arrays(pickle.Unpickler):
     """Reads dicts, lists and NumPy's arrays; a pickle that asks for anything else is refused."""
 
-    ADMITTED = ("_reconstruct", "ndarray", "dtype")
-
     def find_class(self, module: str, name: str) -> Any:
-        """The few functions that arrays are made of."""
-        if module.partition(".")[0] == "numpy" and name in self.ADMITTED:
-            return super().find_class(module, name)
-        if (module, name) == ("_codecs", "encode"):
+        of_arrays = module.partition(".")[0] == "numpy" and name in ("_reconstruct", "ndarray", "dtype")
+        if of_arrays or (module, name) == ("_codecs", "encode"):
             return super().find_class(module, name)
         raise pickle.UnpicklingError(f"it asks for {module}.{name}")
 
 
 def _unpickled(content: bytes) -> Any:
-    file: IO[bytes] = io.BytesIO(content)
-    return _Arrays(file, encoding="bytes").load()
+    return _Arrays(io.BytesIO(content), encoding="bytes").load()
