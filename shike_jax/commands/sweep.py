@@ -11,11 +11,13 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from shike_jax.common import buckets
 from shike_jax.common.buckets import place
 from shike_jax.common.parser import Parser
+from shike_jax.config.loading import split_arguments
 from shike_jax.errors import UserError
 from shike_jax.training.jobs import Job, make_jobs
 
@@ -52,47 +54,42 @@ def run_local(jobs: Sequence[Job], at_once: int, logs: Path) -> int:
     waiting = [job for job in jobs if job.results() is None]
     print(f"{len(jobs)} runs, {len(jobs) - len(waiting)} finished already; their output is in {logs}", flush=True)
     stopped: list[bool] = []
-    before = {n: signal.signal(n, lambda *_: stopped.append(True)) for n in (signal.SIGINT, signal.SIGTERM)}
+    children: list[subprocess.Popen] = []
+
+    def stop(*_: object) -> None:
+        stopped.append(True)
+        for child in children:
+            child.terminate()
+
+    def run(job: Job) -> int:
+        """The job's exit status."""
+        if stopped:
+            return INTERRUPTED
+        began = time.time()
+        print(f"{job.name}: started\n", end="", flush=True)  # one piece: other threads print too
+        with _log(logs, job).open("a") as log:
+            # A session of its own: Ctrl-C reaches this program only, which passes it on as SIGTERM.
+            child = subprocess.Popen(job.command, stdout=log, stderr=log, env=environment, start_new_session=True)
+        children.append(child)
+        if stopped:
+            child.terminate()
+        status = child.wait()
+        if status == INTERRUPTED:
+            stop()
+        elif status and stopped:  # stopped before it could listen to signals
+            status = INTERRUPTED
+        print(f"{job.name}: {_outcome(job, status, logs)}, {time.time() - began:.0f} s\n", end="", flush=True)
+        return status
+
+    before = {n: signal.signal(n, stop) for n in (signal.SIGINT, signal.SIGTERM)}
     try:
-        failed = _run_all(waiting, at_once, logs, environment, stopped)
+        with ThreadPoolExecutor(at_once) as pool:
+            statuses = list(pool.map(run, waiting))
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
     print(_summary(jobs))
-    return INTERRUPTED if stopped else int(bool(failed))
-
-
-def _run_all(
-    waiting: list[Job], at_once: int, logs: Path, environment: dict[str, str], stopped: list[bool]
-) -> list[Job]:
-    """Runs the jobs until all have ended or `stopped` has something in it; returns those that failed."""
-    running: dict[subprocess.Popen, tuple[Job, float]] = {}
-    failed = []
-    while running or (waiting and not stopped):
-        while waiting and len(running) < at_once and not stopped:
-            job = waiting.pop(0)
-            with _log(logs, job).open("a") as log:
-                # A session of its own: Ctrl-C reaches this program only, which passes it on as SIGTERM.
-                child = subprocess.Popen(job.command, stdout=log, stderr=log, env=environment, start_new_session=True)
-            running[child] = job, time.time()
-            print(f"{job.name}: started", flush=True)
-        for child in [child for child in running if child.poll() is not None]:
-            job, began = running.pop(child)
-            status = child.returncode
-            if status == INTERRUPTED:
-                stopped.append(True)
-            elif stopped and status:  # stopped before it could listen to signals
-                status = INTERRUPTED
-            elif status:
-                failed.append(job)
-            print(f"{job.name}: {_outcome(job, status, logs)}, {time.time() - began:.0f} s", flush=True)
-        if stopped:
-            for child in running:
-                child.terminate()
-            for child in running:
-                child.wait()
-        time.sleep(0.1)
-    return failed
+    return INTERRUPTED if stopped else int(any(statuses))
 
 
 def _log(logs: Path, job: Job) -> Path:
@@ -117,7 +114,7 @@ def _summary(jobs: Sequence[Job]) -> str:
 
 
 def array_script(jobs: Sequence[Job], at_once: int) -> str:
-    """Returns a batch script that runs the jobs as an array through gpu_slurm.sbatch, whose settings it copies."""
+    """A batch script that runs the jobs as an array through gpu_slurm.sbatch, whose settings it copies."""
     single = HOME / "launch" / "gpu_slurm.sbatch"
     if not single.exists():
         raise UserError(f"--slurm: {single} is missing")
@@ -169,21 +166,14 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--rows", default="", metavar="ROW,ROW", help="only these rows (* matches anything)")
     parser.add_argument("--jobs", type=int, default=1, metavar="N", help="runs at a time (default 1; SLURM: no limit)")
     parser.add_argument("--slurm", action="store_true", help="submit a job array instead of running here")
-    parser.add_argument(
-        "--sbatch",
-        action="append",
-        default=[],
-        metavar="OPTION",
-        help="passed on to sbatch, such as --sbatch=--ntasks-per-node=1; repeatable",
-    )
+    about = "passed on to sbatch, such as --sbatch=--ntasks-per-node=1; repeatable"
+    parser.add_argument("--sbatch", action="append", default=[], metavar="OPTION", help=about)
     parser.add_argument("--dry-run", action="store_true", help="print the commands (with --slurm the script) only")
     return parser
 
 
 def main(argv: Sequence[str]) -> int:
     """Runs the command; returns the exit status."""
-    from shike_jax.config.loading import split_arguments
-
     mine, rest = split_arguments([item for item in argv if item != "--"])
     args = _parser().parse_args(rest)
     if args.jobs < 1:
