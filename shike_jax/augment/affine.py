@@ -20,21 +20,6 @@ from shike_jax.augment.arithmetic import product
 Array = jax.Array
 
 
-def shear_x_matrix(factor: Array) -> Array:
-    """x moves by `factor` per row: float32 [6]."""
-    return jnp.asarray([1, factor, 0, 0, 1, 0], jnp.float32)
-
-
-def shear_y_matrix(factor: Array) -> Array:
-    """y moves by `factor` per column: float32 [6]."""
-    return jnp.asarray([1, 0, 0, factor, 1, 0], jnp.float32)
-
-
-def translation_matrix(x: Array | float, y: Array | float) -> Array:
-    """The content moves by -x, -y pixels: float32 [6]."""
-    return jnp.asarray([1, 0, x, 0, 1, y], jnp.float32)
-
-
 def rotation_matrix(degrees: Array, height: int, width: int) -> Array:
     """Counter-clockwise about the centre: float32 [6]."""
     cos, sin = jnp.cos(jnp.deg2rad(degrees)), jnp.sin(jnp.deg2rad(degrees))

@@ -239,13 +239,14 @@ def randaugment_choice(operation: Array, level: Array, sign: Array, cubic: Array
     """The choice for entry `operation` (int32 []) of `RANDAUGMENT`, its kind an index into `RANDAUGMENT_KINDS`."""
     kinds = np.asarray([RANDAUGMENT_KINDS.index(kind) for _, kind, _ in RANDAUGMENT], np.int32)
     arguments = {name: argument(level, sign) for name, _, argument in RANDAUGMENT}
-    matrices = {
-        "Rotate": affine.rotation_matrix(arguments["Rotate"], height, width),
-        "ShearX": affine.shear_x_matrix(arguments["ShearX"]),
-        "ShearY": affine.shear_y_matrix(arguments["ShearY"]),
-        "TranslateXRel": affine.translation_matrix(arguments["TranslateXRel"] * width, 0),
-        "TranslateYRel": affine.translation_matrix(0, arguments["TranslateYRel"] * height),
+    rows = {
+        "ShearX": [1, arguments["ShearX"], 0, 0, 1, 0],
+        "ShearY": [1, 0, 0, arguments["ShearY"], 1, 0],
+        "TranslateXRel": [1, 0, arguments["TranslateXRel"] * width, 0, 1, 0],
+        "TranslateYRel": [1, 0, 0, 0, 1, arguments["TranslateYRel"] * height],
     }
+    matrices = {name: jnp.asarray(row, jnp.float32) for name, row in rows.items()}
+    matrices["Rotate"] = affine.rotation_matrix(arguments["Rotate"], height, width)
     unused = jnp.zeros(6)
     return Choice(
         kind=jnp.asarray(kinds)[operation],

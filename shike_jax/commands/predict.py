@@ -20,7 +20,7 @@ from shike_jax.common.progress import meter, unseen
 from shike_jax.common.text import printable, say, spreadsheet
 from shike_jax.data import pictures
 from shike_jax.errors import UserError
-from shike_jax.evaluation.classifier import BatchedLogits, Classifier
+from shike_jax.evaluation.classifier import BatchedLogits, Classifier, softmax
 
 _EPILOG = """\
 examples:
@@ -43,12 +43,6 @@ NOT_FINITE = "the network's output is not finite"
 NAMED = 20  # unreadable pictures that are named at the end
 
 
-def probabilities(logits: np.ndarray) -> np.ndarray:
-    """Softmax over the last axis: float32 [..., C]."""
-    shifted = np.exp(logits - logits.max(-1, keepdims=True))
-    return shifted / shifted.sum(-1, keepdims=True)
-
-
 def best(values: np.ndarray, top_k: int) -> np.ndarray:
     """Indices of the k largest values of the last axis, largest first, ties by index: int64 [..., k]."""
     return np.argsort(-values, axis=-1, kind="stable")[..., :top_k]
@@ -56,7 +50,7 @@ def best(values: np.ndarray, top_k: int) -> np.ndarray:
 
 def ranked(logits: np.ndarray, names: Sequence[str], top_k: int) -> list[tuple[str, float]]:
     """The most probable classes of one image, with their probabilities; logits [C]."""
-    share = probabilities(logits)
+    share = softmax(logits)
     return [(names[c], share[c]) for c in best(logits, top_k)]
 
 
@@ -103,7 +97,7 @@ def to_npz(path: Path, batches: Batches, names: Sequence[str], top_k: int, skipp
             file,
             logits=logits,
             averaged_logits=averaged,
-            probabilities=probabilities(averaged),
+            probabilities=softmax(averaged),
             classes=best(averaged, top_k),
             class_names=np.array(names),
             files=np.array([name for files, _ in found for name in files]),

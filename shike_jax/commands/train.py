@@ -32,18 +32,6 @@ Open MPI.
 """
 
 
-class _ListFields(argparse.Action):
-    """Prints the fields of a configuration and exits."""
-
-    def __call__(self, parser: argparse.ArgumentParser, *values: Any) -> None:
-        """The second value is the option's: a word that a field's lines must hold."""
-        lines = describe_fields(values[1])
-        if not lines:
-            raise UserError(f"--fields={values[1]}: no field's description holds this; expected a part of one's name")
-        say("\n".join(lines))
-        parser.exit()
-
-
 def parse(argv: Sequence[str]) -> argparse.Namespace:
     """Parses the flags that are not the configuration's."""
     parser = Parser(
@@ -54,7 +42,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     about = "a Python file that is run: a path, or the name of one that comes along; --config.FIELD=VALUE changes it"
     parser.add_argument("--config", metavar="FILE[:ARGUMENTS]", help=about)
     about = "list the fields that --config.FIELD=VALUE sets (those whose description holds WORD) and exit"
-    parser.add_argument("--fields", nargs="?", const="", metavar="WORD", action=_ListFields, help=about)
+    parser.add_argument("--fields", nargs="?", const="", metavar="WORD", help=about)
     parser.add_argument("--workdir", type=place, help="folder or gs://BUCKET/NAME of the run; created, or continued")
     about = "check everything, print what would be done and write nothing"
     parser.add_argument("--dry-run", action="store_true", help=about)
@@ -71,7 +59,12 @@ def main(argv: Sequence[str]) -> int:
     started = time.monotonic()
     preemption.listen()
     if any(item.partition("=")[0] in ("-h", "--help", "--fields") for item in argv):
-        parse(split_arguments(argv)[1])
+        word = parse(split_arguments(argv)[1]).fields
+        lines = describe_fields(word)
+        if not lines:
+            raise UserError(f"--fields={word}: no field's description holds this; expected a part of one's name")
+        say("\n".join(lines))
+        return 0
     config, rest = parse_config(argv)
     args = parse(rest)
     if args.workdir is None:

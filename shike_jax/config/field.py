@@ -39,7 +39,7 @@ class Field:
     choices: Callable[[], Iterable[str]] | tuple[str, ...] = ()
     items: type | None = None
     length: tuple[int, float] = (0, math.inf)
-    rule: tuple[Callable[[Any], bool], str] | None = None
+    rule: tuple[Callable[[Any], Any], str] | None = None
     free: bool = False
     start: bool = False
 
@@ -74,29 +74,25 @@ class Field:
         else:
             fits = isinstance(value, int if kind is int else (int, float)) and not isinstance(value, bool)
             fits = fits and math.isfinite(value) and self.low <= value <= self.high and self.above < value < self.below
-        return fits and (not self.rule or self.rule[0](value))
+        return fits and (not self.rule or bool(self.rule[0](value)))
 
     def expected(self) -> str:
         """What the field takes, as the end of a sentence: `a number from 0 to 1`, `one of pad, none`."""
-        if not isinstance(self.default, tuple):
-            return self._one()
+        several = isinstance(self.default, tuple)
+        kind = self.items if several else type(self.default)
+        number = f"{'whole ' if kind is int else ''}number"
+        if self.choices:
+            what = f"{'of' if several else 'one of'} {', '.join(self._listed())}"
+        elif self.rule:
+            what = self.rule[1]
+        elif several:
+            what = f"{number}s{self._bounds()}"
+        elif kind in (bool, str):
+            what = "True or False" if kind is bool else "a text"
+        else:
+            what = f"a {number}{self._bounds()}{f' ({self.unit})' if self.unit else ''}"
         example = f", such as {self.default}" if self.default else ""
-        return f"a tuple of {self._amount()}{self._several()}{example}"
-
-    def _one(self) -> str:
-        kind = type(self.default)
-        if self.choices:
-            return f"one of {', '.join(self._listed())}"
-        if self.rule:
-            return self.rule[1]
-        if kind in (bool, str):
-            return "True or False" if kind is bool else "a text"
-        return f"a {'whole ' if kind is int else ''}number{self._bounds()}{f' ({self.unit})' if self.unit else ''}"
-
-    def _several(self) -> str:
-        if self.choices:
-            return f"of {', '.join(self._listed())}"
-        return self.rule[1] if self.rule else f"{'whole ' if self.items is int else ''}numbers{self._bounds()}"
+        return f"a tuple of {self._amount()}{what}{example}" if several else what
 
     def _amount(self) -> str:
         least, most = self.length

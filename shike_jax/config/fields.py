@@ -38,19 +38,14 @@ def _is_pattern(text: str) -> bool:
     return True
 
 
-def _is_profile(text: str) -> bool:
-    return re.fullmatch(r"(\d{1,9}:0*[1-9]\d{0,8})?", text) is not None
-
-
-def _is_amount(value: float) -> bool:
-    return 0 <= value < 1 or (value >= 1 and float(value).is_integer())
-
-
-_AMOUNT = (_is_amount, "0, a share below 1, or a whole number of images for each class")
+_AMOUNT = (
+    lambda value: 0 <= value < 1 or (value >= 1 and float(value).is_integer()),
+    "0, a share below 1, or a whole number of images for each class",
+)
 _NAME = (_is_name, "a name of at most 150 bytes without /, \\ and control characters")
 _STAGES = (_is_name, "names of config.stages")
 _PATTERNS = (_is_pattern, "regular expressions over parameter paths")
-_PROFILE = (_is_profile, "STEP:COUNT, such as 20:5, counted over the whole run")
+_PROFILE = (re.compile(r"(\d{1,9}:0*[1-9]\d{0,8})?").fullmatch, "STEP:COUNT, such as 20:5, counted over the whole run")
 # What comes with the package, in rooms above this one that may not have been imported yet.
 _SOURCES = ("digits", "tfds", "archive", "arrays", "folder", "lists", "table", "npz")
 _POLICIES = ("none", "autoaugment_cifar", "randaugment")

@@ -82,8 +82,7 @@ class Classifier:
         ((5,), (5, 10))
         """
         mean = self(images).mean(0)
-        shifted = np.exp(mean - mean.max(-1, keepdims=True))
-        return mean.argmax(-1), shifted / shifted.sum(-1, keepdims=True)
+        return mean.argmax(-1), softmax(mean)
 
     def features(self, images: ArrayLike) -> np.ndarray:
         """The pooled features float32 [M,N,F] that each expert's classifier receives; images as for a call.
@@ -211,6 +210,12 @@ class Classifier:
         if images.dtype != jnp.uint8 and self.is_of_images:
             return images
         return make_eval_transform(mean=self.mean, std=self.std, dtype=self.dtype)(images)
+
+
+def softmax(logits: np.ndarray) -> np.ndarray:
+    """Probabilities over the last axis, in the dtype of the logits."""
+    shifted = np.exp(logits - logits.max(-1, keepdims=True))
+    return shifted / shifted.sum(-1, keepdims=True)
 
 
 def mirrored(images: jax.Array, mirror: bool) -> list[jax.Array]:

@@ -33,9 +33,12 @@ def per_example(logits: Array, labels: Array) -> dict[str, Array]:
     mean = jnp.mean(logits, 0)
     sound = jnp.isfinite(mean).all(-1)
     log_p = jax.nn.log_softmax(mean)
-    is_label = jnp.arange(logits.shape[-1]) == labels[:, None]
+    classes = jnp.arange(logits.shape[-1])
+    is_label, target = classes == labels[:, None], _at_label(mean, labels)[:, None]
+    # Of equal logits the lower class index comes first, as in argmax.
+    rank = jnp.sum((mean > target) | ((mean == target) & (classes < labels[:, None])), 1)
     return {
-        "rank": jnp.where(sound, _target_rank(mean, labels), NO_RANK).astype(jnp.int32),
+        "rank": jnp.where(sound, rank, NO_RANK).astype(jnp.int32),
         "predicted": jnp.where(sound, jnp.argmax(mean, -1), -1).astype(jnp.int32),
         "expert_predicted": jnp.where(jnp.isfinite(logits).all(-1), jnp.argmax(logits, -1), -1).astype(jnp.int32),
         "confidence": jnp.exp(jnp.max(log_p, -1)).astype(jnp.float32),
@@ -81,13 +84,6 @@ def analyse(
 def scores_of(results: Mapping[str, Any]) -> dict[str, Any]:
     """What the scores of a run's results mean (`methods.scores.describe_scores`); older results are read as today's."""
     return results.get("scores") or describe_scores()
-
-
-def _target_rank(mean: Array, labels: Array) -> Array:
-    """Classes [B] that rank before the label; ties count for the lower class index, as in argmax. mean: [B,C]."""
-    target = _at_label(mean, labels)[:, None]
-    earlier = jnp.arange(mean.shape[-1]) < labels[:, None]
-    return jnp.sum((mean > target) | ((mean == target) & earlier), 1)
 
 
 def _at_label(values: Array, labels: Array) -> Array:

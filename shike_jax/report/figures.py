@@ -1,6 +1,7 @@
 """Figures of a report, as SVG or PNG files: those of the paper, training curves, accuracy by count and calibration.
 
-`results` is the content of a results.json, `summary` that of an evaluation (`shike_jax.commands.evaluate`).
+`results` is the content of a results.json, `summary` that of an evaluation (`shike_jax.commands.evaluate`). Each
+function writes `path` and returns it.
 """
 
 from __future__ import annotations
@@ -26,13 +27,6 @@ def accuracy_by_count(results: Mapping[str, Any], path: Path) -> Path:
 
     Up to 20 classes each class is a point; beyond, classes are averaged in twelve bins of neighbouring counts and the
     ensemble's single classes lie under them as dots.
-
-    Args:
-      results: of a run, with `per_class`, `experts_per_class` and `split.class_counts`.
-      path: .png to write.
-
-    Returns:
-      The path.
     """
     counts = np.array(results["split"]["class_counts"], float)
     ensemble = _array(results["per_class"])
@@ -52,7 +46,9 @@ def accuracy_by_count(results: Mapping[str, Any], path: Path) -> Path:
     axes.set(xlabel="training images of the class", ylabel="test accuracy (%)", xscale="log", ylim=(-3, 103))
     axes.set_title(f"{results['split']['name']}: top-1 {results['top1']:.1f} %", loc="left")
     if results["config"]["data"]["divisions"] == "shots":
-        _shot_limits(axes, counts)
+        for limit in (100, 20):  # many ends and few begins there
+            if counts.min() < limit < counts.max():
+                axes.axvline(limit, color=style.GREY, linewidth=0.8, linestyle=":")
     axes.invert_xaxis()
     style.log_ticks(axes.xaxis, counts.min(), counts.max())
     style.legend_below(drawn, axes, len(experts) + 1 if len(order) <= FEW_CLASSES else 3)
@@ -73,7 +69,10 @@ def best_expert_per_class(summary: Mapping[str, Any], model: Mapping[str, Any], 
     if tied.any():
         look = {"facecolors": "none", "edgecolors": style.GREY, "marker": "o"}
         axes.scatter(rank[tied], best[tied], s=size, label=f"several alike: {tied.sum()} classes", **look)
-    _division_marks(axes, divisions)
+    for i, (name, ranks) in enumerate(divisions.items()):
+        axes.text(ranks.mean(), 107, name, ha="center", color=style.GREY)
+        if i:
+            axes.axvline(ranks.min() - 0.5, color=style.GREY, linewidth=0.8, linestyle=":")
     axes.set(xlabel="class, from most to fewest training images", ylabel="accuracy of its best expert (%)")
     axes.set(ylim=(-3, 114), yticks=range(0, 101, 20), xlim=(0.48 - 0.02 * len(rank), 0.52 + 1.02 * len(rank)))
     if len(rank) <= FEW_CLASSES:
@@ -94,8 +93,8 @@ def best_expert_shares(summary: Mapping[str, Any], model: Mapping[str, Any], pat
         heights = [values[m] for values in shares.values()]
         bars = axes.bar(x, heights, width * 0.92, label=label, **style.bar(m))
         axes.bar_label(bars, fmt="%.0f", fontsize=8, padding=1)
-    sizes = _division_sizes(summary)
-    axes.set_xticks(range(len(shares)), [f"{name} ({sizes[name]} classes)" for name in shares])
+    divisions = summary["data"]["divisions"]
+    axes.set_xticks(range(len(shares)), [f"{name} ({len(divisions[name])} classes)" for name in shares])
     axes.set(ylabel="share of the classes (%)", ylim=(0, 1.15 * max(max(values) for values in shares.values())))
     axes.grid(visible=False, axis="x")
     style.legend_below(drawn, axes, len(experts))
@@ -192,9 +191,9 @@ def expert_labels(model: Mapping[str, Any]) -> list[str]:
 
 
 def _best(summary: Mapping[str, Any]) -> tuple[Any, ...]:
-    """Per class with examples: index, rank by training images from 1, best accuracy, best expert (-1: a tie).
+    """Of each class with examples: index, rank by training images from 1, best accuracy, best expert (-1: a tie).
 
-    And last, not per class: {division: ranks}.
+    And last {division: ranks}.
     """
     experts = np.stack([_array(row) for row in _scores(summary)["experts_per_class"]])
     order = np.argsort(-np.array(summary["data"]["class_counts"]), kind="stable")
@@ -205,25 +204,6 @@ def _best(summary: Mapping[str, Any]) -> tuple[Any, ...]:
     winner = np.where((experts[:, seen] == best).sum(0) > 1, -1, experts[:, seen].argmax(0))
     divisions = {name: rank[classes] for name, classes in summary["data"]["divisions"].items() if len(classes)}
     return np.flatnonzero(seen), rank[seen], best, winner, divisions
-
-
-def _division_marks(axes: Any, divisions: Mapping[str, np.ndarray]) -> None:
-    """Lines between the divisions and their names above, over class ranks."""
-    for i, (name, ranks) in enumerate(divisions.items()):
-        axes.text(ranks.mean(), 107, name, ha="center", color=style.GREY)
-        if i:
-            axes.axvline(ranks.min() - 0.5, color=style.GREY, linewidth=0.8, linestyle=":")
-
-
-def _shot_limits(axes: Any, counts: np.ndarray) -> None:
-    """Lines where many ends and few begins, over training images."""
-    for limit in (100, 20):
-        if counts.min() < limit < counts.max():
-            axes.axvline(limit, color=style.GREY, linewidth=0.8, linestyle=":")
-
-
-def _division_sizes(summary: Mapping[str, Any]) -> dict[str, int]:
-    return {name: len(classes) for name, classes in summary["data"]["divisions"].items()}
 
 
 def _scores(summary: Mapping[str, Any]) -> Mapping[str, Any]:

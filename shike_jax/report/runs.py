@@ -170,13 +170,10 @@ def _label(groups: list[Group]) -> None:
     rows = [titles.get(group.first.components) for group in groups]
     named = fields and all(field.endswith(ABLATED) for field in fields) and None not in rows
     for group, row in zip(groups, rows, strict=True):
-        settings = group.first.settings()
-        texts = [f"{_short(field)}={_text(settings[field])}" for field in fields if field in settings]
-        name = group.first.results["name"]
         if named and row is not None:
             group.label = row if rows.count(row) == 1 else f"{row}, {paper.letters(group.first.depths)}"
         else:
-            group.label = ", ".join([name, *texts]) if texts else name
+            group.label = ", ".join([group.first.results["name"], *_stated(group, fields)])
     _tell_apart(groups)
 
 
@@ -188,18 +185,19 @@ def _tell_apart(groups: Sequence[Group]) -> None:
     for label, same in alike.items():
         fields = differing(same) if len(same) > 1 else []
         for number, group in enumerate(same, 1):
-            settings = group.first.settings()
-            texts = [f"{_short(field)}={_text(settings[field])}" for field in fields if field in settings]
             if len(same) > 1:  # nothing but the data themselves may differ
-                group.label = ", ".join([label, *(texts or [f"split {number}"])])
+                group.label = ", ".join([label, *(_stated(group, fields) or [f"split {number}"])])
 
 
-def _short(field: str) -> str:
-    return field.removeprefix("stages.").removeprefix("model.").removeprefix("data.")
-
-
-def _text(value: Any) -> str:
-    return "(" + ",".join(map(str, value)) + ")" if isinstance(value, list) else str(value)
+def _stated(group: Group, fields: Sequence[str]) -> list[str]:
+    """`field=value` of those fields that a group has."""
+    settings, texts = group.first.settings(), []
+    for field in fields:
+        if field in settings:
+            value = settings[field]
+            text = f"({','.join(map(str, value))})" if isinstance(value, list) else str(value)
+            texts.append(f"{field.removeprefix('stages.').removeprefix('model.').removeprefix('data.')}={text}")
+    return texts
 
 
 def families(groups: Sequence[Group]) -> list[list[Group]]:
