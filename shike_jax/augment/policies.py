@@ -50,17 +50,11 @@ KINDS: dict[str, Callable[[Array, Choice, Array], Array]] = {
 
 @dataclasses.dataclass(frozen=True)
 class Policy:
-    """What to draw and how to apply it, for images of one size.
+    """What to draw and how to apply it, for images of one size."""
 
-    Attributes:
-      draw: key -> `Choice` with a leading axis of layers.
-      kinds: for each layer, the names in `KINDS` its choices index.
-      fill: uint8 [3], the colour of what lies outside the image.
-    """
-
-    draw: Callable[[Array], Choice]
-    kinds: tuple[tuple[str, ...], ...]
-    fill: np.ndarray
+    draw: Callable[[Array], Choice]  # of a key; the choice has a leading axis of layers
+    kinds: tuple[tuple[str, ...], ...]  # for each layer, the names in `KINDS` that its choices index
+    fill: np.ndarray  # uint8 [3], the colour of what lies outside the image
 
     def apply(self, image: Array, choice: Choice, branch: Callable[..., Array]) -> Array:
         """One image uint8 [H, W, 3] through all layers of its choice.

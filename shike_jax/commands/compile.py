@@ -47,9 +47,7 @@ def compile_steps(
     """Compiles the steps of a configuration.
 
     Args:
-      config: validated; `train.steps_per_call` training steps make a call (0: one), several as a loop whose body is
-        counted once.
-      where: devices to compile for.
+      config: `train.steps_per_call` training steps make a call (0: one), several as a loop whose body is counted once.
       stages: of `config.run`; empty: the first one.
       batch_per_device: training images of one device; 0: the configuration's batch, shared out.
       with_evaluation: the evaluation step too, with the last stage's classifiers.
@@ -57,9 +55,8 @@ def compile_steps(
       tell: gets a line as each program is done.
 
     Returns:
-      `name`, `backbone`, `dtype`, `topology`, `devices`, `device_kind`, `device_memory`, `steps_per_call`, `commit`,
-      `code`, `versions`, and `programs`: for each, what `compiled_program.analyse` counts, with `what`,
-      `batch_per_device`, `fits`, and `seconds` of lowering and compiling.
+      What --json holds: in `programs` for each what `compiled_program.analyse` counts, and seconds of lowering and
+      compiling.
 
     Raises:
       UserError: an unknown stage or data set, or a batch that cannot be split evenly.

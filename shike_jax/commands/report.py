@@ -47,17 +47,15 @@ CURVES_AT_MOST = 8
 FAMILIES_AT_MOST = 4
 
 
-class _Section:
-    """Draws one data set's figures, noting what cannot be drawn."""
+class _Section(html.Section):
+    """One data set, whose figures are drawn here; what cannot be drawn is noted."""
 
     def __init__(self, dataset: str, groups: Sequence[Group], output: Path, compute: bool) -> None:
         """Evaluates the first run of each group."""
-        self.dataset, self.groups, self.output = dataset, groups, output
-        self.missing: list[str] = []
-        self.pictures: list[html.Picture] = []
+        super().__init__(dataset)
+        self.groups, self.output = groups, output
         self.evaluated: dict[str, dict[str, Any]] = {}
         self.predictions: dict[str, predictions.Predictions] = {}
-        self.examples: dict[str, list[html.Example]] = {}
         for group in groups:
             try:
                 found, arrays = evaluation(group.first, output / "evaluations", compute)
@@ -80,16 +78,18 @@ class _Section:
             part = part_of(group.first)
             if not np.array_equal(part.labels, found.labels):
                 raise UserError("its evaluation leaves images out that could not be read")
-            self.examples[group.label] = [
-                html.Example(as_png(part.images[place]), right, caption)
-                for place, right, caption in predictions.examples(found)
-            ]
+            shown = []
+            for place, right, caption in predictions.examples(found):
+                content = io.BytesIO()
+                Image.fromarray(part.images[place]).save(content, "PNG")
+                shown.append(html.Example(content.getvalue(), right, caption))
+            self.examples[group.label] = shown
         except Exception as error:  # data that are not here, of older code, or not images: the report goes on
             self.missing.append(f"{group.label}: no example images: {_reason(error)}")
 
     def draw(self, name: str, title: str, caption: str, function: Callable[[Path], Path]) -> None:
         """Draws one figure into figures/DATASET-NAME.svg."""
-        path = self.output / "figures" / f"{slug(f'{self.dataset} {name}')}.svg"
+        path = self.output / "figures" / f"{slug(f'{self.title} {name}')}.svg"
         try:
             self.pictures.append(html.Picture(function(path), title, caption))
         except (ValueError, KeyError, TypeError, IndexError) as error:  # numbers that do not fit together
@@ -158,15 +158,15 @@ class _Section:
             lambda path: figures.training_curves(shown, path),
         )
 
-    def result(self) -> html.Section:
-        """Tables first."""
-        sheets = [tables.results_table(self.dataset, self.groups), *tables.ablation_tables(self.dataset, self.groups)]
-        sheets.append(tables.stages_table(self.dataset, self.groups))
+    def tabulate(self) -> None:
+        """All tables."""
+        dataset, groups = self.title, self.groups
+        self.tables += [tables.results_table(dataset, groups), *tables.ablation_tables(dataset, groups)]
+        self.tables.append(tables.stages_table(dataset, groups))
         if self.evaluated:
-            sheets.append(tables.experts_table(self.dataset, self.evaluated))
-        sheets += predictions.tables(self.predictions)
-        sheets.append(tables.cost_table(self.dataset, self.groups))
-        return html.Section(self.dataset, sheets, self.pictures, self.missing, self.examples)
+            self.tables.append(tables.experts_table(dataset, self.evaluated))
+        self.tables += predictions.tables(self.predictions)
+        self.tables.append(tables.cost_table(dataset, groups))
 
 
 def part_of(run: Run) -> DatasetPart:
@@ -177,13 +177,6 @@ def part_of(run: Run) -> DatasetPart:
     if part is None:
         raise UserError(f"{run.path}: its data have no part that it was evaluated on")
     return part
-
-
-def as_png(pixels: np.ndarray) -> bytes:
-    """An image uint8 [S,S,3] as the content of a PNG file."""
-    content = io.BytesIO()
-    Image.fromarray(pixels).save(content, "PNG")
-    return content.getvalue()
 
 
 def _reason(error: Exception) -> str:
@@ -224,7 +217,7 @@ def write(
       remarks: said at the top.
     """
     (output / "figures").mkdir(parents=True, exist_ok=True)
-    sections = []
+    sections: list[html.Section] = []
     for dataset, groups in datasets.items():
         section = _Section(dataset, groups, output, compute)
         section.training(references)
@@ -235,7 +228,8 @@ def write(
             section.missing.append(f"figures of {len(together) - FAMILIES_AT_MOST} more families of settings")
         if compute:
             section.show_images(main_group(groups))
-        sections.append(section.result())
+        section.tabulate()
+        sections.append(section)
     count = sum(len(group.runs) for groups in datasets.values() for group in groups)
     introduction = [f"{count} finished runs, read by shike_jax {__version__}.", *remarks]
     title = "Results"
@@ -260,27 +254,15 @@ def _markdown(title: str, introduction: Sequence[str], sections: Sequence[html.S
 def main(argv: Sequence[str]) -> None:
     """Runs the command."""
     parser = Parser("python -m shike_jax report", "Collects finished runs into tables and figures.", _EPILOG)
-    parser.add_argument(
-        "--runs",
-        type=place,
-        nargs="+",
-        action="extend",
-        required=True,
-        metavar="DIR",
-        help="folders with work directories, at any depth; repeatable",
-    )
+    several: dict[str, Any] = {"type": place, "nargs": "+", "action": "extend", "metavar": "DIR"}
+    about = "folders with work directories, at any depth; repeatable"
+    parser.add_argument("--runs", required=True, help=about, **several)
     parser.add_argument("more", type=place, nargs="*", metavar="DIR", help=argparse.SUPPRESS)  # --runs=a b
     parser.add_argument("--output", type=place, required=True, metavar="DIR", help="folder to write to")
     own_files.add_option(parser)
     parser.add_argument("--no-evaluate", action="store_true", help="compute nothing; use evaluations that exist")
-    parser.add_argument(
-        "--reference",
-        type=Path,
-        action="append",
-        default=[],
-        metavar="CSV",
-        help="a curve drawn with runs as long: seed, epoch, stage, train_loss, test_top1",
-    )
+    about = "a curve drawn with runs as long: seed, epoch, stage, train_loss, test_top1"
+    parser.add_argument("--reference", type=Path, action="append", default=[], metavar="CSV", help=about)
     args = parser.parse_args(argv)
     own_files.register(args.config)
     optional("matplotlib", "report")  # before the work: figures come last

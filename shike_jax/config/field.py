@@ -13,35 +13,22 @@ from shike_jax.methods.registry import Choice, Number, default_of
 
 @dataclasses.dataclass(frozen=True)
 class Field:
-    """One field: the type of its values is that of the default, and numbers must be finite.
+    """One field: the type of its values is that of the default, and numbers must be finite."""
 
-    Attributes:
-      default: a bool, int, float, str or tuple; an empty dict stands for a group of free entries that is not checked.
-      about: what it is, in a line.
-      unit: of numbers, where they have one.
-      low, high: bounds that a number may reach.
-      above, below: bounds that it may not reach.
-      choices: the texts to choose from, or a function that lists them where a registry may grow.
-      items: the type of a tuple's elements, to which all bounds and rules apply.
-      length: the least and the largest number of a tuple's elements.
-      rule: a further condition on a value, and its words: what is expected.
-      free: may differ when a run continues, and has no influence on results but by rounding.
-      start: is read when a run starts and never again: may differ when it continues, but tells runs apart.
-    """
-
-    default: Any
-    about: str
-    unit: str = ""
-    low: float = -math.inf
+    default: Any  # a bool, int, float, str or tuple; an empty dict stands for free entries, which are not checked
+    about: str  # what it is, in a line
+    unit: str = ""  # of numbers, where they have one
+    low: float = -math.inf  # bounds that a number may reach
     high: float = math.inf
-    above: float = -math.inf
+    above: float = -math.inf  # bounds that it may not reach
     below: float = math.inf
+    # The texts to choose from, or a function that lists them where a registry may grow.
     choices: Callable[[], Iterable[str]] | tuple[str, ...] = ()
-    items: type | None = None
-    length: tuple[int, float] = (0, math.inf)
-    rule: tuple[Callable[[Any], Any], str] | None = None
-    free: bool = False
-    start: bool = False
+    items: type | None = None  # the type of a tuple's elements, to which all bounds and rules apply
+    length: tuple[int, float] = (0, math.inf)  # the least and the largest number of a tuple's elements
+    rule: tuple[Callable[[Any], Any], str] | None = None  # a further condition on a value, and what is expected
+    free: bool = False  # may differ when a run continues, and has no influence on results but by rounding
+    start: bool = False  # is read when a run starts and never again: may differ later, but tells runs apart
 
     @classmethod
     def declared(cls, declared: Any, about: str) -> Field:

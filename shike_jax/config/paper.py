@@ -23,22 +23,14 @@ DATASETS = {
 
 @dataclasses.dataclass(frozen=True)
 class Reference:
-    """One published result.
+    """One published result."""
 
-    Attributes:
-      source: who says so.
-      dataset: a value of `DATASETS`.
-      epochs: of each stage; empty where the source does not say.
-      backbone: as in config.model.backbone; empty: the data set's usual one.
-      method: `shike`, `h2t`, or the name of another published method (context only).
-    """
-
-    source: str
-    dataset: str
+    source: str  # who says so
+    dataset: str  # a value of `DATASETS`
     top1: float
-    epochs: tuple[int, ...] = ()
-    backbone: str = ""
-    method: str = "shike"
+    epochs: tuple[int, ...] = ()  # of each stage; empty where the source does not say
+    backbone: str = ""  # as in config.model.backbone; empty: the data set's usual one
+    method: str = "shike"  # or `h2t`, or the name of another published method (context only)
     top5: float | None = None
     many: float | None = None
     medium: float | None = None

@@ -31,12 +31,8 @@ class Labelled:
 def read_prior(text: str, class_names: tuple[str, ...], class_counts: np.ndarray) -> np.ndarray:
     """The shares [C] of the classes that `--prior` names.
 
-    Args:
-      text: `uniform`; `train`, those of the training images; or a JSON file with a list of C numbers in the order of
-        the classes, or with an object {class name: number} that names every class. Numbers need not sum to 1.
-
-    Raises:
-      UserError: no such file, or not one non-negative number for every class.
+    That is `uniform`; `train`, those of the training images; or a JSON file with a list of C numbers in the order of
+    the classes, or with an object {class name: number} that names every class. Numbers need not sum to 1.
     """
     if text == "uniform":
         return prior_of(np.ones(len(class_names)))

@@ -16,19 +16,13 @@ from shike_jax.report.runs import Group
 
 @dataclasses.dataclass(frozen=True)
 class Curve:
-    """Training of one setting.
-
-    Attributes:
-      epochs: [E], 1, 2, ... over all stages.
-      loss, top1: [seeds, E], NaN where an epoch was not evaluated.
-      stage_starts: epochs done before each stage but the first.
-    """
+    """Training of one setting."""
 
     label: str
-    epochs: np.ndarray
-    loss: np.ndarray
-    top1: np.ndarray
-    stage_starts: tuple[int, ...]
+    epochs: np.ndarray  # [E], 1, 2, ... over all stages
+    loss: np.ndarray  # [seeds, E]
+    top1: np.ndarray  # [seeds, E], NaN where an epoch was not evaluated
+    stage_starts: tuple[int, ...]  # epochs done before each stage but the first
 
 
 def of_group(group: Group) -> Curve | None:
@@ -64,8 +58,7 @@ def _record(line: str) -> dict:
 def of_csv(path: Path) -> Curve:
     """Reads a CSV with the columns seed, epoch (from 0), stage (1, 2), train_loss and test_top1.
 
-    Raises:
-      UserError: unreadable, columns missing, or seeds of different length.
+    UserError where it is unreadable, lacks a column, or has seeds of different length.
     """
     try:
         with path.open(newline="") as file:

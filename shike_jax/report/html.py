@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import dataclasses
 import html
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from shike_jax.common.text import printable
@@ -96,19 +96,15 @@ class Example:
     caption: str
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass
 class Section:
-    """One data set: tables, figures, images, and lines on what is missing.
-
-    Attributes:
-      examples: {label of a run: its images}.
-    """
+    """One data set: tables, figures, {label of a run: its images}, and lines on what is missing."""
 
     title: str
-    tables: Sequence[Table]
-    pictures: Sequence[Picture]
-    missing: Sequence[str] = ()
-    examples: Mapping[str, Sequence[Example]] = dataclasses.field(default_factory=dict)
+    tables: list[Table] = dataclasses.field(default_factory=list)
+    pictures: list[Picture] = dataclasses.field(default_factory=list)
+    examples: dict[str, list[Example]] = dataclasses.field(default_factory=dict)
+    missing: list[str] = dataclasses.field(default_factory=list)
 
 
 def page(title: str, introduction: Sequence[str], sections: Sequence[Section]) -> str:

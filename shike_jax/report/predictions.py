@@ -19,25 +19,16 @@ LISTED_CLASSES = 1000
 
 @dataclasses.dataclass(frozen=True)
 class Predictions:
-    """An evaluation's predictions with the classifiers that were trained last.
+    """An evaluation's predictions of N images with the classifiers that were trained last."""
 
-    Attributes:
-      names, counts: of the C classes; training images of each.
-      divisions: class indices by name.
-      labels, predicted: int [N]; -1 where the network's output is not finite.
-      experts: int [M,N], what each expert alone predicts.
-      confidence: float [N].
-      scores: of the summary.
-    """
-
-    names: tuple[str, ...]
-    counts: np.ndarray
-    divisions: dict[str, np.ndarray]
-    labels: np.ndarray
-    predicted: np.ndarray
-    experts: np.ndarray
-    confidence: np.ndarray
-    scores: Mapping[str, Any]
+    names: tuple[str, ...]  # of the C classes
+    counts: np.ndarray  # training images of each class
+    divisions: dict[str, np.ndarray]  # class indices by name
+    labels: np.ndarray  # int [N]
+    predicted: np.ndarray  # int [N]; -1 where the network's output is not finite
+    experts: np.ndarray  # int [M,N], what each expert alone predicts
+    confidence: np.ndarray  # float [N]
+    scores: Mapping[str, Any]  # of the summary
 
     @classmethod
     def of(cls, summary: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> Predictions | None:
@@ -125,11 +116,8 @@ def class_table(label: str, found: Predictions) -> Table:
         rows.append((found.names[c], f"{found.counts[c]:,}", tested, *shown, most))
     experts = (f"expert {m + 1}" for m in range(len(scores["experts_per_class"])))
     header = ("class", "training images", "test images", "accuracy", "F1", *experts, "most often taken for")
-    note = (
-        "Click on a column's name to sort."
-        if len(order) == len(found.names)
-        else f"The {len(order):,} largest classes."
-    )
+    listed = len(order) == len(found.names)
+    note = "Click on a column's name to sort." if listed else f"The {len(order):,} largest classes."
     return Table(f"{label}: class by class", header, rows, note, sortable=True)
 
 

@@ -71,16 +71,11 @@ class Run:
 
 @dataclasses.dataclass
 class Group:
-    """Runs that differ in nothing but their seeds.
+    """Runs that differ in nothing but their seeds; the label names their settings."""
 
-    Attributes:
-      runs: one of each seed, by seed.
-      repeats: further runs of a seed that `runs` has already. They are no independent measurement and do not count.
-      label: names the settings.
-    """
-
-    runs: list[Run]
+    runs: list[Run]  # one of each seed, by seed
     label: str = ""
+    # Further runs of a seed that is there already: no independent measurement, so they do not count.
     repeats: list[Run] = dataclasses.field(default_factory=list)
 
     @property

@@ -14,38 +14,29 @@ from shike_jax.report.runs import Group, families, spread
 
 @dataclasses.dataclass(frozen=True)
 class Table:
-    """Text cells; the first column names the row.
-
-    Attributes:
-      ours: rows (by position) that hold measured results, set off from the published ones.
-      sortable: the page sorts it by any column.
-    """
+    """Text cells; the first column names the row."""
 
     title: str
     header: tuple[str, ...]
     rows: list[tuple[str, ...]]
     note: str = ""
-    ours: frozenset[int] = frozenset()
-    sortable: bool = False
+    ours: frozenset[int] = frozenset()  # rows (by position) that hold measured results, not published ones
+    sortable: bool = False  # the page sorts it by any column
 
 
 def to_markdown(table: Table) -> str:
-    """Returns the table with aligned columns, its title as a heading and its note below."""
+    """The table with aligned columns, its title as a heading and its note below."""
     rows = [[markdown(cell) for cell in row] for row in (table.header, *table.rows)]
     for i in table.ours:
-        rows[i + 1] = [f"**{cell}**" if column < 1 else cell for column, cell in enumerate(rows[i + 1])]
+        rows[i + 1][0] = f"**{rows[i + 1][0]}**"
     widths = [max(3, *map(len, column)) for column in zip(*rows, strict=True)]
-    rule = ["-" * widths[0], *("-" * (w - 1) + ":" for w in widths[1:])]
-    rows.insert(1, rule)
-    lines = [
-        "| "
-        + " | ".join([row[0].ljust(widths[0]), *(c.rjust(w) for c, w in zip(row[1:], widths[1:], strict=True))])
-        + " |"
-        for row in rows
-    ]
-    return "\n".join(
-        [f"### {markdown(table.title)}", "", *lines, *(["", markdown(table.note)] if table.note else []), ""]
-    )
+    rows.insert(1, ["-" * widths[0], *("-" * (width - 1) + ":" for width in widths[1:])])
+    lines = []
+    for first, *others in rows:
+        cells = [first.ljust(widths[0]), *(c.rjust(width) for c, width in zip(others, widths[1:], strict=True))]
+        lines.append(f"| {' | '.join(cells)} |")
+    note = ["", markdown(table.note)] if table.note else []
+    return "\n".join([f"### {markdown(table.title)}", "", *lines, *note, ""])
 
 
 def score_columns(groups: Sequence[Group], kind: str) -> dict[str, str]:
