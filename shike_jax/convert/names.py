@@ -19,9 +19,9 @@ import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from shike_jax.common import colours
-from shike_jax.common.text import some
 from shike_jax.errors import UserError
 from shike_jax.models import BACKBONES, DEFAULTS, build_model
+from shike_jax.storage.trees import check_arrays
 
 Rules = tuple[tuple[str, str], ...]
 
@@ -143,22 +143,6 @@ def _axes(family: Family, rank: int) -> tuple[int, ...]:
     return (1, 0) if rank == 2 and family.classes_axis == 0 else tuple(range(rank))
 
 
-def _check(model: Model, present: Mapping[str, Any], expected: Mapping[str, tuple[int, ...]]) -> None:
-    """`UserError` that names the first missing, unexpected and misshapen arrays."""
-    missing = [key for key in expected if key not in present]
-    extra = [key for key in present if key not in expected]
-    wrong = [
-        f"{key} {tuple(present[key].shape)} instead of {shape}"
-        for key, shape in expected.items()
-        if key in present and tuple(present[key].shape) != shape
-    ]
-    problems = {"missing": missing, "not expected": extra, "wrong shape": wrong}
-    if any(problems.values()):
-        most = 4 // sum(map(bool, problems.values()))
-        text = "; ".join(f"{problem}: {some(items, most)}" for problem, items in problems.items() if items)
-        raise UserError(f"these are not the tensors of {_called(model)}: {text}")
-
-
 def without_head(model: Model, state: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     """The tensors of a backbone alone, for a warm start that discards its classifier anyway.
 
@@ -206,7 +190,8 @@ def to_variables(
         raise UserError(f"--num_classes={num_classes}: expected a positive number")
     template = {path: shape for path, shape in _template(model, num_classes).items() if head or "/heads/" not in path}
     shapes = {path: np.array(shape)[np.argsort(_axes(family, len(shape)))] for path, shape in template.items()}
-    _check(model, state, {torch_name(family, path): tuple(shape.tolist()) for path, shape in shapes.items()})
+    expected = {torch_name(family, path): tuple(shape.tolist()) for path, shape in shapes.items()}
+    check_arrays(state, expected, f"these are not the tensors of {_called(model)}")
     for key, array in state.items():
         if not jnp.issubdtype(array.dtype, jnp.floating):
             raise UserError(f"{key} has dtype {array.dtype}, expected a float dtype")
@@ -234,7 +219,7 @@ def to_state_dict(model: Model, variables: Mapping[str, Any], head: str | None =
     if kernel is None:
         raise UserError(f"the checkpoint is not one of {_called(model)}: it has no {kernel_path}")
     template = _template(model, kernel.shape[-1])
-    _check(model, flat, template)
+    check_arrays(flat, template, f"these are not the tensors of {_called(model)}")
     state: dict[str, np.ndarray] = {}
     for path in sorted(template, key=lambda path: head is not None and f"/heads/{head}/" not in path):
         key, array = torch_name(family, path), flat[path]

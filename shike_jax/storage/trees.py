@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -37,12 +38,21 @@ def restore_into(template: PyTree, tree: PyTree, where: str) -> PyTree:
       UserError: names missing from, or extra in, the checkpoint `where`, or an array of another shape.
     """
     target = traverse_util.flatten_dict(serialization.to_state_dict(template), sep="/", keep_empty_nodes=True)
-    wanted = {k for k, v in target.items() if hasattr(v, "shape")}
     saved = traverse_util.flatten_dict(tree, sep="/")
-    for kind, names in (("lacks", sorted(wanted - saved.keys())), ("has unexpected", sorted(saved.keys() - wanted))):
-        if names:
-            raise UserError(f"{where}: the checkpoint {kind} {some(names)}")
-    for path in wanted:
-        if target[path].shape != saved[path].shape:
-            raise UserError(f"{where}: {path} has shape {saved[path].shape}, expected {target[path].shape}")
+    shapes = {path: leaf.shape for path, leaf in target.items() if hasattr(leaf, "shape")}
+    check_arrays(saved, shapes, f"{where}: these are not the arrays of this run")
     return serialization.from_state_dict(template, traverse_util.unflatten_dict({**target, **saved}, sep="/"))
+
+
+def check_arrays(present: Mapping[str, Any], expected: Mapping[str, tuple[int, ...]], what: str) -> None:
+    """Raises UserError that begins with `what` and names the first missing, unexpected and misshapen arrays."""
+    shapes = {key: (tuple(present[key].shape), shape) for key, shape in expected.items() if key in present}
+    problems = {
+        "missing": [key for key in expected if key not in present],
+        "not expected": [key for key in present if key not in expected],
+        "wrong shape": [f"{key} {one} instead of {other}" for key, (one, other) in shapes.items() if one != other],
+    }
+    if any(problems.values()):
+        most = 4 // sum(map(bool, problems.values()))
+        text = "; ".join(f"{problem}: {some(names, most)}" for problem, names in problems.items() if names)
+        raise UserError(f"{what}: {text}")
