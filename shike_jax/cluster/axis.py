@@ -21,11 +21,6 @@ class Neighbours:
     name: str
     size: int
 
-    @property
-    def groups(self) -> list[list[int]]:
-        """Numbers of the devices of each group; in a function that runs over the axis."""
-        return np.arange(axis_size(self.name)).reshape(-1, self.size).tolist()
-
 
 Axis = str | Neighbours | None
 
@@ -50,7 +45,8 @@ def sum_over(name: Axis, tree: PyTree) -> PyTree:
     if name is None or axis_size(name) == 1:
         return tree
     if isinstance(name, Neighbours):
-        return lax.psum(tree, name.name, axis_index_groups=name.groups)
+        groups = np.arange(axis_size(name.name)).reshape(-1, name.size).tolist()
+        return lax.psum(tree, name.name, axis_index_groups=groups)
     leaves, structure = jax.tree.flatten(tree)
     if len(leaves) < 2 or jax.process_count() == 1:
         return lax.psum(tree, name)
