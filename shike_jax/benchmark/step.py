@@ -184,7 +184,6 @@ def _makers(args: argparse.Namespace, workload: Any) -> dict[str, Callable[[], A
 
 
 def _text(result: dict[str, Any]) -> str:
-    """A few lines for a person."""
     work = result["workload"]
     lines = [
         f"{work['model']}, {work['stage']} stage, batch {work['batch']} of {work['image_size']} px, {work['dtype']}, "

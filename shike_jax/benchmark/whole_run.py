@@ -104,7 +104,6 @@ def _run(chosen: list[str], workdir: Path, limit: int | None) -> tuple[float, in
 
 
 def _text(result: dict[str, Any]) -> str:
-    """A few lines for a person."""
     lines = [f"{result['name']}, seed {result['seed']}: top-1 {result['top1']:.2f} %, {result['device']['kind']}"]
     lines += [f"  {name:<10} {value:9.2f} s" for name, value in result["seconds"].items()]
     return "\n".join([*lines, f"  {result['steps_per_second']:.1f} steps a second of training"])

@@ -23,14 +23,9 @@ _leave: Callable[[], None] | None = None  # what to do before leaving at once; N
 
 
 class Preempted(Exception):
-    """The run was asked to stop; its state is saved.
-
-    Attributes:
-      status: the exit status of the program.
-    """
+    """The run was asked to stop; its state is saved. `status` is the exit status of the program."""
 
     def __init__(self, message: str) -> None:
-        """Args: message: for the user."""
         super().__init__(message)
         self.status = INTERRUPTED if _number == signal.SIGINT else EXIT_STATUS
 
@@ -53,8 +48,7 @@ def listen() -> None:
 def leave_at_once(prepare: Callable[[], None]) -> None:
     """From now until `stay`, a request to stop ends the program within a second.
 
-    Args:
-      prepare: called before that, in another thread; removes what would be in the way of another start.
+    Before that `prepare` is called, in another thread: it removes what would be in the way of another start.
     """
     global _leave
     _leave = prepare
@@ -115,7 +109,6 @@ class StopRequest:
     """Whether to stop. In a multi-process job every process answers the same after the same call."""
 
     def __init__(self) -> None:
-        """Counts from zero on every process."""
         import jax
 
         self._calls, self._reached = 0, False

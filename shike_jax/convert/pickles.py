@@ -79,7 +79,6 @@ class Tensor(_Sealed):
     __slots__ = ("dtype", "offset", "shape", "storage", "stride")
 
     def __init__(self, storage: Any, dtype: Any, offset: Any, shape: Any, stride: Any) -> None:
-        """Checks the arguments, which come from the file."""
         if not isinstance(storage, _Storage) or not isinstance(dtype, np.dtype):
             raise UserError("a tensor of the pickle has no storage or no element type")
         sizes = (offset, *shape, *stride)
@@ -140,7 +139,6 @@ class NumpyArray:
         self._array = np.frombuffer(raw, kind.dtype()).reshape(shape, order="F" if fortran else "C")
 
     def array(self) -> np.ndarray:
-        """The values as a contiguous array of their own."""
         return self._array.copy()
 
 

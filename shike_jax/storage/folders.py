@@ -61,7 +61,6 @@ def read_saved(path: epath.Path, item: str) -> tuple[PyTree, Meta]:
 
 
 def _read_once(folder: epath.Path, item: str, path: epath.Path) -> tuple[PyTree, Meta]:
-    """Reads a local copy of `path`."""
     if changed := manifest.differences(folder):
         raise Damaged(f"checkpoint {path} is damaged: {some(changed, 1)}")
     orbax = checkpointer()

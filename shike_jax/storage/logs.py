@@ -174,7 +174,6 @@ class RunLog:
             writer.write_scalars(0, {name: value for name, value in scores.items() if value is not None})
 
     def close(self) -> None:
-        """Flushes and closes everything."""
         for part in (*self._writers, self._text, self._json):
             if part is not None:
                 part.close()
@@ -194,14 +193,13 @@ def _step(line: str) -> float:
 
 
 class Progress:
-    """Rate and time left of a whole run, from the epochs done since this process started.
+    """Rate and time left of a whole run of so many examples, from the epochs done since this process started.
 
     The time left is not known (NaN) before two epochs or half a minute are done: what the first epoch spends on warming
     up would be counted for all.
     """
 
     def __init__(self, examples_left: int) -> None:
-        """Args: examples_left: training examples still to be processed over all stages."""
         self._left, self._done, self._seconds, self._pieces = examples_left, 0, 0.0, 0
 
     def advance(self, examples: int, seconds: float) -> tuple[float, float]:
