@@ -33,7 +33,8 @@ def patiently(what: Any, read: Callable[[], Result]) -> Result:
       UserError: no permission, which no further try can change.
       TryAgain: it failed in every try.
     """
-    for pause in (*PAUSES, None):
+    pauses = iter(PAUSES)
+    while True:
         try:
             return read()
         except UserError:
@@ -41,11 +42,10 @@ def patiently(what: Any, read: Callable[[], Result]) -> Result:
         except Exception as error:
             if is_forbidden(error):
                 raise UserError(f"{what}: {reason(error)}; expected files that this user may read") from error
-            if pause is None:
+            if (pause := next(pauses, None)) is None:
                 tried = f"could not be read in {len(PAUSES) + 1} tries ({reason(error)})"
                 raise TryAgain(f"{what} {tried}; nothing was changed") from error
             time.sleep(pause)
-    raise AssertionError("the last try returns or raises")
 
 
 def is_forbidden(error: Exception) -> bool:
