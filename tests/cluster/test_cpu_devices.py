@@ -57,3 +57,24 @@ def test_a_run_has_the_devices_of_its_configuration(tmp_path):
     command = [sys.executable, "-c", MAIN, f"--workdir={tmp_path / 'run'}", *digits(1, 1, "train.cpu_devices=2")]
     found = subprocess.run(command, cwd=ROOT, env=untouched(), capture_output=True, text=True, check=True).stdout
     assert found == "devices: 2 2\n"
+
+
+GROUPS = """
+import jax, numpy as np
+jax.config.update("jax_num_cpu_devices", 4)
+from shike_jax.cluster import parallel
+from shike_jax.cluster.axis import sum_over
+for group in (0, 2):
+    axis = parallel.bn_axis(True, group)
+    step = parallel.compile_step(
+        lambda x: parallel.all_gather(sum_over(axis, x)[None]), replicated_in=(False,), donate=False
+    )
+    print(step(np.arange(4.0)).tolist())
+"""
+
+
+def test_groups_of_neighbours_have_sums_of_their_own():
+    """Of 0, 1, 2, 3 on four devices: all together, then the first two and the last two."""
+    environment = {**untouched(), "PYTHONPATH": str(ROOT), "NPROC": "8"}
+    done = subprocess.run([sys.executable, "-c", GROUPS], env=environment, capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines() == ["[6.0, 6.0, 6.0, 6.0]", "[1.0, 1.0, 5.0, 5.0]"]
