@@ -37,9 +37,20 @@ class Job:
     """The processes of one job; `output(i)` is what process i has printed."""
 
     def __init__(
-        self, workdir: pathlib.Path, flags: list[str], processes: int = 1, devices: int = 1, own: tuple = ()
+        self,
+        workdir: pathlib.Path,
+        flags: list[str],
+        processes: int = 1,
+        devices: int = 1,
+        own: tuple = (),
+        url: str = "",
+        module: str = "shike_jax",
     ) -> None:
-        """`devices` of each process, 0: as a user finds them, one for each core; `own`: more flags for each process."""
+        """Starts `python -m MODULE train` in each process.
+
+        `devices` of each process, 0: as a user finds them, one for each core; `own`: more flags for each process;
+        `url`: the work directory where it is in a bucket; what is printed lies next to `workdir` all the same.
+        """
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             port = free.getsockname()[1]
@@ -54,7 +65,7 @@ class Job:
         self.workdir, self._logs, self.processes = workdir, [], []
         for index in range(processes):
             together = [f"--coordinator=127.0.0.1:{port}", f"--processes={processes}", f"--process={index}"]
-            command = [sys.executable, "-m", "shike_jax", "train", f"--workdir={workdir}", *flags]
+            command = [sys.executable, "-m", module, "train", f"--workdir={url or workdir}", *flags]
             self._logs.append(workdir.parent / f"{workdir.name}-{index}.out")
             with self._logs[-1].open("w") as log:
                 command += [*(together if processes > 1 else []), *(own[index] if own else [])]

@@ -21,7 +21,7 @@ from shike_jax.errors import TryAgain, UserError, causes
 COMMITTED = "commit_success.txt"  # Orbax asks whether it is there, not what it says
 SCHEMES = {"gs": "gcsfs", "s3": "s3fs"}  # and the package that reaches it
 # Libraries that speak to object stores raise exceptions of their own, which are no OSErrors.
-_LIBRARIES = ("aiobotocore", "aiohttp", "botocore", "gcsfs", "google", "requests", "s3fs", "urllib3")
+_LIBRARIES = ("aiobotocore", "aiohttp", "botocore", "fsspec", "gcsfs", "google", "requests", "s3fs", "urllib3")
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):/")  # one letter is a drive of Windows
 _STORE = re.compile(r"\b(gs|s3)://|/storage/v1/b/|googleapis|amazonaws", re.IGNORECASE)
 _STATUS = re.compile(r"^[A-Z]{4,}(_[A-Z]+)*: ")  # TensorStore's errors begin with one

@@ -2,10 +2,12 @@
 
 import io
 import sys
+import threading
 import types
 from typing import ClassVar
 
 import fsspec
+from etils.epath.backend import fsspec_backend
 from fsspec.spec import AbstractFileSystem
 
 
@@ -28,6 +30,7 @@ class Store(AbstractFileSystem):
     objects: ClassVar[dict[str, tuple[bytes, int, int]]] = {}
     buckets = ("runs",)
     generation = 0
+    lock = threading.RLock()  # of what looks and changes: several processes may ask at once (`over_http`)
 
     @staticmethod
     def before(operation, key):
@@ -41,7 +44,7 @@ class Store(AbstractFileSystem):
         path = self._strip_protocol(path)
         Store.before("list", path)
         found = {}
-        for key, (data, *_versions) in Store.objects.items():
+        for key, (data, *_versions) in list(Store.objects.items()):
             if key == path:
                 found[key] = {"name": key, "size": len(data), "type": "file"}
             elif key.startswith(f"{path}/"):
@@ -74,10 +77,11 @@ class Store(AbstractFileSystem):
         Store.before("put", path)
         if path.split("/")[0] not in Store.buckets:
             raise FileNotFoundError(path)
-        if mode == "create" and path in Store.objects:
-            raise FileExistsError(path)
-        Store.generation += 1
-        Store.objects[path] = (bytes(value), Store.generation, 1)
+        with Store.lock:
+            if mode == "create" and path in Store.objects:
+                raise FileExistsError(path)
+            Store.generation += 1
+            Store.objects[path] = (bytes(value), Store.generation, 1)
 
     def put_file(self, lpath, rpath, **_):
         with open(lpath, "rb") as file:
@@ -119,21 +123,29 @@ class Store(AbstractFileSystem):
         """The conditional requests of a lease."""
         place = f"{bucket}/{key}"
         Store.before({"DELETE": "delete", "PATCH": "patch"}[method], place)
-        if place not in Store.objects:
-            raise FileNotFoundError(place)
-        data, generation, meta = Store.objects[place]
-        if str(generation) != ifGenerationMatch:
-            raise FileExistsError(place)
-        if method == "DELETE":
-            del Store.objects[place]
-        else:
-            Store.objects[place] = data, generation, meta + 1
+        with Store.lock:
+            if place not in Store.objects:
+                raise FileNotFoundError(place)
+            data, generation, meta = Store.objects[place]
+            if ifGenerationMatch not in (None, str(generation)):
+                raise FileExistsError(place)
+            if method == "DELETE":
+                del Store.objects[place]
+            else:
+                Store.objects[place] = data, generation, meta + 1
 
 
-def in_place_of_gcsfs(patch):
-    """Until `patch` (a MonkeyPatch) is undone, gs:// and s3:// lead to an empty `Store`, which is returned."""
-    for name, module in (("gs", "gcsfs"), ("gcs", "gcsfs"), ("s3", "s3fs")):
+def in_place_of_gcsfs(patch, store=Store):
+    """Until `patch` (a MonkeyPatch) is undone, gs:// and s3:// lead to `store`, which is returned: an empty one."""
+    for module in ("gcsfs", "s3fs"):
         patch.setitem(sys.modules, module, types.ModuleType(module))
-        fsspec.register_implementation(name, Store, clobber=True)
+    reach_through(patch, store)
     patch.setattr(Store, "objects", {})
-    return Store
+    return store
+
+
+def reach_through(patch, filesystem):
+    """Registers a class of fsspec for gs:// and s3://; epath, which keeps the first that it has met, asks again."""
+    for name in ("gs", "gcs", "s3"):
+        fsspec.register_implementation(name, filesystem, clobber=True)
+    patch.setattr(fsspec_backend, "fs", lambda path: fsspec.filesystem(str(path).partition("://")[0]))

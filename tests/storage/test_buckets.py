@@ -2,9 +2,12 @@
 
 import json
 import os
+import re
+import sys
 import threading
 import time
 
+import fsspec
 import numpy as np
 import pytest
 
@@ -20,7 +23,8 @@ from shike_jax.storage.trees import digest
 from shike_jax.storage.weights import load_weights
 from shike_jax.training import loop
 from tests.jobs import digits
-from tests.storage.object_store import HttpError, in_place_of_gcsfs
+from tests.storage import over_http
+from tests.storage.object_store import HttpError, Store, in_place_of_gcsfs, reach_through
 from tests.storage.test_checkpoints import make_state
 
 pytestmark = pytest.mark.usefixtures("quickly_compiled")
@@ -94,6 +98,73 @@ def test_a_copy_that_is_cut_off_is_no_checkpoint(store, config, local, monkeypat
     assert "continuing in stage representation" in log
     steps = [json.loads(line)["step"] for line in store.objects["runs/a/metrics.jsonl"][0].decode().splitlines()]
     assert steps == sorted(steps) and len(set(steps)) == len(steps)
+
+
+TIMEOUT = 1.0  # seconds
+TROUBLES = [  # operation, object, what becomes of the answer, how often
+    ("put", "lease.txt", "lost", 1),
+    ("put", "checkpoints/16/state/.*", "lost", 1),
+    ("put", "checkpoints/32/.*manifest.ocdbt", "late", 1),  # in the middle of a save
+    ("get", "checkpoints/16/state/.*", "half", 2),
+    ("get", "checkpoints/16/meta/metadata", "late", 1),
+    ("put", "weights/representation/.*", "half", 1),
+]
+MORE = [  # each of which ends a run
+    ("put", "metrics.jsonl", "late", 1),
+    ("get", "newest_checkpoint.json", "late", 2),
+    ("delete", "checkpoints/32/.*", "late", 1),
+]
+
+
+@pytest.fixture(params=["a stand-in", "gcsfs"])
+def server(request, store, monkeypatch):
+    """The store over HTTP, through a client that waits for `TIMEOUT` only."""
+    with over_http.Server() as server:
+        monkeypatch.setenv(over_http.HOST, server.address)
+        if request.param == "gcsfs":
+            monkeypatch.setenv("GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT", "false")
+            monkeypatch.delitem(sys.modules, "gcsfs")
+            gcsfs = pytest.importorskip("gcsfs")
+            limit = sys.modules["aiohttp"].ClientTimeout(total=TIMEOUT)
+            monkeypatch.setitem(fsspec.config.conf, "gs", {"requests_timeout": limit, "project": "test"})
+            gcsfs.GCSFileSystem.clear_instance_cache()
+            reach_through(monkeypatch, gcsfs.GCSFileSystem)
+        else:
+            monkeypatch.setattr(over_http.Client, "timeout", TIMEOUT)
+            reach_through(monkeypatch, over_http.Client)
+        yield server
+
+
+@pytest.mark.parametrize("troubles", [TROUBLES, pytest.param(TROUBLES + MORE, marks=pytest.mark.slow)], ids=len)
+def test_slow_and_broken_answers_change_nothing(server, config, local, monkeypatch, troubles):
+    """Answers that come late, too late, not at all or in part: at most the same command has to be started again."""
+    left, asked = [often for *_, often in troubles], []
+
+    def slow(operation, key):
+        asked.append(key)
+        time.sleep(0.05 if len(asked) % 20 == 0 else 0)
+
+    def answer(operation, key):
+        for i, (troubled, name, what, _) in enumerate(troubles):
+            if left[i] and operation == troubled and re.fullmatch(f"runs/a/{name}", key):
+                left[i] -= 1
+                time.sleep(1.2 * TIMEOUT if what == "late" else 0)
+                return {"late": None, "lost": 0, "half": 0.5}[what]
+
+    monkeypatch.setattr(Store, "before", staticmethod(slow))
+    monkeypatch.setattr(server, "after", answer)
+    results, ends = None, []
+    while results is None:
+        try:
+            results = loop.train(config, "gs://runs/a")
+        except TryAgain as error:
+            ends.append(str(error))
+            assert len(ends) < 10, ends
+    assert not any(left) and ends, left  # all of it has happened
+    assert results["per_class"] == local[0]["per_class"]
+    assert load_weights("gs://runs/a")[1]["digest"] == local[1]
+    assert not [key for key in Store.objects if "damaged" in key]
+    assert "continuing in stage representation at step 16" in Store.objects["runs/a/log.txt"][0].decode()
 
 
 def saved(place="gs://runs/w", **settings):
