@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from shike_jax.augment import selection
-from shike_jax.augment.arithmetic import product
+from shike_jax.augment.ops import product
 
 Array = jax.Array
 

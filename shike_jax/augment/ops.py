@@ -14,9 +14,18 @@ import jax.numpy as jnp
 import numpy as np
 
 from shike_jax.augment import selection
-from shike_jax.augment.arithmetic import product
 
 Array = jax.Array
+
+
+def product(a: Array | float, b: Array | float) -> Array:
+    """a * b (at most 1e6 in size), rounded before anything is added to it, so that every compiler gives the same pixel.
+
+    Compilers may contract a product and a sum into one fused multiply-add, whose single rounding differs in the last
+    place: here that is another grey level, or another pixel. The clip never changes a value: it only keeps the
+    compiler from fusing product and sum.
+    """
+    return jnp.clip(a * b, -1e6, 1e6)
 
 
 def invert(image: Array) -> Array:

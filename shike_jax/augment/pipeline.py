@@ -6,10 +6,10 @@ nor on the device that computes it.
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import math
 from collections.abc import Callable, Mapping, Sequence
+from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import jax
@@ -18,6 +18,7 @@ import numpy as np
 
 from shike_jax.augment import policies, selection
 from shike_jax.errors import UserError
+from shike_jax.methods.registry import Entry
 from shike_jax.methods.tables import POLICIES
 
 Array = jax.Array
@@ -176,28 +177,18 @@ def _policy(policy: str, args: Mapping[str, Any], images: Array, mean: Sequence[
         return None
     entry = POLICIES[policy]
     if not entry.options["layered"]:
-        return _Registered(policy, functools.partial(entry.call, **{**entry.defaults(), **args}))
+        return SimpleNamespace(draw=lambda key: key, apply=functools.partial(_of_ones_own, entry, args))
     if images.ndim != 4 or images.shape[-1] != 3 or images.dtype != jnp.uint8:
         found = f"{images.dtype} {images.shape[1:]}"
         raise UserError(f"policy {policy!r} needs images uint8 [height, width, 3], not {found} (3 channels)")
     return entry.function(*images.shape[1:3], mean, **args)
 
 
-@dataclasses.dataclass(frozen=True)
-class _Registered:
-    """A policy of one's own: a function of (key, image) to an image of the same shape and dtype."""
-
-    name: str
-    function: Callable[[Array, Array], Array]
-
-    def draw(self, key: Array) -> Array:
-        return key  # all that the function draws from
-
-    def apply(self, image: Array, key: Array, branch: Callable[..., Array]) -> Array:
-        changed = self.function(key, image)
-        if getattr(changed, "shape", None) != image.shape or changed.dtype != image.dtype:
-            what = f"{changed.dtype} {changed.shape}" if hasattr(changed, "shape") else type(changed).__name__
-            raise UserError(
-                f"augmentation policy {self.name!r} returned {what}: expected {image.dtype} {image.shape}, as it got"
-            )
-        return changed
+def _of_ones_own(entry: Entry[Any], args: Mapping[str, Any], image: Array, key: Array, branch: Any) -> Array:
+    """One image by a registered policy, all of whose draws come from the key."""
+    changed = entry.call(key, image, **{**entry.defaults(), **args})
+    if getattr(changed, "shape", None) != image.shape or changed.dtype != image.dtype:
+        what = f"{changed.dtype} {changed.shape}" if hasattr(changed, "shape") else type(changed).__name__
+        expected = f"{image.dtype} {image.shape}, as it got"
+        raise UserError(f"augmentation policy {entry.name!r} returned {what}: expected {expected}")
+    return changed

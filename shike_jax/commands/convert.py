@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Sequence
 
 from shike_jax.common.buckets import place
@@ -24,38 +23,25 @@ names its network; docs/pytorch_model.py loads it with PyTorch.
 """
 
 
-def _parse(argv: Sequence[str]) -> argparse.Namespace:
-    parser = Parser(
-        "python -m shike_jax convert",
-        "Converts PyTorch weights to a checkpoint of this package, or back with --reverse.",
-        _EPILOG,
-    )
+def main(argv: Sequence[str]) -> None:
+    """Runs the command."""
+    about = "Converts PyTorch weights to a checkpoint of this package, or back with --reverse."
+    parser = Parser("python -m shike_jax convert", about, _EPILOG)
     about = "default: the one that the source names, as checkpoints and files of --reverse do"
     parser.add_argument("--model", default="", help=f"the network: {', '.join(MODELS)}; {about}")
-    parser.add_argument(
-        "--source",
-        required=True,
-        help=f"{', '.join(SUFFIXES)} file; with --reverse a checkpoint or a work directory",
-    )
-    parser.add_argument(
-        "--target", required=True, type=place, help="folder to write, absent or empty; with --reverse a new file"
-    )
+    about = f"{', '.join(SUFFIXES)} file; with --reverse a checkpoint or a work directory"
+    parser.add_argument("--source", required=True, help=about)
+    about = "folder to write, absent or empty; with --reverse a new file"
+    parser.add_argument("--target", required=True, type=place, help=about)
     parser.add_argument("--num_classes", type=int, help="number of classes to insist on (default: the source's)")
     about = "of a file with both, the averaged or the raw weights (default: averaged, and this is said)"
     parser.add_argument("--weights", choices=KINDS, default="", help=about)
-    parser.add_argument(
-        "--reverse", action="store_true", help="write PyTorch's names and layouts to .npz or .safetensors"
-    )
-    parser.add_argument(
-        "--head", help=f"with --reverse, torchvision names: which classifiers ({' or '.join(HEAD_SETS)})"
-    )
+    about = "write PyTorch's names and layouts to .npz or .safetensors"
+    parser.add_argument("--reverse", action="store_true", help=about)
+    about = f"with --reverse, torchvision names: which classifiers ({' or '.join(HEAD_SETS)})"
+    parser.add_argument("--head", help=about)
     own_files.add_option(parser)
-    return parser.parse_args(argv)
-
-
-def main(argv: Sequence[str]) -> None:
-    """Runs the command."""
-    args = _parse(argv)
+    args = parser.parse_args(argv)
     own_files.register(args.config)
     if args.reverse:
         count = reverse(args.model, args.source, args.target, args.head)

@@ -18,6 +18,7 @@ from shike_jax.config.own_files import register_from, without_registering
 from shike_jax.errors import UserError
 from shike_jax.evaluation import checkpoint, post_hoc
 from shike_jax.evaluation.classifier import HEAD_SETS, load
+from shike_jax.report.tables import number
 
 _EPILOG = """\
 examples:
@@ -62,12 +63,12 @@ def describe(summary: dict[str, Any]) -> str:
     columns = {name: about["title"] for name, about in summary["scores"].items() if about["detail"]}
     rows = [["percent", *columns.values()]]
     for name, found in heads.items():
-        rows.append([name, *(_cell(found[key]) for key in columns)])
+        rows.append([name, *(number(found[key]) for key in columns)])
         for m, (top1, division) in enumerate(zip(found["experts"], found["experts_divisions"], strict=True)):
             alone = {"top1": top1, **division}
-            rows.append([f"  expert {m + 1}", *(_cell(alone.get(key)) for key in columns)])
+            rows.append([f"  expert {m + 1}", *(number(alone.get(key)) for key in columns)])
         if mirrored := found.get("mirrored"):
-            rows.append(["  with mirror images", *(_cell(mirrored[key]) for key in columns)])
+            rows.append(["  with mirror images", *(number(mirrored[key]) for key in columns)])
     wrong = {name: found["not_finite"] for name, found in heads.items() if found["not_finite"]}
     lines += aligned(rows)
     lines += [
@@ -80,7 +81,7 @@ def describe(summary: dict[str, Any]) -> str:
         shares = found["agreement"]
         keys = ("disagreement", "unanimous", "oracle", "all_right", "none_right")
         cells = [*(shares[key] for key in keys), found["hardest_negative"]["above_half"]]
-        rows.append([name, *map(_cell, cells)])
+        rows.append([name, *map(number, cells)])
     lines += aligned(rows)
     lines += ["differ: images on which two experts disagree, mean over pairs"]
     lines += ["p > 0.5: images whose hardest wrong class has a probability above one half"]
@@ -119,7 +120,7 @@ def _post_hoc_lines(summary: dict[str, Any]) -> list[str]:
 
 
 def _pairs(scores: Iterable[dict[str, Any]]) -> list[str]:
-    return [_cell(one[key]) for one in scores for key in ("plain", "adjusted")]
+    return [number(one[key]) for one in scores for key in ("plain", "adjusted")]
 
 
 def _class_rows(data: dict[str, Any], name: str, heads: dict[str, Any]) -> list[list[str]]:
@@ -130,12 +131,8 @@ def _class_rows(data: dict[str, Any], name: str, heads: dict[str, Any]) -> list[
     for c in np.argsort(-np.array(data["class_counts"]), kind="stable"):
         cells = [found["per_class"][c], found["f1_per_class"][c], *(e[c] for e in found["experts_per_class"])]
         counts = [f"{data['class_counts'][c]:,}", f"{found['examples_per_class'][c]:,}"]
-        rows.append([printable(data["class_names"][c]), *counts, *map(_cell, cells)])
+        rows.append([printable(data["class_names"][c]), *counts, *map(number, cells)])
     return rows
-
-
-def _cell(value: float | None) -> str:
-    return "-" if value is None else f"{value:.2f}"
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -42,7 +42,6 @@ model.json (class names, preprocessing, versions) and load.py, a short example t
 --format=savedmodel writes a TensorFlow SavedModel (any batch size; TensorFlow is needed) and model.json.
 Both take pixels, uint8 [N,S,S,3], and give probabilities [N,C] of the averaged experts and logits [M,N,C].
 """
-PyTree = Any
 
 
 def inference_function(classifier: Classifier) -> tuple[Callable[..., dict[str, jax.Array]], dict[str, np.ndarray]]:

@@ -116,13 +116,10 @@ def sample_sheet(source: Source, config: ConfigDict) -> tuple[list[str], np.ndar
 
 def draw(source: Source, config: ConfigDict, path: Path) -> None:
     """Draws the class-count curve, and below it the sheet of augmented samples where there are images."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
+    from shike_jax.report import style
 
     split, has_images = source.split, source.has_pictures
-    figure, (curve, sheet) = plt.subplots(2, 1, figsize=(8, 9), height_ratios=(2, 5 if has_images else 0.01))
+    figure, (curve, sheet) = style.figure(7.2, nrows=2, height_ratios=(2, 5 if has_images else 0.01))
     order = np.argsort(-split.class_counts, kind="stable")
     rank = np.empty(split.num_classes, int)
     rank[order] = np.arange(split.num_classes)
@@ -138,10 +135,7 @@ def draw(source: Source, config: ConfigDict, path: Path) -> None:
         sheet.set_title("image as is, then augmented")
         for row, name in enumerate(names):
             sheet.text(-0.1 * side, (row + 0.5) * side, name, ha="right", va="center", fontsize=8)
-    fonts.fit(figure)
-    figure.tight_layout()
-    figure.savefig(path, dpi=150)
-    plt.close(figure)
+    style.save(figure, path)
 
 
 def main(argv: Sequence[str]) -> None:

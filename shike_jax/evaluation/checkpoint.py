@@ -191,8 +191,6 @@ def trained_heads(summary: Mapping[str, Any]) -> str:
 
 def save(path: Path, summary: dict[str, Any], found: dict[str, Arrays]) -> None:
     """Writes .json (scores) or .npz (scores and per-example arrays), wholly or not at all."""
-    if path.suffix not in (".json", ".npz"):
-        raise UserError(f"--output={path}: expected a name ending in .json or .npz")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with atomic.replacing(path) as partial:

@@ -6,6 +6,8 @@ A stage needs both: `sampler=foregrounds` draws the pairs, `cmo=1.0` (alpha) mix
 
 from __future__ import annotations
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -30,6 +32,6 @@ def cmo(inputs: MixingInputs) -> tuple[Array, Array]:
     The authors leave the first and the last three epochs unmixed; here all epochs are alike.
     """
     which, key = jax.random.split(inputs.key)
-    mixed, share = cutmix(key, inputs.images, inputs.partners, inputs.strength)
+    mixed, share = cutmix(dataclasses.replace(inputs, key=key))
     mixes = jax.random.bernoulli(which, SHARE)
     return jnp.where(mixes, mixed, inputs.images), jnp.where(mixes, share, 1.0)

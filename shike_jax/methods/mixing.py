@@ -71,24 +71,6 @@ def mixed_by(entry: Entry[Callable[[MixingInputs], tuple[Array, Array]]], inputs
     return images.astype(inputs.images.dtype), share
 
 
-@MIXINGS.register("mixup", about="alpha of the Beta distribution; 0: off", draws=2)
-def _mixup(inputs: MixingInputs) -> tuple[Array, Array]:
-    """Mixup (Zhang et al. 2018)."""
-    # The second half has always drawn the partners: other draws would change old runs.
-    key, _ = jax.random.split(inputs.key)
-    return mixup(key, inputs.images, inputs.partners, inputs.strength)
-
-
-@MIXINGS.register(
-    "cutmix",
-    about="alpha, 0: off; with mixup too, each step takes one of the two with equal probability",
-    draws=4,
-)
-def _cutmix(inputs: MixingInputs) -> tuple[Array, Array]:
-    """CutMix (Yun et al. 2019)."""
-    return cutmix(inputs.key, inputs.images, inputs.partners, inputs.strength)
-
-
 def partners(key: Array, mask: Array) -> Array:
     """The position int [B] of each example's partner, by a random permutation of the real ones; padding gets padding.
 
@@ -102,35 +84,33 @@ def partners(key: Array, mask: Array) -> Array:
     return shuffled[rank]
 
 
-def mixup(key: Array, images: Array, partner_images: Array, alpha: float) -> tuple[Array, Array]:
-    """Mixes each image with its partner by one lam ~ Beta(alpha, alpha) for the whole batch (Zhang et al. 2018).
+@MIXINGS.register("mixup", about="alpha of the Beta distribution; 0: off", draws=2)
+def mixup(inputs: MixingInputs) -> tuple[Array, Array]:
+    """Mixup (Zhang et al. 2018): each image and its partner by one lam ~ Beta(alpha, alpha) for the whole batch.
 
-    Args:
-      key: PRNG key; the same on all devices, so that all share lam.
-      images, partner_images: float [B,H,W,C]; the partners are usually the same batch in another order.
-      alpha: 0 switches mixing off (lam = 1); a negative one raises UserError.
-
-    Returns:
-      (lam * images + (1 - lam) * partner_images, lam float32 []; float64 for float64 images unless alpha is 1). The
-      loss mixes the two labels with the same lam.
+    lam, the weight of the images, is float32 []; float64 for float64 images unless alpha is 1.
     """
-    lam = _draw_lam(key, alpha, images.dtype)
-    weight = lam.astype(images.dtype)
-    return weight * images + (1 - weight) * partner_images, lam
+    # The second half has always drawn the partners: other draws would change old runs.
+    key, _ = jax.random.split(inputs.key)
+    lam = _draw_lam(key, inputs.strength, inputs.images.dtype)
+    weight = lam.astype(inputs.images.dtype)
+    return weight * inputs.images + (1 - weight) * inputs.partners, lam
 
 
-def cutmix(key: Array, images: Array, partner_images: Array, alpha: float) -> tuple[Array, Array]:
-    """Pastes one box of the partners into the images, the same box for the whole batch (Yun et al. 2019).
+@MIXINGS.register(
+    "cutmix",
+    about="alpha, 0: off; with mixup too, each step takes one of the two with equal probability",
+    draws=4,
+)
+def cutmix(inputs: MixingInputs) -> tuple[Array, Array]:
+    """CutMix (Yun et al. 2019): one box of the partners pasted into the images, the same for the whole batch.
 
     The box has the share 1 - lam of the area before it is cut at the border, lam ~ Beta(alpha, alpha), and a uniformly
-    drawn centre. Arguments as for `mixup`.
-
-    Returns:
-      (images with the box [B,H,W,C], lam float32 []: the share of the area that stays).
+    drawn centre. The weight of the images is the share of the area that stays.
     """
-    height, width = images.shape[1:3]
-    lam_key, row_key, column_key = jax.random.split(key, 3)
-    side = jnp.sqrt(1 - _draw_lam(lam_key, alpha, jnp.float32))
+    height, width = inputs.images.shape[1:3]
+    lam_key, row_key, column_key = jax.random.split(inputs.key, 3)
+    side = jnp.sqrt(1 - _draw_lam(lam_key, inputs.strength, jnp.float32))
 
     def inside(key: Array, size: int) -> Array:
         half = (side * size).astype(jnp.int32) // 2
@@ -140,7 +120,7 @@ def cutmix(key: Array, images: Array, partner_images: Array, alpha: float) -> tu
 
     box = inside(row_key, height)[:, None] & inside(column_key, width)
     lam = 1 - jnp.mean(box, dtype=jnp.float32)
-    return jnp.where(box[..., None], partner_images, images), lam
+    return jnp.where(box[..., None], inputs.partners, inputs.images), lam
 
 
 def _draw_lam(key: Array, alpha: float, dtype: jnp.dtype) -> Array:

@@ -137,22 +137,16 @@ def top5(predictions: Predictions) -> float:
     return 100 * float(np.mean(predictions.rank < 5))
 
 
-@SCORES.register("many", title="many", long="many-shot classes, mean accuracy")
-def many(predictions: Predictions) -> float | None:
-    """Mean accuracy of the many-shot classes."""
-    return predictions.division_accuracy()["many"]
+def _of_division(name: str) -> Score:
+    def score(predictions: Predictions) -> float | None:
+        return predictions.division_accuracy()[name]
+
+    score.__doc__ = f"Mean accuracy of the {name}-shot classes."
+    return score
 
 
-@SCORES.register("medium", title="medium", long="medium-shot classes, mean accuracy")
-def medium(predictions: Predictions) -> float | None:
-    """Mean accuracy of the medium-shot classes."""
-    return predictions.division_accuracy()["medium"]
-
-
-@SCORES.register("few", title="few", long="few-shot classes, mean accuracy")
-def few(predictions: Predictions) -> float | None:
-    """Mean accuracy of the few-shot classes."""
-    return predictions.division_accuracy()["few"]
+for _name in ("many", "medium", "few"):
+    SCORES.register(_name, title=_name, long=f"{_name}-shot classes, mean accuracy")(_of_division(_name))
 
 
 @SCORES.register("macro_f1", title="macro F1", log=False, column=False)

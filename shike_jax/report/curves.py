@@ -37,7 +37,10 @@ def of_group(group: Group) -> Curve | None:
             continue
         values = np.full((2, total), np.nan)
         for line in path.read_text().splitlines():
-            record = _record(line)
+            try:
+                record = parse_json(line)
+            except ValueError:  # a run that was killed may leave half a line
+                continue
             # A resumed run repeats epochs: the later line is the one that counts.
             if "epoch_loss" in record and record["stage"] in before:
                 values[:, before[record["stage"]] + record["epoch"]] = record["epoch_loss"], record.get("top1", np.nan)
@@ -46,13 +49,6 @@ def of_group(group: Group) -> Curve | None:
     if not loss:
         return None
     return Curve(group.label, np.arange(1, total + 1), np.stack(loss), np.stack(top1), starts)
-
-
-def _record(line: str) -> dict:
-    try:
-        return parse_json(line)
-    except ValueError:  # a run that was killed may leave half a line
-        return {}
 
 
 def of_csv(path: Path) -> Curve:

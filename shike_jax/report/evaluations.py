@@ -53,18 +53,14 @@ def _read(path: Path, run: Run) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
         raise UserError(f"{path}: of another split than the run's")
     if part != (expected := run.results.get("part", "test")):
         raise UserError(f"{path}: of part {part!r}; expected an evaluation of {expected!r}, which the run reports")
-    weights, scored = _digest(run), summary.get("checkpoint", {}).get("digest")
+    try:
+        weights = meta_of(run.path)["digest"]
+    except UserError:  # the run has not kept any that can be read
+        weights = None
+    scored = summary.get("checkpoint", {}).get("digest")
     if weights is not None and scored != weights:
         raise UserError(
             f"{path}: of other weights ({str(scored)[:12]}) than the run's ({weights[:12]}); expected an evaluation of "
             f"{run.path}; remove the file, or write it again with python -m shike_jax evaluate"
         )
     return summary, arrays
-
-
-def _digest(run: Run) -> str | None:
-    """The digest of the weights that the run ended with; None where the run has not kept any that can be read."""
-    try:
-        return meta_of(run.path)["digest"]
-    except UserError:
-        return None

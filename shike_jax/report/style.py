@@ -74,9 +74,9 @@ def short(label: str, most: int = 42) -> str:
 
 
 def save(drawn: Figure, path: Path) -> Path:
-    """Writes a PNG or an SVG by the path's suffix; returns the path."""
+    """Writes a PNG, an SVG or a PDF by the path's suffix, without what changes from day to day; returns the path."""
     fonts.fit(drawn)
-    drawn.savefig(path, dpi=DPI, metadata={"Date": None} if path.suffix == ".svg" else {"Software": None})
+    drawn.savefig(path, dpi=DPI, metadata={"Software" if path.suffix == ".png" else "Date": None})
     return path
 
 

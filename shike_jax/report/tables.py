@@ -58,7 +58,7 @@ def results_table(dataset: str, groups: Sequence[Group]) -> Table:
     # Published context belongs to the paper's table; the other system's rows only next to its runs.
     known = [r for r in known if r.method != "h2t" or "h2t" in methods]
     rows = [
-        (_source(r), _epochs(r.epochs), "", *(_number(getattr(r, key, None)) for key in columns))
+        (_source(r), _epochs(r.epochs), "", *(number(getattr(r, key, None)) for key in columns))
         for r in sorted(known, key=lambda r: (r.method in methods, r.top1))
     ]
     first = len(rows)
@@ -114,9 +114,8 @@ def _table4(dataset: str, measured: Mapping[paper.Ablation, Group]) -> Table:
     rows = []
     for row in paper.TABLE4:
         group = measured.get(row)
-        cells = [spread(group.values(key)) for key in ("top1", "many", "medium", "few")] if group else ["-"] * 4
         marks = ["x" if on else "" for on in row.components]
-        rows.append((row.title, *marks, f"{row.top1:.2f}", *cells, str(len(group.runs)) if group else "0"))
+        rows.append((row.title, *marks, f"{row.top1:.2f}", *_measured(group)))
     header = ("components", "MoE", "DKF", "L_mu", "L_nt", "paper", "top-1", "many", "medium", "few", "seeds")
     note = _setting(paper.TABLE4_DATASET, dataset, next(iter(measured.values())))
     return Table(f"Table 4: components, {dataset}", header, rows, note)
@@ -126,12 +125,17 @@ def _table5(dataset: str, measured: Mapping[str, Group]) -> Table:
     rows = []
     for arrangement in [*paper.TABLE5, *(a for a in measured if a not in paper.TABLE5)]:
         group, published = measured.get(arrangement), paper.TABLE5.get(arrangement)
-        scores = [spread(group.values(key)) for key in ("top1", "many", "medium", "few")] if group else ["-"] * 4
-        seeds = str(len(group.runs)) if group else "0"
-        rows.append((arrangement, str(len(arrangement)), _number(published), *scores, seeds))
+        rows.append((arrangement, str(len(arrangement)), number(published), *_measured(group)))
     header = ("depths", "experts", "paper", "top-1", "many", "medium", "few", "seeds")
     note = _setting(paper.TABLE5_DATASET, dataset, next(iter(measured.values())))
     return Table(f"Table 5: experts by depth, {dataset}", header, rows, note)
+
+
+def _measured(group: Group | None) -> list[str]:
+    """The scores and the number of seeds, the last columns of both tables."""
+    if group is None:
+        return [*"----", "0"]
+    return [*(spread(group.values(key)) for key in ("top1", "many", "medium", "few")), str(len(group.runs))]
 
 
 def _setting(published: str, dataset: str, group: Group) -> str:
@@ -150,7 +154,7 @@ def experts_table(dataset: str, evaluated: Mapping[str, Mapping[str, Any]]) -> T
             shares = scores["agreement"]
             cells = [scores["top1"], scores["macro_f1"], scores["ece"], shares["disagreement"], shares["oracle"]]
             cells += [shares["none_right"], scores["hardest_negative"]["above_half"]]
-            rows.append((f"{label}: {heads} heads", *map(_number, cells)))
+            rows.append((f"{label}: {heads} heads", *map(number, cells)))
     header = ("run", "top-1", "macro F1", "ECE", "pairs differ", "any right", "none right", "p(hardest wrong) > 0.5")
     note = "In percent, lowest seed of each setting. ECE: 15 bins, softmax of the averaged logits. Pairs differ: "
     note += "images on which two experts predict differently, mean over pairs. Any right: at least one expert is."
@@ -180,7 +184,8 @@ def _epochs(epochs: Sequence[int]) -> str:
     return " + ".join(map(str, epochs)) or "-"
 
 
-def _number(value: float | None) -> str:
+def number(value: float | None) -> str:
+    """Two decimals; a dash for what is not known."""
     return "-" if value is None else f"{value:.2f}"
 
 
@@ -190,5 +195,5 @@ def stage_table(results: Mapping[str, Any]) -> str:
     columns = [name for name, about in scores_of(results).items() if about["column"]]
     rows = [["after stage", *columns, *experts]]
     for stage in results["stages"]:
-        rows.append([stage["name"], *map(_number, [*(stage.get(name) for name in columns), *stage["experts"]])])
+        rows.append([stage["name"], *map(number, [*(stage.get(name) for name in columns), *stage["experts"]])])
     return "\n".join(aligned(rows))

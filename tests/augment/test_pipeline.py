@@ -8,7 +8,7 @@ from scipy.stats import chisquare
 
 from shike_jax.augment import make_eval_transform, make_train_augment, pipeline
 from shike_jax.errors import UserError
-from shike_jax.methods.mixing import mixup
+from shike_jax.methods.mixing import MixingInputs, mixup
 
 pytestmark = pytest.mark.usefixtures("quickly_compiled")
 
@@ -147,10 +147,15 @@ def test_mask_zeroes_padding():
     assert np.all(out[3:] == 0)
 
 
+def mixed_up(key, images, partner_images, alpha):
+    labels = np.zeros(len(images), np.int32)
+    return mixup(MixingInputs(images, labels, partner_images, labels, np.ones(1), key, None, alpha))
+
+
 @pytest.mark.parametrize("alpha", [0.2, 1.0])
 def test_mixup_weights_have_the_beta_moments(alpha):
     image, partner = jnp.ones((1, 2, 2, 1)), jnp.zeros((1, 2, 2, 1))
-    mixed, lam = jax.jit(jax.vmap(lambda key: mixup(key, image, partner, alpha)))(keys(20_000))
+    mixed, lam = jax.jit(jax.vmap(lambda key: mixed_up(key, image, partner, alpha)))(keys(20_000))
     np.testing.assert_allclose(mixed[:, 0, 0, 0, 0], lam)
     variance = 1 / (4 * (2 * alpha + 1))
     assert np.mean(lam) == pytest.approx(0.5, abs=4 * np.sqrt(variance / 20_000))
@@ -159,13 +164,13 @@ def test_mixup_weights_have_the_beta_moments(alpha):
 
 def test_mixup_mixes_both_images_and_can_be_off():
     image, partner = jnp.asarray(noise(2) / 255, jnp.float32), jnp.asarray(noise(2)[::-1] / 255, jnp.float32)
-    mixed, lam = mixup(jax.random.key(1), image, partner, 1.0)
+    mixed, lam = mixed_up(jax.random.key(1), image, partner, 1.0)
     np.testing.assert_allclose(mixed, lam * image + (1 - lam) * partner, atol=1e-6)
-    mixed, lam = mixup(jax.random.key(1), image, partner, 0.0)
+    mixed, lam = mixed_up(jax.random.key(1), image, partner, 0.0)
     assert lam == 1
     np.testing.assert_array_equal(mixed, image)
     with pytest.raises(UserError, match="alpha -1"):
-        mixup(jax.random.key(1), image, partner, -1)
+        mixed_up(jax.random.key(1), image, partner, -1)
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ from shike_jax import models
 from shike_jax.errors import UserError
 from shike_jax.methods import LOSSES, SAMPLERS, Choice, Registry
 from shike_jax.methods.loss_calls import check_losses
-from shike_jax.methods.mixing import cutmix, partners
+from shike_jax.methods.mixing import MixingInputs, cutmix, partners
 from shike_jax.training.program import make_program
 from tests import events
 from tests.conftest import ROOT
@@ -181,9 +181,10 @@ def test_partners_are_a_permutation_of_the_real_examples():
 
 def test_cutmix_pastes_one_box_and_counts_its_area():
     images, others = np.zeros((3, 20, 24, 2), np.float32), np.ones((3, 20, 24, 2), np.float32)
-    areas = []
+    labels, areas = np.zeros(3, np.int32), []
     for seed in range(200):
-        mixed, lam = map(np.asarray, cutmix(jax.random.key(seed), images, others, 1.0))
+        given = MixingInputs(images, labels, others, labels, np.ones(1), jax.random.key(seed), None, 1.0)
+        mixed, lam = map(np.asarray, cutmix(given))
         pasted = mixed[0, :, :, 0] > 0
         assert lam == pytest.approx(1 - pasted.mean())
         np.testing.assert_array_equal(mixed, np.broadcast_to(pasted[None, :, :, None], mixed.shape))
