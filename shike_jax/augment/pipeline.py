@@ -65,9 +65,6 @@ def make_train_augment(
       `dtype` [B, H, W, C]. With a `mask` [B], the examples where it is 0 (padding) come back as zeros.
       C is 3, or as many as `mean` has where the policy is "none" or one of your own. Arrays of other kinds [B, ...] are
       taken too, without crop, flip and Cutout: see `make_eval_transform`.
-
-    Raises:
-      UserError: an unknown crop or policy. Ranges are those of the fields of a configuration (`config/fields.py`).
     """
     for what, name, known in (("crop", crop, CROPS), ("policy", policy, ("none", *POLICIES))):
         if name not in known:

@@ -137,11 +137,7 @@ def describe(classifier: Classifier) -> dict[str, Any]:
 
 
 def export(classifier: Classifier, target: Path, kind: str = "jax") -> None:
-    """Writes the folder `target`, wholly or not at all, by one of `WRITERS`.
-
-    Raises:
-      UserError: the folder holds something already or cannot be written; TensorFlow is needed and absent.
-    """
+    """Writes the folder `target`, which is new or empty, wholly or not at all, by one of `WRITERS`."""
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise UserError(f"--output={target}: exists and is not an empty folder")
     try:
@@ -154,11 +150,7 @@ def export(classifier: Classifier, target: Path, kind: str = "jax") -> None:
 
 
 def read_export(folder: Path) -> Classifier:
-    """The classifier of a folder that `export` wrote, from its model.json and weights.npz alone.
-
-    Raises:
-      UserError: no such folder, a SavedModel, or files that are damaged.
-    """
+    """The classifier of a folder that `export` wrote, from its model.json and weights.npz alone."""
     try:
         meta = parse_json((folder / "model.json").read_text())
         with downloaded(folder / "weights.npz") as local, np.load(local, allow_pickle=False) as arrays:

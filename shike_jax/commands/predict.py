@@ -115,9 +115,6 @@ def predict(
       images: files, folders, .txt lists, or a single .npy.
       batch_size: images on the device at once; never changes the result.
       show: how far it is, on stderr.
-
-    Raises:
-      UserError: nothing there to classify, nothing that can be read, or no output that is finite.
     """
     total, batches, skipped = _open(classifier, images, batch_size)
     run = BatchedLogits(classifier, min(batch_size, total))

@@ -119,21 +119,11 @@ def array_script(jobs: Sequence[Job], at_once: int) -> str:
     if not single.exists():
         raise UserError(f"--slurm: {single} is missing")
     settings = [line for line in single.read_text().splitlines() if line.startswith("#SBATCH")]
-    limit = f"%{at_once}" if at_once > 1 else ""
+    settings.append(f"#SBATCH --array=0-{len(jobs) - 1}{f'%{at_once}' if at_once > 1 else ''}")
     runs = [f"  {shlex.quote(shlex.join(job.arguments))}" for job in jobs]
-    return "\n".join(
-        [
-            "#!/usr/bin/env bash",
-            *settings,
-            f"#SBATCH --array=0-{len(jobs) - 1}{limit}",
-            "runs=(",
-            *runs,
-            ")",
-            'eval "set -- ${runs[$SLURM_ARRAY_TASK_ID]}"',
-            f'cd {shlex.quote(str(Path.cwd()))} && exec bash {shlex.quote(str(single))} "$@"',
-            "",
-        ]
-    )
+    run = f'cd {shlex.quote(str(Path.cwd()))} && exec bash {shlex.quote(str(single))} "$@"'
+    end = ['eval "set -- ${runs[$SLURM_ARRAY_TASK_ID]}"', run, ""]
+    return "\n".join(["#!/usr/bin/env bash", *settings, "runs=(", *runs, ")", *end])
 
 
 def submit(jobs: Sequence[Job], at_once: int, workdir: Path, options: Sequence[str]) -> int:

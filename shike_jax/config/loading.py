@@ -133,10 +133,8 @@ _OF_EVALUATION = ("data", "eval")
 def checkpoint_config(meta: Mapping[str, Any], arguments: Sequence[str] = ()) -> ConfigDict:
     """The configuration to evaluate a checkpoint with: its own, changed or replaced by --config arguments.
 
-    The view of an image (size, resizing, mean, std) stays the one that the network was trained on.
-
-    Raises:
-      UserError: a checkpoint without configuration and no --config, and all that `parse_config` raises.
+    The view of an image (size, resizing, mean, std) stays the one that the network was trained on. A checkpoint without
+    configuration needs --config.
     """
     for item in arguments:
         field = item.partition("=")[0].removeprefix("--config.")

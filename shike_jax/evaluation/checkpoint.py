@@ -147,10 +147,7 @@ def with_classes_of(classifier: Classifier, source: sources.Source) -> sources.S
 
     Classes are matched by name, or by number where the checkpoint does not name them (converted weights). Whatever
     depends on the frequency of classes (divisions, adjustments) goes by the images that trained the checkpoint, where
-    it tells how many these were, else by those of the data.
-
-    Raises:
-      UserError: the data have other classes; names those that are missing and those that are extra.
+    it tells how many these were, else by those of the data. Other classes are a UserError that names them.
     """
     split, meta = source.split, classifier.meta
     if meta.get("class_names"):
@@ -232,9 +229,6 @@ class Adjusting:
       prior: as for `post_hoc.read_prior`; None: uniform.
       adjust: a registered name, or `auto` (None): by the losses that trained.
       tau: None: 1, or chosen on the part `tune`.
-
-    Raises:
-      UserError: an unknown name or part, a tau that is not finite, or both tau and a part that chooses it.
     """
 
     def __init__(

@@ -75,9 +75,7 @@ def balanced_softmax(logits: ArrayLike, labels: ArrayLike, class_counts: ArrayLi
 def mutual_distillation(logits: ArrayLike, form: str = "official") -> Array:
     """Mutual distillation (L_mu, eq. 4): the sum of KL(p^j, p^k) over all ordered pairs of different experts.
 
-    Args:
-      logits: float [M,B,C]; the result is 0 for M = 1 or [B,C].
-      form: `official` divides by C and differentiates through the teacher p^j; `paper` does neither.
+    It is 0 for one network. `official` divides by C and differentiates through the teacher p^j; `paper` does neither.
 
     >>> print(mutual_distillation([[[0.0, 0.0]], [[0.0, 0.0]]]))  # experts that agree
     [0.]
@@ -96,8 +94,7 @@ def mutual_distillation(logits: ArrayLike, form: str = "official") -> Array:
 def grand_teacher(logits: ArrayLike, labels: ArrayLike, form: str = "paper") -> tuple[Array, Array]:
     """The grand teacher's logits and the consensus hardest negative (eqs. 5-7).
 
-    Args:
-      form: how the target entry is treated when the hardest negative is sought: left out (`paper`) or a logit of 0.
+    When the hardest negative is sought, the target entry is left out (`paper`) or a logit of 0 (`official`).
 
     Returns:
       float [B,C]: the maximum over experts, but their mean at the hardest negative; the target entry means nothing.
@@ -144,8 +141,7 @@ def shike(
 ) -> Array:
     """The whole loss of SHIKE's first stage: L_ce + alpha L_nt + beta L_mu (eq. 10).
 
-    Args:
-      nt_weight, mu_weight: alpha and beta; None: 10 and 1 (`official`), 1 and 1 (`paper`).
+    `nt_weight` and `mu_weight` are alpha and beta; None: 10 and 1 (`official`), 1 and 1 (`paper`).
 
     >>> import numpy as np
     >>> print(shike(np.zeros((3, 1, 2)), [1], form="paper"))  # experts that agree: three times log 2
@@ -161,10 +157,7 @@ def shike(
 
 
 def focal(logits: ArrayLike, labels: ArrayLike, gamma: float = 2.0) -> Array:
-    """Focal loss (Lin et al. 2017, eq. 4, without alpha): -(1 - p_y)^gamma log p_y.
-
-    Args:
-      gamma: at least 0; 0 is cross-entropy.
+    """Focal loss (Lin et al. 2017, eq. 4, without alpha): -(1 - p_y)^gamma log p_y; gamma 0 is cross-entropy.
 
     >>> print(focal([[0.0, 0.0]], [1]))  # log 2 / 4
     [0.1732868]
@@ -179,8 +172,7 @@ def focal(logits: ArrayLike, labels: ArrayLike, gamma: float = 2.0) -> Array:
 def class_balanced(logits: ArrayLike, labels: ArrayLike, class_counts: ArrayLike, beta: float = 0.9999) -> Array:
     """Cross-entropy weighted by the inverse effective number of images (Cui et al. 2019, eqs. 2 and 12).
 
-    Args:
-      beta: from 0 (no weights) to below 1.
+    beta runs from 0 (no weights) to below 1.
 
     >>> print(class_balanced([[0.0, 0.0]], [1], [3, 1], beta=0.0))  # no weights: log 2
     [0.6931472]
@@ -200,12 +192,9 @@ def ldam(
 ) -> Array:
     """Label-distribution-aware margins with deferred re-weighting (Cao et al. 2019, eq. 13 and algorithm 1).
 
-    The label's cosine loses the margin Delta_c = C' / n_c^(1/4), scaled so that the largest is `margin`.
-
-    Args:
-      logits: float [B,C] or [M,B,C]: cosines times `scale`.
-      beta, reweighted: where `reweighted` is true (the later part of training, bool []), images are weighted by their
-        class's inverse effective number.
+    The label's cosine loses the margin Delta_c = C' / n_c^(1/4), scaled so that the largest is `margin`; the logits are
+    cosines times `scale`. Where `reweighted`, bool [], is true (late in training), images are weighted by their class's
+    inverse effective number.
 
     >>> print(ldam([[0.0, 0.0]], [0], [16, 1], margin=0.5, scale=2.0))  # Delta_0 = 0.25: log(1 + e^0.5)
     [0.974077]
@@ -234,9 +223,8 @@ def balanced_experts(
 ) -> Array:
     """Experts with different priors (BalPoE, Aimar et al. 2023, sec. 3): cross-entropy of z^m + tau_m log pi.
 
-    Args:
-      low, high: tau_m runs in equal steps from `low` (the first expert) to `high` (the last one). With a mean of 1, as
-        0, 1, 2 have, the average of the experts is unbiased.
+    tau_m runs in equal steps from `low` (the first expert) to `high` (the last one). With a mean of 1, as 0, 1, 2 have,
+    the average of the experts is unbiased.
 
     >>> print(balanced_experts([[[0.0, 0.0]], [[0.0, 0.0]]], [1], [3, 1], high=1.0))  # log 2 + log 4
     [2.0794415]
@@ -252,10 +240,8 @@ def label_aware_smoothing(
     """Label-aware smoothing (MiSLAS, Zhong et al. 2021, sec. 3.3): (1 - e_y) CE + e_y (mean over classes of -log p).
 
     e_c = tail + (head - tail) sin(pi (n_c - n_min) / (2 (n_max - n_min))): the networks are most overconfident where
-    they have seen most. As in the authors' code, the smoothed part goes to all C classes, the label's included.
-
-    Args:
-      head, tail: e of the most frequent and of the rarest class; equal class counts get `tail`.
+    they have seen most; with equal class counts, e is `tail`. As in the authors' code, the smoothed part goes to all C
+    classes, the label's included.
 
     >>> print(label_aware_smoothing([[0.0, 0.0]], [1], [3, 1]))  # both parts are log 2
     [0.6931472]
@@ -271,10 +257,8 @@ def label_aware_smoothing(
 def generalized_reweight(logits: ArrayLike, labels: ArrayLike, class_counts: ArrayLike, rho: float = 1.2) -> Array:
     """Cross-entropy weighted by n_y^-rho, of mean 1 over the classes (DisAlign, Zhang et al. 2021, eqs. 9 and 10).
 
-    The layer of DisAlign is `model.second_head=aligned`.
-
-    Args:
-      rho: 0 weights all images alike, 1 all classes; the authors use 1.2 on ImageNet-LT.
+    rho = 0 weights all images alike, 1 all classes; the authors use 1.2 on ImageNet-LT. The layer of DisAlign is
+    `model.second_head=aligned`.
 
     >>> print(generalized_reweight([[0.0, 0.0]], [1], [3, 1], rho=1.0))  # 3/2 log 2
     [1.0397208]
@@ -298,12 +282,8 @@ def gaussian_clouded(
 
     Class c loses scale * strength * |noise| * (log n_max - log n_c) / (log n_max - log n_min), and the label's class
     scale * margin besides: more noise widens the space that features of rare classes take. With equal class counts
-    there is no cloud.
-
-    Args:
-      logits: float [B,C] or [M,B,C]: cosines times `scale`.
-      noise: float [B,C], the same for all experts.
-      strength: of the cloud; the authors use 0.5 on CIFAR100-LT.
+    there is no cloud. The logits are cosines times `scale`, the noise [B,C] is the same for all experts; the authors
+    use the strength 0.5 on CIFAR100-LT.
 
     >>> print(gaussian_clouded([[0.0, 0.0]], [1], [9, 1], [[1.0, 1.0]], strength=0.1, scale=10))  # log(1 + e)
     [1.3132616]
@@ -324,12 +304,8 @@ def expert_diversity(
 
     -mean(T)^2 KL(p^mean / T || p^m / T) summed over the experts, with a temperature for each class,
     T_c = temperature * r_c / max(r) with r_c = reweighting * C * n_c / n + 1 - reweighting: smaller for rare classes,
-    so that experts agree less there. The experts' mean is a constant; one network gets 0.
-
-    Args:
-      temperature: of the most frequent class.
-      reweighting: how much temperatures follow the class counts, from 0 (not at all) to 1. The authors' weight of the
-        loss is 0.2, and 0.45 with LDAM.
+    so that experts agree less there (`reweighting` from 0: not at all, to 1). The experts' mean is a constant; one
+    network gets 0. The authors' weight of the loss is 0.2, and 0.45 with LDAM.
 
     >>> print(-expert_diversity([[[0.0, 0.0]], [[0.0, 0.0]]], [3, 1]))  # experts that agree
     [0.]
@@ -350,11 +326,8 @@ def skill_diverse(logits: ArrayLike, labels: ArrayLike, class_counts: ArrayLike,
     """Softmax, balanced and inverse softmax, one for each of three experts (SADE, Zhang et al. 2022, eqs. 1 to 3).
 
     The first expert learns the training distribution, the second a uniform one (z + log pi), the third an inverse one
-    (z + log pi - tau log pi', where pi' gives the rarest class the share of the most frequent one and so on).
-
-    Args:
-      logits: float [3,B,C]; another number of experts raises UserError.
-      tau: how far the third expert is pushed towards the rare classes.
+    (z + log pi - tau log pi', where pi' gives the rarest class the share of the most frequent one and so on). tau says
+    how far it is pushed towards the rare classes.
 
     >>> print(skill_diverse([[[0.0, 0.0]]] * 3, [1], [3, 1]))  # log 2, log 4 and log 28
     [5.411646]

@@ -60,9 +60,7 @@ def lamb(
 ) -> optax.GradientTransformation:
     """LAMB (You et al., arXiv 1904.00962): Adam whose step has each kernel's own length.
 
-    Args:
-      momentum: of SGD; not used, as LAMB has b1 and b2.
-      mask: parameters that decay and get a trust ratio: not biases and BN.
+    SGD's momentum is not used. The parameters in `mask` decay and get a trust ratio: not biases and BN.
     """
     return optax.chain(
         optax.scale_by_adam(b1=b1, b2=b2, eps=eps),
@@ -82,10 +80,8 @@ def make_optimizer(
 ) -> optax.GradientTransformation:
     """Builds an optimiser whose update is added to the parameters.
 
-    Args:
-      name: registered, or a function of optax that takes `learning_rate`, such as `adamw` or `lars`.
-      momentum, weight_decay: given to optax's functions where they have parameters of these names.
-      options: further keyword arguments.
+    Its name is registered, or that of a function of optax that takes `learning_rate`, such as `adamw` or `lars`, which
+    gets momentum and weight decay where it has parameters of these names. `options` are further keyword arguments.
 
     Raises:
       UserError: an unknown name, an option that the optimiser does not have, a weight decay that it would not apply,

@@ -23,10 +23,7 @@ def evaluation(run: Run, folder: Path, compute: bool) -> tuple[dict[str, Any], d
     """The summary of a run's test part, and what is known of each image: arrays as `evaluate --output` names them.
 
     Looked for in `RUN/evaluation.npz`, which `evaluate --output` may have written, then in `folder`; computed ones are
-    kept there.
-
-    Raises:
-      UserError: there is none and it cannot be computed (no weights, no data), or may not be (`compute`).
+    kept there. UserError where there is none and it cannot be computed (no weights, no data) or may not be (`compute`).
     """
     known = hashlib.sha256(json.dumps([str(run.path), run.results], sort_keys=True).encode()).hexdigest()[:12]
     cached = folder / f"{slug(run.results['name'])}-seed{run.seed}-{known}.npz"
