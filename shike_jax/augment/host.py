@@ -73,10 +73,7 @@ HostPolicy = Callable[[np.ndarray, np.ndarray], np.ndarray]
 def make_host_policy(policy: str, policy_args: Mapping[str, Any], mean: Sequence[float]) -> tuple[HostPolicy, int]:
     """The policy as a function of (image uint8 [H, W, 3], uniforms [n] in 0 .. 1) -> uint8 [H, W, 3], and n.
 
-    Args:
-      policy: "autoaugment_cifar" or "randaugment".
-      policy_args: for "randaugment": layers, magnitude, magnitude_std and prob.
-      mean: of the data on 0 .. 1: RandAugment's colour of what lies outside.
+    It is one of the package's, with the parameters and the mean that the device's form has.
     """
     if policy == "autoaugment_cifar":
         return _autoaugment, 5

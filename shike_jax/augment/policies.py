@@ -24,11 +24,11 @@ Array = jax.Array
 class Choice(NamedTuple):
     """One operation for one image, or arrays of them with leading axes: JAX arrays, in the policies' tables NumPy's."""
 
-    kind: Any  # int32: index into the kinds of the layer
-    value: Any  # float32: factor, threshold, bits or addend
-    fixed: Any  # int32 [6]: 16.16 matrix of a nearest-neighbour map
-    matrix: Any  # float32 [6]: matrix of an interpolated map
-    cubic: Any  # bool: bicubic rather than bilinear
+    kind: Any = np.int32(0)  # index into the kinds of the layer
+    value: Any = np.float32(0)  # factor, threshold, bits or addend
+    fixed: Any = np.zeros(6, np.int32)  # 16.16 matrix of a nearest-neighbour map
+    matrix: Any = np.zeros(6, np.float32)  # matrix of an interpolated map
+    cubic: Any = np.bool_(True)  # bicubic rather than bilinear
 
 
 KINDS: dict[str, Callable[[Array, Choice, Array], Array]] = {
@@ -133,13 +133,7 @@ def autoaugment_choice(name: str, level: int, sign: int, height: int, width: int
     draw their `sign` (1 or -1).
     """
     magnitude = float(AUTOAUGMENT_LEVELS[name][level])
-    choice = Choice(
-        kind=np.int32(0),
-        value=np.float32(magnitude),
-        fixed=np.zeros(6, np.int32),
-        matrix=np.zeros(6, np.float32),
-        cubic=np.bool_(True),
-    )
+    choice = Choice(value=np.float32(magnitude))
     if name == "shear_x":
         return "interpolated", choice._replace(matrix=np.array([1, sign * magnitude, 0, 0, 1, 0], np.float32))
     if name == "shear_y":
@@ -254,10 +248,11 @@ def randaugment_choice(operation: Array, level: Array, sign: Array, cubic: Array
 RANDAUGMENT_KINDS = ("identity", *sorted({kind for _, kind, _ in RANDAUGMENT}))
 
 
+@POLICIES.register("randaugment", layered=True)
 def randaugment(
     height: int,
     width: int,
-    fill: np.ndarray,
+    mean: Sequence[float] = (),
     *,
     layers: int = 2,
     magnitude: float = 10.0,
@@ -268,7 +263,7 @@ def randaugment(
 
     Each of `layers` times: one of the 15 operations uniformly (with replacement); with probability `prob` it is applied
     at a level drawn from a normal distribution around `magnitude`, clipped to 0 .. 10; signs and bilinear or bicubic
-    interpolation are drawn evenly. `fill`, uint8 [3], is usually the mean colour of the data.
+    interpolation are drawn evenly. What lies outside has the data's mean colour, given on 0 .. 1.
     """
 
     def draw(key: Array) -> Choice:
@@ -282,10 +277,4 @@ def randaugment(
         )
         return choice._replace(kind=jnp.where(jax.random.uniform(gates, (layers,)) < prob, choice.kind, 0))
 
-    return Policy(draw, (RANDAUGMENT_KINDS,) * layers, np.asarray(fill, np.uint8))
-
-
-@POLICIES.register("randaugment", layered=True)
-def _randaugment(height: int, width: int, mean: Sequence[float] = (), **arguments: Any) -> Policy:
-    """RandAugment (Cubuk et al. 2020)."""
-    return randaugment(height, width, np.round(255 * np.asarray(mean)), **arguments)
+    return Policy(draw, (RANDAUGMENT_KINDS,) * layers, np.round(255 * np.asarray(mean)).astype(np.uint8))

@@ -71,14 +71,11 @@ def describe(split: Split, test_part: str) -> str:
 
 def histogram(counts: np.ndarray, rows: int = 10, width: int = 50) -> list[str]:
     """Bars of the training images of classes, most to fewest: of neighbouring classes the mean, `rows` in all."""
-    ranked = np.sort(counts)[::-1]
-    parts = np.array_split(ranked, min(rows, len(ranked)))
-    ends, begins = np.cumsum([len(part) for part in parts]), np.cumsum([0, *(len(part) for part in parts)])
-    lines = [["classes", "images", ""]]
-    for first, last, part in zip(begins, ends, parts, strict=False):
-        ranks = f"{first + 1}" if last - first == 1 else f"{first + 1}-{last}"
-        length = max(1, round(width * part.mean() / ranked[0]))
-        lines.append([ranks, f"{part.mean():,.0f}", "#" * length])
+    ranked, lines = np.sort(counts)[::-1], [["classes", "images", ""]]
+    for part in np.array_split(np.arange(len(ranked)), min(rows, len(ranked))):
+        ranks = f"{part[0] + 1}" if len(part) == 1 else f"{part[0] + 1}-{part[-1] + 1}"
+        mean = ranked[part].mean()
+        lines.append([ranks, f"{mean:,.0f}", "#" * max(1, round(width * mean / ranked[0]))])
     return aligned(lines, left=(0, 2))
 
 

@@ -55,9 +55,8 @@ def shike_stages(config: ConfigDict, preset: str, epochs: tuple[int, int] = (180
 def photograph_recipe(config: ConfigDict, preset: str, backbone: str, epochs: tuple[int, int], lr: float) -> None:
     """Sets the paper's recipe for large photographs (sec. 4.1) in place: 224 px, RandAugment, three experts A, B, C.
 
-    Args:
-      preset: form of the losses, `paper` or `official`; the schedule is the paper's cosine to 0 in both.
-      lr: peak of both stages, for batches of 256 (the size of comparable public recipes; the paper names none).
+    The preset gives the form of the losses; the schedule is the paper's cosine to 0 in both. `lr` is the peak of both
+    stages, for batches of 256 (the size of comparable public recipes; the paper names none).
     """
     config.dtype = "bfloat16"
     config.data.update({"image_size": 224, "resize": 256, "profile": "natural", "mean": IMAGENET_MEAN})
@@ -71,12 +70,10 @@ def photograph_recipe(config: ConfigDict, preset: str, backbone: str, epochs: tu
 
 
 def fine_tuning(config: ConfigDict, weights: str, frozen: bool) -> None:
-    """Starts a recipe of SHIKE's stages from a pre-trained backbone, in place.
+    """Starts a recipe of SHIKE's stages from a pre-trained backbone (a PyTorch file or a checkpoint), in place.
 
-    Args:
-      weights: of `config.init_from`: a PyTorch file or a checkpoint.
-      frozen: stem and shared stages stay as they come, their BN in inference mode (sec. 4, Places-LT); only the experts
-        train. False: everything trains in the first stage.
+    `frozen`: stem and shared stages stay as they come, their BN in inference mode (sec. 4, Places-LT), and only the
+    experts train; else everything trains in the first stage.
     """
     config.init_from = weights
     if frozen:

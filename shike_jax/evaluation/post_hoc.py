@@ -127,6 +127,5 @@ def _matrices(heads_params: PyTree) -> tuple[np.ndarray | None, np.ndarray | Non
     experts = sorted({path.split("/")[0] for path in flat}, key=lambda name: (len(name), name))  # expert10 is last
     if not experts or any(f"{m}/kernel" not in flat or f"{m}/bias" not in flat for m in experts):
         return None, None
-    stacked = (np.stack([np.asarray(flat[f"{m}/{name}"], np.float64) for m in experts]) for name in ("kernel", "bias"))
-    kernels, biases = stacked
-    return kernels, biases
+    stacked = [np.stack([np.asarray(flat[f"{m}/{name}"], np.float64) for m in experts]) for name in ("kernel", "bias")]
+    return stacked[0], stacked[1]

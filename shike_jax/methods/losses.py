@@ -333,10 +333,9 @@ def skill_diverse(logits: ArrayLike, labels: ArrayLike, class_counts: ArrayLike,
     [5.411646]
     """
     values, labels = checked(logits, labels)
-    counts = checked_counts(class_counts, values)
     if len(values) != 3:
         raise UserError(f"loss 'sade': {len(values)} experts; expected 3, such as config.model.depths=(1, 2, 1)")
-    log_prior = jnp.log(counts / jnp.sum(counts))
+    log_prior = _log_prior(class_counts, values)
     rank = jnp.argsort(jnp.argsort(log_prior))
     log_inverse = jnp.sort(log_prior)[::-1][rank]
     shifts = jnp.stack([jnp.zeros_like(log_prior), log_prior, log_prior - tau * log_inverse])

@@ -58,12 +58,10 @@ def _series(t: Array, order: float) -> Array:
 def moved_means(
     means: Array, amounts: Array, features: Array, labels: Array, weights: Array, most: Array
 ) -> tuple[Array, Array]:
-    """Class means after a batch: each image counts as much as each that has been seen (eq. 14).
+    """Class means [C,P] and how many features they are of [C], after a batch (eq. 14).
 
-    Args:
-      means, amounts: float [C,P] and [C], the means and how many features they are of; both are returned.
-      features, labels, weights: float [B,P], int [B], float [B] (0: padding).
-      most: float [C]; amounts end there, so that old features fade.
+    Each image counts as much as each that has been seen; one with weight 0 is padding. The amounts end at `most` [C],
+    so that old features fade.
     """
     of_class = jax.nn.one_hot(labels, len(means), dtype=features.dtype) * weights[:, None]
     new = jnp.sum(of_class, 0)

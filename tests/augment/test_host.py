@@ -69,7 +69,7 @@ def test_an_operation_on_the_host_is_the_devices(monkeypatch):
     """One layer of one operation on both: the kind and level that the host has drawn, given to the device."""
     image = pictures(1)[0]
     apply, _ = make_host_policy("randaugment", RANDAUGMENT | {"layers": 1, "prob": 1.0}, (0.5, 0.5, 0.5))
-    policy = policies.randaugment(16, 20, np.full(3, 128), layers=1)
+    policy = policies.randaugment(16, 20, np.full(3, 128 / 255), layers=1)
     device = jax.jit(lambda image, choice: policy.apply(image, choice, policies.compute_all))
     for number, (name, kind, _) in enumerate(policies.RANDAUGMENT):
         if kind == "interpolated":  # one grey level apart, see docs/augmentation.md

@@ -97,7 +97,7 @@ def operation_names(drawn):
 
 @pytest.mark.parametrize("prob", [0.5, 0.9])
 def test_randaugment_operations_are_uniform(prob):
-    policy = policies.randaugment(32, 48, np.full(3, 128), layers=2, prob=prob)
+    policy = policies.randaugment(32, 48, np.full(3, 128 / 255), layers=2, prob=prob)
     drawn = draw_many(policy, 4)
     pairs = [operation_names(jax.tree.map(lambda leaf, layer=layer: leaf[:, layer], drawn)) for layer in range(2)]
     chances = {"identity": 1 - prob} | {name: prob / 15 for name, _, _ in policies.RANDAUGMENT}
@@ -108,7 +108,7 @@ def test_randaugment_operations_are_uniform(prob):
 
 
 def test_randaugment_magnitudes_are_clipped_normal():
-    policy = policies.randaugment(32, 32, np.full(3, 128), layers=1, magnitude=9.0, magnitude_std=0.8, prob=1.0)
+    policy = policies.randaugment(32, 32, np.full(3, 128 / 255), layers=1, magnitude=9.0, magnitude_std=0.8, prob=1.0)
     drawn = jax.tree.map(lambda leaf: leaf[:, 0], draw_many(policy, 5))
     names = operation_names(drawn)
     shear = drawn.matrix[names == "ShearX", 1] / 0.03
@@ -125,7 +125,7 @@ def test_randaugment_magnitudes_are_clipped_normal():
 
 def test_randaugment_at_full_magnitude():
     """At full magnitude without noise the arguments are those of the table's end."""
-    policy = policies.randaugment(20, 40, np.full(3, 128), layers=1, magnitude=10, magnitude_std=0, prob=1.0)
+    policy = policies.randaugment(20, 40, np.full(3, 128 / 255), layers=1, magnitude=10, magnitude_std=0, prob=1.0)
     drawn = jax.tree.map(lambda leaf: leaf[:, 0], draw_many(policy, 6))
     names = operation_names(drawn)
     ends = {"Posterize": 4, "Solarize": 256, "SolarizeAdd": 110, "Color": 1.9, "Brightness": 1.9}

@@ -67,7 +67,7 @@ def test_every_operation_of_a_policy_gives_the_same_pixels(name, as_on_a_tpu):
                 drawn.append(policies._stack(layers))
         choices = policies._stack(drawn)
     else:
-        policy = policies.randaugment(size, size, np.array([120, 110, 100]), layers=1)
+        policy = policies.randaugment(size, size, np.array([120, 110, 100]) / 255, layers=1)
         operation, level, cubic = np.meshgrid(np.arange(15), [0.4, 3.3, 9.7, 10], [False, True], indexing="ij")
         sign = np.where(np.arange(operation.size) % 2, 1.0, -1.0)
         one = jax.vmap(lambda *drawn: policies.randaugment_choice(*drawn, size, size))
