@@ -21,10 +21,27 @@ def import_tensorflow(use: str = "config.data.source='tfds'") -> ModuleType:
     """The module `tensorflow` with its accelerators hidden; `UserError` says that `use` needs it."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")  # of no use here, and it greets with a warning
-    tf = optional("tensorflow", use)
+    with _without_keras():
+        tf = optional("tensorflow", use)
     for kind in ("GPU", "TPU"):
         tf.config.set_visible_devices([], kind)
     return tf
+
+
+@contextlib.contextmanager
+def _without_keras() -> Iterator[None]:
+    """Keeps TensorFlow from importing Keras with itself, a quarter of its time; `tf.keras` is then imported when used.
+
+    Keras 2, which this variable asks for, is imported on demand only.
+    """
+    asked = os.environ.get("TF_USE_LEGACY_KERAS")
+    os.environ["TF_USE_LEGACY_KERAS"] = "1"
+    try:
+        yield
+    finally:
+        del os.environ["TF_USE_LEGACY_KERAS"]
+        if asked is not None:
+            os.environ["TF_USE_LEGACY_KERAS"] = asked
 
 
 def import_tfds() -> ModuleType:

@@ -57,7 +57,8 @@ def _read_encoded(builder: Any, split: str) -> tuple[np.ndarray, np.ndarray, np.
     for shard in shards(builder, split):
         with named_damage(shard.path, builder.prepared_by):
             records = tf.data.TFRecordDataset(shard.path).batch(1000)
-            found = list(records.map(lambda batch: tf.io.parse_example(batch, features)).as_numpy_iterator())
+            parsed = records.map(lambda batch: tf.io.parse_example(batch, features), tf.data.AUTOTUNE)
+            found = list(parsed.as_numpy_iterator())
             count = sum(len(batch["label"]) for batch in found)
         if count != shard.records:
             raise UserError(damage(shard.path, f"{count} records of {shard.records}", builder.prepared_by))

@@ -138,7 +138,7 @@ def _by_parts(x: Array, grad: Array, size: int, stride: int, padding: Sequence[t
     down = height // rows
 
     def add_part(number: int | Array, total: Array) -> Array:
-        example, row = number // down * examples, number % down * rows
+        example, row = lax.div(number, down) * examples, lax.rem(number, down) * rows  # plain: nothing is negative
         images = lax.dynamic_slice(x, (example, row * stride, 0, 0), (examples, rows_of_x, *x.shape[2:]))
         filters = lax.dynamic_slice(grad, (example, row, 0, 0), (examples, rows, width, features))
         part = lax.conv_general_dilated(

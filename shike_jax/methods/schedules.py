@@ -71,6 +71,19 @@ def warmed_up(schedule: Callable[[Array], Array], start: float, steps: int) -> C
     return rising
 
 
+def computed_once(schedule: Callable[[Array], Array]) -> Callable[[Array], Array]:
+    """The same schedule for use in a compiled step, kept out of the update of every parameter.
+
+    XLA's CPU backend fuses the arithmetic of a scalar into all loops that use it: the cosine would be compiled, and
+    computed, once for each parameter. It does not fuse what a condition chooses.
+    """
+
+    def on_cpu(step: Array) -> Array:
+        return jax.lax.cond(step < 0, lambda step: jnp.zeros_like(schedule(step)), schedule, step)
+
+    return lambda step: jax.lax.platform_dependent(jnp.asarray(step), cpu=on_cpu, default=schedule)
+
+
 @SCHEDULES.register("warmup_cosine", lowest_start=lowest_start)
 def warmup_cosine(step: Array, stage: StageLength) -> Array:
     """The authors' code, set once per epoch e.

@@ -22,7 +22,7 @@ from shike_jax.methods.feature_hooks import FEATURE_HOOKS
 from shike_jax.methods.loss_calls import check_losses
 from shike_jax.methods.loss_registry import active_losses
 from shike_jax.methods.optimizers import make_optimizer
-from shike_jax.methods.schedules import scale, warmed_up
+from shike_jax.methods.schedules import computed_once, scale, warmed_up
 from shike_jax.models.calling import has_features, name_of, sets_used_by
 from shike_jax.training.loss_variables import ROOM
 from shike_jax.training.trainable import trainable_mask
@@ -173,7 +173,7 @@ def _depending_on_length(stage: dict[str, Any], course: Course) -> dict[str, Any
         chosen = AverageSettings(stage["average_decay"], course.first_averaged)
         newest_share = _with(AVERAGES[stage["average"]].call, chosen)
     options = stage["momentum"], stage["weight_decay"], stage["optimizer_options"]
-    optimizer = make_optimizer(stage["optimizer"], schedule, *options)
+    optimizer = make_optimizer(stage["optimizer"], computed_once(schedule), *options)
     return {"schedule": schedule, "optimizer": optimizer, "newest_share": newest_share}
 
 

@@ -50,11 +50,12 @@ def train_step(program: Program, state: TrainState, batch: Batch) -> tuple[Train
     """
     key = randomness.step_key(program.key, state.step)
     total = jnp.maximum(parallel.psum(jnp.sum(batch["mask"])), 1)
+    seen = _seen(program, batch, key)
 
     def objective(trained: PyTree) -> tuple[Array, tuple[PyTree, dict[str, Array]]]:
         params = trainable.merge(trained, trainable.select(state.params, program.trainable, False))
-        inputs, batch_stats, mixing = _forward(program, params, state, batch, key)
-        terms, carried = loss_terms(program, params, state.batch_stats, inputs, mixing, key)
+        inputs, batch_stats = _forward(program, params, state, batch, seen, key)
+        terms, carried = loss_terms(program, params, state.batch_stats, inputs, seen.mixing, key)
         if carried:
             batch_stats = {**batch_stats, loss_variables.ROOM: carried}
         sums = {name: jnp.sum(value * batch["mask"]) for name, value in terms.items()}
@@ -144,19 +145,45 @@ def loss_terms(
     return {"loss": total, **terms}, {**batch_stats.get(loss_variables.ROOM, {}), **carried}
 
 
-def _forward(
-    program: Program, params: PyTree, state: TrainState, batch: Batch, key: Array
-) -> tuple[LossInputs, PyTree, Mixing | None]:
-    """Augments the batch and runs the network: what the losses receive, the new BN statistics, how it was mixed."""
-    stage, network, mask = program.stage, program.network, batch["mask"]
-    mixings, hooks = MIXINGS.active(stage), FEATURE_HOOKS.active(stage)
-    images, mixing = augmented(program, batch["image"], mask, key, "augment"), None
-    partner_images: Any = None
-    drawn_with: list[Any] = [*mixings, *hooks]
+@dataclasses.dataclass(frozen=True)
+class Seen:
+    """What the network sees of a batch: augmented and mixed. No gradient flows through it.
+
+    Attributes:
+      images: normalised [b,H,W,3].
+      partners: the same of the images that a sampler of pairs has drawn; None where no mixing or hook asks for them.
+      views: further augmented copies of the images, as many as the losses ask for.
+      mixing: None: the images are not mixed.
+    """
+
+    images: Array
+    partners: Any
+    views: tuple[Array, ...]
+    mixing: Mixing | None
+
+
+def _seen(program: Program, batch: Batch, key: Array) -> Seen:
+    """Augments and mixes this device's share of a batch; `key` is that of the step."""
+    stage, mask = program.stage, batch["mask"]
+    mixings = MIXINGS.active(stage)
+    images, mixing, partner_images = augmented(program, batch["image"], mask, key, "augment"), None, None
+    drawn_with: list[Any] = [*mixings, *FEATURE_HOOKS.active(stage)]
     if any(entry.options["pairs"] for entry, _ in drawn_with):
         partner_images = augmented(program, batch["partner"]["image"], mask, key, "augment_partner")
     if mixings:
         images, mixing = _mix(program, images, partner_images, batch, key)
+    views = []
+    for number in range(further_views(stage["loss"])):
+        pixels = batch["views"][number] if "views" in batch else batch["image"]
+        views.append(augmented(program, pixels, mask, key, "views", number=number + 1))
+    return Seen(images, partner_images, tuple(views), mixing)
+
+
+def _forward(
+    program: Program, params: PyTree, state: TrainState, batch: Batch, seen: Seen, key: Array
+) -> tuple[LossInputs, PyTree]:
+    """Runs the network on what it sees of a batch: what the losses receive, and the new BN statistics."""
+    stage, network, mask = program.stage, program.network, batch["mask"]
     modes = {"train_trunk": stage["bn_trunk"] == "batch", "train_experts": stage["bn_experts"] == "batch"}
     # What a network draws for itself (dropout) is each device's own.
     drawn = {"dropout": jax.random.fold_in(randomness.role_key(key, "network"), parallel.device_index())}
@@ -174,17 +201,16 @@ def _forward(
     views: list[Array] = []
     pooled_features: Any = None
     if not has_features(network):
-        logits, batch_stats = run(images, batch_stats, heads=stage["heads"])
+        logits, batch_stats = run(seen.images, batch_stats, heads=stage["heads"])
     else:
-        fused, batch_stats = features(images, batch_stats)
-        partner = None
+        fused, batch_stats = features(seen.images, batch_stats)
+        partner, hooks = None, FEATURE_HOOKS.active(stage)
         if any(entry.options["pairs"] for entry, _ in hooks):
-            partner, batch_stats = features(partner_images, batch_stats)
+            partner, batch_stats = features(seen.partners, batch_stats)
         for place, (entry, strength) in enumerate(hooks):
             fused = hooked(entry, HookInputs(fused, partner, randomness.hook_key(key, place), strength))
-        for number in range(further_views(stage["loss"])):
-            pixels = batch["views"][number] if "views" in batch else batch["image"]
-            maps, batch_stats = features(augmented(program, pixels, mask, key, "views", number=number + 1), batch_stats)
+        for view in seen.views:
+            maps, batch_stats = features(view, batch_stats)
             views.append(pooled(maps))
         logits = applied(network, {"params": params}, fused, stage["heads"], method="classify")
         pooled_features = pooled(fused)
@@ -198,7 +224,7 @@ def _forward(
         views=tuple(views),
         gather=parallel.all_gather,
     )
-    return inputs, batch_stats, mixing
+    return inputs, batch_stats
 
 
 def augmented(
