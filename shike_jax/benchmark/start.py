@@ -73,9 +73,9 @@ def parts(config: ConfigDict) -> Iterator[str]:
     from shike_jax.cluster import compiled_cache, cpu, parallel
     from shike_jax.data import sampling, sources
     from shike_jax.data.feeds import make_feeds
-    from shike_jax.data.views import device_augment, images_seen
-    from shike_jax.training import loop, randomness
-    from shike_jax.training.loss_variables import with_losses
+    from shike_jax.data.views import device_augment
+    from shike_jax.training import randomness, setup
+    from shike_jax.training.plan import plan_stages
     from shike_jax.training.program import make_program
     from shike_jax.training.state import start_stage
     from shike_jax.training.steps import compile_train
@@ -86,7 +86,7 @@ def parts(config: ConfigDict) -> Iterator[str]:
         jax.config.update("jax_enable_x64", True)
     compiled_cache.use_default_folder()
     cpu.use_cores(config.train.cpu_devices, [config.stages[name].batch_size for name in config.run])
-    loop.check_devices(config)
+    setup.check_devices(config)
     yield "device"
     source = sources.load(config.data)
     feed = make_feeds(source, config)["train"]
@@ -94,20 +94,18 @@ def parts(config: ConfigDict) -> Iterator[str]:
     settings, labels = config.stages[config.run[0]], source.split.parts["train"].labels
     axis = parallel.bn_axis(config.train.sync_bn, config.train.bn_group)
     network = models.build_model(config.model, source.split.num_classes, dtype=jnp.dtype(config.dtype), axis_name=axis)
-    images = images_seen(source, config)
-    variables = models.init_variables(network, config.seed, images)
-    counts = source.split.class_counts
-    variables = with_losses(variables, [settings], models.sizes_of(network, variables, images), counts, config.seed)
+    plan = plan_stages(config, len(labels))[0]
+    variables = setup.first_variables(config, source, [plan], network)
     key = randomness.stage_key(config.seed, 0)
-    each = sampling.steps_per_epoch(len(labels), settings.batch_size, settings.keep_last)
-    augment = device_augment(config, jnp.dtype(config.dtype))
-    program = make_program(settings, network, variables["params"], counts, augment, key, each, each * settings.epochs)
+    augment, counts = device_augment(config, jnp.dtype(config.dtype)), source.split.class_counts
+    lengths = plan.steps_per_epoch, plan.steps
+    program = make_program(settings, network, variables["params"], counts, augment, key, *lengths)
     averages = program.newest_share is not None
     state = parallel.replicate(start_stage(variables, program.optimizer, program.updated, averages))
     order = randomness.order_key(key)
-    plan = sampling.epoch_plan(settings.sampler, order, 0, labels, settings.batch_size, settings.keep_last)
+    rows = sampling.epoch_plan(settings.sampler, order, 0, labels, settings.batch_size, settings.keep_last)
     views = randomness.host_seed(config.seed, 0, 0)
-    [(_, inputs)] = itertools.islice(feed.calls(plan, 0, 1, views), 1)
+    [(_, inputs)] = itertools.islice(feed.calls(rows, 0, 1, views), 1)
     call = compile_train(program, feed.fetch)
     yield "initialisation"
     lowered = call.lower(state, feed.data, inputs)

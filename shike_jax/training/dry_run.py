@@ -14,16 +14,13 @@ from shike_jax.common.text import aligned
 from shike_jax.config import to_plain
 from shike_jax.data.held_out import evaluated_part
 from shike_jax.data.sources import load
-from shike_jax.data.views import images_seen
 from shike_jax.methods.loss_registry import describe_losses
-from shike_jax.methods.scores import check_scores
 from shike_jax.storage.checkpoints import newest_checkpoint
 from shike_jax.storage.workdir import examine
-from shike_jax.training.loss_variables import with_losses
 from shike_jax.training.overview import parameter_table
 from shike_jax.training.plan import plan_stages
-from shike_jax.training.program import check_stage, trained_in
-from shike_jax.training.setup import check_devices
+from shike_jax.training.program import trained_in
+from shike_jax.training.setup import check_devices, first_variables
 
 
 def describe(config: ConfigDict, workdir: Any) -> list[str]:
@@ -37,13 +34,8 @@ def describe(config: ConfigDict, workdir: Any) -> list[str]:
     split = source.split
     examples, part = len(split.parts["train"]), evaluated_part(config.data)
     network = models.build_model(config.model, split.num_classes, dtype=jnp.dtype(config.dtype))
-    plans, images = plan_stages(config, examples), images_seen(source, config)
-    variables = models.init_variables(network, config.seed, images)
-    sizes, counts = models.sizes_of(network, variables, images, split.num_classes), split.class_counts
-    check_scores(split.num_classes, split.divisions, sizes[0])
-    for plan in plans:
-        check_stage(plan.name, plan.settings, network, sizes, counts)
-    params = with_losses(variables, [plan.settings for plan in plans], sizes, counts, config.seed)["params"]
+    plans = plan_stages(config, examples)
+    params = first_variables(config, source, plans, network)["params"]
     rows = [["stage", "epochs", "steps", "batch", "peak lr", "losses"]]
     for plan in plans:
         losses = " + ".join(f"{one['weight']:g} {one['name']}" for one in describe_losses(plan.settings.loss))

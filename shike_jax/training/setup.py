@@ -7,7 +7,7 @@ import dataclasses
 import functools
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -156,17 +156,8 @@ def prepare(config: ConfigDict, workdir: Path, log: RunLog) -> tuple[Run, Stage,
     weights = None
     if tree is None and config.init_from:  # read before anything is computed: a missing file is named at once
         weights = read_pretrained(config.init_from, config.model.backbone, log.line)
-    images = images_seen(source, config)
-    variables = models.init_variables(network, config.seed, images)
-    sizes = models.sizes_of(network, variables, images, source.split.num_classes)
-    check_scores(source.split.num_classes, source.split.divisions, sizes[0])
-    if weights is not None:
-        variables = _warm_started(run, weights, variables)
-    stages, counts = [plan.settings for plan in run.plans], source.split.class_counts
-    for plan in plans:
-        check_stage(plan.name, plan.settings, network, sizes, counts)
-    variables = with_losses(variables, stages, sizes, counts, config.seed)
-    variables = jax.tree.map(np.asarray, variables)
+    warm = functools.partial(_warm_started, run, weights) if weights is not None else None
+    variables = first_variables(config, source, plans, network, warm)
     if tree is None:
         _show_parameters(run, variables["params"])
     stage = make_stage(run, position.stage, variables["params"])
@@ -176,6 +167,35 @@ def prepare(config: ConfigDict, workdir: Path, log: RunLog) -> tuple[Run, Stage,
         state = restore_into(state, upgraded(tree, state), str(checkpoints.root))
         log.line(f"continuing in stage {stage.name} at step {position.step}")
     return run, stage, state
+
+
+def first_variables(
+    config: ConfigDict,
+    source: Source,
+    plans: Sequence[StagePlan],
+    network: Any,
+    warm: Callable[[PyTree], PyTree] | None = None,
+) -> PyTree:
+    """The variables {`params`, `batch_stats`} that a run begins with, on the host, those of losses included.
+
+    Args:
+      plans: of the stages, whose losses and feature hooks are checked.
+      warm: puts the weights of another run in place of the network's own; None: a run from scratch.
+
+    Raises:
+      UserError: a network, score, loss or feature hook that does not work with the others.
+    """
+    split, images = source.split, images_seen(source, config)
+    variables = models.init_variables(network, config.seed, images)
+    sizes = models.sizes_of(network, variables, images, split.num_classes)
+    check_scores(split.num_classes, split.divisions, sizes[0])
+    if warm is not None:
+        variables = warm(variables)
+    for plan in plans:
+        check_stage(plan.name, plan.settings, network, sizes, split.class_counts)
+    stages = [plan.settings for plan in plans]
+    variables = with_losses(variables, stages, sizes, split.class_counts, config.seed)
+    return jax.tree.map(np.asarray, variables)
 
 
 def _traced(config: ConfigDict, workdir: Path) -> tuple[Path, bool]:
