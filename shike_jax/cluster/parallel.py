@@ -157,9 +157,13 @@ def rows_of_all(array: Any, positions: Any) -> Any:
 
 
 def replicate(tree: PyTree) -> PyTree:
-    """Puts host arrays on every device; the result passes into `compile_step` functions without further copies."""
-    local_devices = np.zeros(jax.local_device_count(), np.float32)
-    return compile_step(lambda _, x: x, replicated_in=(False, True), donate=False)(local_devices, tree)
+    """Copies host arrays to every device; the result passes into `compile_step` functions without further copies."""
+    if _backend == "shard_map":
+        sharding = NamedSharding(Mesh(np.array(jax.devices()), (AXIS,)), PartitionSpec())
+        return jax.tree.map(lambda leaf: _on_mesh(np.array(leaf), sharding), tree)
+    # As `pmap` returns its results. No memory is shared with the arrays given: a step may overwrite its copies.
+    sharding = NamedSharding(Mesh(np.array(jax.local_devices()), (AXIS,)), PartitionSpec())
+    return jax.device_put(jax.tree.map(np.asarray, tree), sharding, may_alias=False)
 
 
 def send(tree: PyTree) -> PyTree:

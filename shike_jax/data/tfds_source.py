@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from ml_collections import ConfigDict
 
+from shike_jax.cluster.cpu import usable_cores
 from shike_jax.data import tfds_large
 from shike_jax.data.cifar_archive import longtailed_source
 from shike_jax.data.tensorflow_data import damage, find_builder, import_tensorflow, named_damage, shards, splits_of
@@ -75,6 +76,6 @@ def _decode(encoded: np.ndarray) -> np.ndarray:
     tf = import_tensorflow()
     images = tf.data.Dataset.from_tensor_slices(encoded).map(
         lambda png: tf.ensure_shape(tf.io.decode_png(png, channels=3), (CIFAR_SIDE, CIFAR_SIDE, 3)),
-        num_parallel_calls=tf.data.AUTOTUNE,
+        usable_cores(),  # by itself TensorFlow begins with one, and needs twice as long
     )
     return np.concatenate(list(images.batch(1000).as_numpy_iterator()))
