@@ -244,11 +244,7 @@ def assert_equal_everywhere(value: str, what: str) -> None:
 
 
 def find_devices() -> list[jax.Device]:
-    """All devices; the first use of JAX.
-
-    Raises:
-      UserError: none of the platform that JAX_PLATFORMS asks for.
-    """
+    """All devices; the first use of JAX. UserError where JAX_PLATFORMS asks for a platform that is not there."""
     try:
         return jax.devices()
     except (RuntimeError, AssertionError) as error:  # the latter when a platform is asked for and absent

@@ -16,11 +16,7 @@ _NUMBER = re.compile(r"[+-]?\d[\d.,]*(e[+-]?\d+)?", re.IGNORECASE)
 
 
 def parse_json(text: str | bytes) -> Any:
-    """Parses JSON that someone may have edited or damaged.
-
-    Raises:
-      ValueError: not JSON, or nested so deeply that Python's parser gives up (it raises RecursionError).
-    """
+    """Parses JSON that someone may have edited or damaged; ValueError also for what is nested too deeply for Python."""
     try:
         return json.loads(text)
     except RecursionError:

@@ -65,10 +65,7 @@ def part_folders(root: str) -> dict[str, str]:
     """The folder of each part, in the order train, val, test; empty where class folders lie directly in `root`.
 
     They do when other folders than `train`, `val`, `test` are there, and none that bears the name of a part holds
-    folders.
-
-    Raises:
-      UserError: two folders for one part.
+    folders. Two folders for one part are a UserError.
     """
     try:
         names = subfolders(root)

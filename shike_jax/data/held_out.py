@@ -74,9 +74,6 @@ def with_validation(source: Source, data: ConfigDict) -> Source:
     """The source with a part `val` of `config.data.validation` images of each class, which no longer train.
 
     Class counts, and all that follows from them, are those of the images that still train.
-
-    Raises:
-      UserError: the source has a part `val` already.
     """
     split, amount = source.split, data.validation
     if "val" in split.parts:

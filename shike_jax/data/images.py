@@ -27,7 +27,7 @@ UPRIGHT = dict(enumerate((Image.Transpose[turn] for turn in _TURNS.split()), 2))
 
 
 class ImageError(Exception):
-    """An image that cannot be decoded; the message is the reason."""
+    """Bytes that are no image, or one that is truncated, damaged or too large; the message is the reason."""
 
 
 def _told(view: Callable[..., np.ndarray]) -> Callable[..., np.ndarray]:
@@ -51,11 +51,7 @@ def _told(view: Callable[..., np.ndarray]) -> Callable[..., np.ndarray]:
 
 @_told
 def decode(encoded: bytes) -> np.ndarray:
-    """Decodes a whole image: uint8 [H, W, 3].
-
-    Raises:
-      ImageError: not an image, truncated, damaged or too large.
-    """
+    """Decodes a whole image: uint8 [H, W, 3]."""
     image = _open(encoded)
     return np.asarray(_load(image))
 
@@ -73,9 +69,6 @@ def random_resized_crop(
       seed: [2] uint32; box and flip depend on it and on the image's shape alone.
       scale: range of the box's share of the area; its aspect ratio is log-uniform in 3/4..4/3.
       flip: mirror with probability 1/2.
-
-    Raises:
-      ImageError: see `decode`.
     """
     image = _open(encoded)
     width, height = _upright_size(image)
@@ -92,11 +85,7 @@ def random_resized_crop(
 
 @_told
 def center_crop(encoded: bytes, size: int, resize: int) -> np.ndarray:
-    """Resizes the short side to `resize` pixels and takes the central square: uint8 [size, size, 3].
-
-    Raises:
-      ImageError: see `decode`.
-    """
+    """Resizes the short side to `resize` pixels and takes the central square: uint8 [size, size, 3]."""
     image = _open(encoded)
     width, height = _upright_size(image)
     short = min(width, height)

@@ -126,11 +126,7 @@ def path_fault(member: str, seen: Mapping[str, int]) -> str:
 
 
 def check_labels(train: ListFile, others: list[ListFile]) -> int:
-    """The number of classes C of the training list.
-
-    Raises:
-      UserError: a label without a training image below the largest (a gap), or a label of another list outside 0..C-1.
-    """
+    """The number of classes C of the training list; UserError for a gap, or a label of another list outside 0..C-1."""
     present = np.unique(train.labels)
     num_classes = int(present[-1]) + 1
     if len(present) != num_classes:

@@ -78,11 +78,7 @@ def _check_arrays(what: str, source: Source) -> None:
 
 
 def load_whole(data: ConfigDict) -> Source | None:
-    """All images of a folder or a table as the part `test`; None where the data name parts themselves.
-
-    Raises:
-      UserError: see `load`.
-    """
+    """All images of a folder or a table as the part `test`; None where the data name parts themselves."""
     if data.source not in ("folder", "table"):
         return None
     undivided = data.copy_and_resolve_references()

@@ -101,11 +101,7 @@ class Shard:
 
 
 def shards(builder: Any, split: str) -> Iterator[Shard]:
-    """The files of a split, or of a split expression such as `train[:90%]`, in order.
-
-    Raises:
-      UserError: one is missing, or the data set has no such split.
-    """
+    """The files, none missing, of a split, or of a split expression such as `train[:90%]`, in order."""
     try:
         about = builder.info.splits[split].file_instructions
     except (KeyError, ValueError, AssertionError) as error:

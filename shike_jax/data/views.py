@@ -26,11 +26,7 @@ def is_decoded_on_host(data: ConfigDict) -> bool:
 def policy_on_host(config: ConfigDict, platform: str = "") -> bool:
     """Whether the policy runs in the host's pipeline, by `config.augment.place`.
 
-    Args:
-      platform: that the step is compiled for; empty: the one that JAX computes on.
-
-    Raises:
-      UserError: `host` where no images are decoded on the host.
+    `platform` is what the step is compiled for; empty: what JAX computes on.
     """
     place, decoded = config.augment.place, is_decoded_on_host(config.data)
     if place == "host" and not decoded:

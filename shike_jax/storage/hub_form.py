@@ -45,11 +45,7 @@ def save(folder: epath.Path, tree: PyTree, meta: Mapping[str, Any]) -> None:
 
 
 def load(folder: epath.Path) -> tuple[PyTree, dict[str, Any]]:
-    """Variables and facts of a folder that `save` wrote.
-
-    Raises:
-      UserError: damaged files, or no config.json.
-    """
+    """Variables and facts of a folder that `save` wrote; UserError for damaged or missing files."""
     try:
         if not (folder / CONFIG).exists():
             raise UserError(f"no {CONFIG} next to {WEIGHTS}")

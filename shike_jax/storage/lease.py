@@ -43,11 +43,7 @@ class Lease:
         return str(found.get("generation")), str(found.get("metageneration"))
 
     def take(self) -> bool:
-        """Takes the lease when there is none, and renews it from then on; False when another job was faster.
-
-        Raises:
-          UserError: no such bucket.
-        """
+        """Takes the lease when there is none, and renews it from then on; False when another job was faster."""
         try:
             self._store.pipe_file(self._path, self._holder, mode="create")
         except FileExistsError:

@@ -23,11 +23,7 @@ _DTYPES = {
 
 
 def from_bytes(data: bytes) -> tuple[dict[str, np.ndarray], dict[str, str]]:
-    """The arrays of a file's content, which may be changed, and its remarks.
-
-    Raises:
-      UserError: truncated, or not of this format.
-    """
+    """The arrays of a file's content, which may be changed, and its remarks; UserError for a damaged file."""
     import safetensors
 
     try:
@@ -44,11 +40,7 @@ def from_bytes(data: bytes) -> tuple[dict[str, np.ndarray], dict[str, str]]:
 
 
 def to_bytes(arrays: Mapping[str, np.ndarray], remarks: Mapping[str, str] | None = None) -> bytes:
-    """The content of a file; `remarks` are texts by name that it carries.
-
-    Raises:
-      UserError: an element type that the format does not have.
-    """
+    """The content of a file with these remarks; UserError for an element type that the format does not have."""
     from safetensors import SafetensorError
     from safetensors.numpy import save
 

@@ -39,11 +39,7 @@ class Writer(Protocol):
 
 
 def tensorboard(folder: Path) -> Writer:
-    """TensorBoard's event files, by tensorboardX where it is installed, else by clu, which imports TensorFlow.
-
-    Raises:
-      UserError: neither is installed.
-    """
+    """TensorBoard's event files, by tensorboardX where it is installed, else by clu, which imports TensorFlow."""
     try:
         return TensorBoardX(folder)
     except UserError:
