@@ -49,13 +49,6 @@ def _told(view: Callable[..., np.ndarray]) -> Callable[..., np.ndarray]:
     return told
 
 
-@_told
-def decode(encoded: bytes) -> np.ndarray:
-    """Decodes a whole image: uint8 [H, W, 3]."""
-    image = _open(encoded)
-    return np.asarray(_load(image))
-
-
 CROP_DRAWS = 41  # of an image's stream: ten tries of four, and the flip
 
 
@@ -141,7 +134,7 @@ def _upright_size(image: Image.Image) -> tuple[int, int]:
     return (image.height, image.width) if orientation(image) >= 5 else image.size
 
 
-def _load(image: Image.Image, scale: tuple[float, float] = (1.0, 1.0)) -> Image.Image:
+def _load(image: Image.Image, scale: tuple[float, float]) -> Image.Image:
     """`to_rgb`, but a JPEG that `scale` will shrink much is decoded at 1/2, 1/4 or 1/8 of its size."""
     if image.format == "JPEG" and orientation(image) == 1:
         least = (math.ceil(GAP * image.width * scale[0]), math.ceil(GAP * image.height * scale[1]))
