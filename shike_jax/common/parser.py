@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import itertools
 import re
 import textwrap
 from collections.abc import Mapping, Sequence
@@ -60,15 +61,12 @@ WIDTH = 79
 def _filled(text: str) -> str:
     """Remarks filled to the width; indented lines (examples, tables) keep their places and go on below if too long."""
     lines: list[str] = []
-    paragraph: list[str] = []
-    for line in [*text.splitlines(), ""]:
-        if line and not line.startswith(" "):
-            paragraph.append(line)
-            continue
-        lines += textwrap.wrap(" ".join(paragraph), WIDTH, break_on_hyphens=False)
-        paragraph = []
-        lines += table(line)
-    return "\n".join(lines[:-1])
+    for is_remark, found in itertools.groupby(text.splitlines(), lambda line: bool(line) and not line.startswith(" ")):
+        if is_remark:
+            lines += textwrap.wrap(" ".join(found), WIDTH, break_on_hyphens=False)
+        else:
+            lines += itertools.chain.from_iterable(map(table, found))
+    return "\n".join(lines)
 
 
 def table(line: str) -> list[str]:

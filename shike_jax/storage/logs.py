@@ -128,14 +128,10 @@ class RunLog:
 
     def announced(self, call: Callable[..., Any], what: str) -> Callable[..., Any]:
         """A compiled function whose first call, which compiles, is announced."""
-        fresh = True
+        first = iter([self.compiling(what)])
 
         def announced(*arguments: Any) -> Any:
-            nonlocal fresh
-            if not fresh:
-                return call(*arguments)
-            fresh = False
-            with self.compiling(what):
+            with next(first, contextlib.nullcontext()):
                 return call(*arguments)
 
         return announced
