@@ -30,14 +30,10 @@ def __getattr__(name: str) -> Any:
     module, attribute = _SURFACE[name]
     found = importlib.import_module(f"{__name__}.{module}")
     value = getattr(found, attribute) if attribute else found
-    if callable(value) and not isinstance(value, type):
-        from shike_jax.common.calls import clear
-
-        value = clear(value)
-    elif name == "losses":
-        from shike_jax.common.calls import clear_module
-
-        value = clear_module(value)
+    if not attribute:
+        value = importlib.import_module(f"{__name__}.common.calls").clear_module(value)
+    elif callable(value) and not isinstance(value, type):
+        value = importlib.import_module(f"{__name__}.common.calls").clear(value)
     globals()[name] = value  # the next access does not come here
     return value
 

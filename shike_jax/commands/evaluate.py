@@ -56,10 +56,10 @@ def describe(summary: dict[str, Any]) -> str:
     """The scores as text for people; per-class rows for at most 100 classes."""
     data, heads = summary["data"], summary["heads"]
     lines = [f"{data['name']}, {data['part']}: {data['examples']:,} examples, {len(data['class_names'])} classes"]
-    lines += [] if data["same_split"] else ["(another split than the checkpoint's)"]
+    if not data["same_split"]:
+        lines += ["(another split than the checkpoint's)"]
     if data["classes_by"] == "number":
         lines += ["(classes matched by number: the checkpoint does not name them)"]
-    lines += [""]
     columns = {name: about["title"] for name, about in summary["scores"].items() if about["detail"]}
     rows = [["percent", *columns.values()]]
     for name, found in heads.items():
@@ -70,21 +70,24 @@ def describe(summary: dict[str, Any]) -> str:
         if mirrored := found.get("mirrored"):
             rows.append(["  with mirror images", *(number(mirrored[key]) for key in columns)])
     wrong = {name: found["not_finite"] for name, found in heads.items() if found["not_finite"]}
-    lines += aligned(rows)
+    lines += ["", *aligned(rows)]
     lines += [
         f"The {name} heads' logits of {count:,} of {data['examples']:,} images are not finite: wrong in every score."
         for name, count in wrong.items()
     ]
-    lines += [*_earlier_heads(summary), ""]
+    lines += _earlier_heads(summary)
     rows = [["percent", "differ", "unanimous", "any right", "all right", "none right", "p > 0.5"]]
     for name, found in heads.items():
         shares = found["agreement"]
         keys = ("disagreement", "unanimous", "oracle", "all_right", "none_right")
         cells = [*(shares[key] for key in keys), found["hardest_negative"]["above_half"]]
         rows.append([name, *map(number, cells)])
-    lines += aligned(rows)
-    lines += ["differ: images on which two experts disagree, mean over pairs"]
-    lines += ["p > 0.5: images whose hardest wrong class has a probability above one half"]
+    lines += [
+        "",
+        *aligned(rows),
+        "differ: images on which two experts disagree, mean over pairs",
+        "p > 0.5: images whose hardest wrong class has a probability above one half",
+    ]
     if len(data["class_names"]) <= 100:
         lines += ["", *aligned(_class_rows(data, checkpoint.trained_heads(summary), heads))]
     if "post_hoc" in summary:
@@ -113,14 +116,14 @@ def _post_hoc_lines(summary: dict[str, Any]) -> list[str]:
     chosen = f", tau chosen on {about['tuned_on']}" if about["tuned_on"] else ""
     lines = [f"images weighted by the share of their class; prior {printable(about['prior'])}{chosen}"]
     header = [column for name, one in found.items() for column in (name, f"{one['adjust']} {one['tau']:g}")]
-    rows = [["percent", *header], [f"prior {printable(about['prior'])}", *_pairs(found.values())]]
+
+    def pairs(scores: Iterable[dict[str, Any]]) -> list[str]:
+        return [number(one[key]) for one in scores for key in ("plain", "adjusted")]
+
+    rows = [["percent", *header], [f"prior {printable(about['prior'])}", *pairs(found.values())]]
     for name in next(iter(found.values()))["distributions"]:
-        rows.append([name, *_pairs(one["distributions"][name] for one in found.values())])
+        rows.append([name, *pairs([one["distributions"][name] for one in found.values()])])
     return [*lines, *aligned(rows)]
-
-
-def _pairs(scores: Iterable[dict[str, Any]]) -> list[str]:
-    return [number(one[key]) for one in scores for key in ("plain", "adjusted")]
 
 
 def _class_rows(data: dict[str, Any], name: str, heads: dict[str, Any]) -> list[list[str]]:
@@ -136,11 +139,8 @@ def _class_rows(data: dict[str, Any], name: str, heads: dict[str, Any]) -> list[
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = Parser(
-        "python -m shike_jax evaluate",
-        "Scores a checkpoint: accuracies by division, class and expert, calibration, F1, agreement of the experts.",
-        _EPILOG,
-    )
+    about = "Scores a checkpoint: accuracies by division, class and expert, calibration, F1, agreement of the experts."
+    parser = Parser("python -m shike_jax evaluate", about, _EPILOG)
     parser.add_argument("--checkpoint", required=True, metavar="DIR", help="work directory, weights/STAGE or converted")
     parser.add_argument("--part", help="train, val or test; default: the configuration's data.test_part, test")
     about = "representation, classifier or both; default: those that were trained"

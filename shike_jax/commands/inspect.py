@@ -137,11 +137,8 @@ def draw(source: Source, config: ConfigDict, path: Path) -> None:
 
 def main(argv: Sequence[str]) -> None:
     """Prints sizes, counts, divisions and hash; writes JSON and a figure on request."""
-    parser = Parser(
-        "python -m shike_jax inspect",
-        "Shows the split of a configuration: sizes, class counts, divisions, hash, samples.",
-        _EPILOG,
-    )
+    about = "Shows the split of a configuration: sizes, class counts, divisions, hash, samples."
+    parser = Parser("python -m shike_jax inspect", about, _EPILOG)
     parser.add_argument("--json", type=Path, help="file to write the numbers to")
     parser.add_argument("--figure", type=Path, help=".png or .pdf: class-count curve and a sheet of augmented samples")
     parser.add_argument("--check", action="store_true", help="decode every image and report the unreadable ones")

@@ -21,11 +21,8 @@ file is never overwritten.
 
 def main(argv: Sequence[str]) -> None:
     """Loads the configured split and writes it."""
-    parser = Parser(
-        "python -m shike_jax pack",
-        "Writes a small-image split (CIFAR, digits) with its images as one compressed .npz file.",
-        _EPILOG,
-    )
+    about = "Writes a small-image split (CIFAR, digits) with its images as one compressed .npz file."
+    parser = Parser("python -m shike_jax pack", about, _EPILOG)
     parser.add_argument("--output", required=True, metavar="FILE.npz", help="file to write; must not exist")
     config, args = parse_command(parser, argv)
     output = args.output

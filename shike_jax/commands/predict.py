@@ -159,11 +159,8 @@ def _open(classifier: Classifier, images: Sequence[str], batch_size: int) -> tup
 
 def parser() -> Parser:
     """The command's options."""
-    found = Parser(
-        "python -m shike_jax predict",
-        "Predicts the classes of images: to the terminal, or to a .csv or .npz file.",
-        _EPILOG,
-    )
+    about = "Predicts the classes of images: to the terminal, or to a .csv or .npz file."
+    found = Parser("python -m shike_jax predict", about, _EPILOG)
     classifiers.add_options(found)
     classifiers.add_mirror(found)
     found.add_argument("--images", required=True, nargs="+", metavar="PATH", help="what to classify; see below")

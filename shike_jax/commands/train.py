@@ -34,11 +34,8 @@ Open MPI.
 
 def parse(argv: Sequence[str]) -> argparse.Namespace:
     """Parses the flags that are not the configuration's."""
-    parser = Parser(
-        "python -m shike_jax train",
-        "Trains one run as configured, evaluates it and writes WORKDIR/results.json.",
-        _EPILOG,
-    )
+    about = "Trains one run as configured, evaluates it and writes WORKDIR/results.json."
+    parser = Parser("python -m shike_jax train", about, _EPILOG)
     about = "a Python file that is run: a path, or the name of one that comes along; --config.FIELD=VALUE changes it"
     parser.add_argument("--config", metavar="FILE[:ARGUMENTS]", help=about)
     about = "list the fields that --config.FIELD=VALUE sets (those whose description holds WORD) and exit"

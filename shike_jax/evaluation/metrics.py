@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from shike_jax.methods.losses import at_label
 from shike_jax.methods.scores import (
     SCORES,
     Predictions,
@@ -34,7 +35,7 @@ def per_example(logits: Array, labels: Array) -> dict[str, Array]:
     sound = jnp.isfinite(mean).all(-1)
     log_p = jax.nn.log_softmax(mean)
     classes = jnp.arange(logits.shape[-1])
-    is_label, target = classes == labels[:, None], _at_label(mean, labels)[:, None]
+    is_label, target = classes == labels[:, None], at_label(mean[None], labels)[0, :, None]
     # Of equal logits the lower class index comes first, as in argmax.
     rank = jnp.sum((mean > target) | ((mean == target) & (classes < labels[:, None])), 1)
     return {
@@ -43,7 +44,7 @@ def per_example(logits: Array, labels: Array) -> dict[str, Array]:
         "expert_predicted": jnp.where(jnp.isfinite(logits).all(-1), jnp.argmax(logits, -1), -1).astype(jnp.int32),
         "confidence": jnp.exp(jnp.max(log_p, -1)).astype(jnp.float32),
         "hardest_negative": jnp.exp(jnp.max(jnp.where(is_label, -jnp.inf, log_p), -1)).astype(jnp.float32),
-        "loss": -_at_label(log_p, labels).astype(jnp.float32),
+        "loss": -at_label(log_p[None], labels)[0].astype(jnp.float32),
     }
 
 
@@ -84,11 +85,6 @@ def analyse(
 def scores_of(results: Mapping[str, Any]) -> dict[str, Any]:
     """What the scores of a run's results mean (`methods.scores.describe_scores`); older results are read as today's."""
     return results.get("scores") or describe_scores()
-
-
-def _at_label(values: Array, labels: Array) -> Array:
-    """values [B,C] at each label: [B]."""
-    return jnp.take_along_axis(values, labels[:, None], 1)[:, 0]
 
 
 def _rounded(value: float | None) -> float | None:

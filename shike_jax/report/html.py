@@ -7,6 +7,7 @@ import dataclasses
 import html
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 from shike_jax.common.text import printable
 from shike_jax.report.tables import Table
@@ -78,8 +79,7 @@ for (const table of document.querySelectorAll("table.sorts")) {
 _NOTHING = ' class="none"'  # an empty cell keeps its place in a column, and needs none below its row's name
 
 
-@dataclasses.dataclass(frozen=True)
-class Picture:
+class Picture(NamedTuple):
     """A figure: its SVG file, heading and caption."""
 
     path: Path
@@ -87,8 +87,7 @@ class Picture:
     caption: str
 
 
-@dataclasses.dataclass(frozen=True)
-class Example:
+class Example(NamedTuple):
     """A test image: a PNG file's content, whether it was recognised, and what is said below it."""
 
     png: bytes
