@@ -13,7 +13,7 @@ from shike_jax.common.extras import optional
 from shike_jax.common.parser import Parser
 from shike_jax.common.text import aligned, printable, say, to_json
 from shike_jax.config.loading import parse_command
-from shike_jax.data import sources
+from shike_jax.data import sampling, sources
 from shike_jax.data.held_out import evaluated_part
 from shike_jax.data.host_pipeline import HostPipeline
 from shike_jax.data.splits import Split
@@ -82,9 +82,7 @@ def histogram(counts: np.ndarray, rows: int = 10, width: int = 50) -> list[str]:
 def check_images(source: Source, config: ConfigDict) -> None:
     """Decodes every image of every part; `source.report` then names those that cannot be read."""
     for name, part in source.split.parts.items():
-        padded = np.arange(-(-len(part) // 64) * 64).reshape(-1, 64)
-        plan = {"index": np.minimum(padded, len(part) - 1), "mask": (padded < len(part)).astype(np.float32)}
-        for _ in HostPipeline(source, name, config).batches(plan):
+        for _ in HostPipeline(source, name, config).batches(sampling.in_order(len(part), 64)):
             pass
 
 

@@ -1,4 +1,4 @@
-"""Mixing each image with a partner: mixup and CutMix.
+"""Mixing each image with a partner: mixup, CutMix and CMO.
 
 A registered mixing is a function of `MixingInputs` to the mixed images and the weight of their own labels. Each is a
 field of a stage, with its strength as the value: `config.stages.NAME.mixup = 0.4`; 0 is off. Where a stage has several,
@@ -121,6 +121,19 @@ def cutmix(inputs: MixingInputs) -> tuple[Array, Array]:
     box = inside(row_key, height)[:, None] & inside(column_key, width)
     lam = 1 - jnp.mean(box, dtype=jnp.float32)
     return jnp.where(box[..., None], inputs.partners, inputs.images), lam
+
+
+@MIXINGS.register("cmo", about="alpha of CMO, 0: off; needs the sampler foregrounds", pairs=True)
+def cmo(inputs: MixingInputs) -> tuple[Array, Array]:
+    """Context-rich minority oversampling (CMO, Park et al. 2022, algorithm 1): boxes of balanced classes, as CutMix's.
+
+    As in the authors' code, half of the steps mix. The authors leave the first and the last three epochs unmixed; here
+    all epochs are alike.
+    """
+    which, key = jax.random.split(inputs.key)
+    mixed, share = cutmix(dataclasses.replace(inputs, key=key))
+    mixes = jax.random.bernoulli(which, 0.5)
+    return jnp.where(mixes, mixed, inputs.images), jnp.where(mixes, share, 1.0)
 
 
 def _draw_lam(key: Array, alpha: float, dtype: jnp.dtype) -> Array:

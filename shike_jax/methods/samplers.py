@@ -52,6 +52,12 @@ def paired(key: Array, labels: np.ndarray) -> Array:
     return balanced(key, labels)
 
 
+@SAMPLERS.register("foregrounds", partner="balanced")
+def foregrounds(key: Array, labels: np.ndarray) -> Array:
+    """As `shuffle`; each example comes with one of a class drawn uniformly (CMO, whose weights are 1 / n_c)."""
+    return shuffle(key, labels)
+
+
 def _draw_by_class(key: Array, labels: np.ndarray, weigh: Callable[[np.ndarray], np.ndarray]) -> Array:
     """Draws classes with the weights of their counts, then an example of each; every class must have examples."""
     counts = np.bincount(labels)

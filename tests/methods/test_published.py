@@ -9,7 +9,6 @@ import scipy.special
 from shike_jax.errors import UserError
 from shike_jax.methods import LOSSES, SAMPLERS, LossInputs, MixingInputs
 from shike_jax.methods.adjustment import ADJUSTMENTS, AdjustmentInputs
-from shike_jax.methods.cmo import cmo
 from shike_jax.methods.losses import (
     expert_diversity,
     gaussian_clouded,
@@ -17,6 +16,7 @@ from shike_jax.methods.losses import (
     label_aware_smoothing,
     skill_diverse,
 )
+from shike_jax.methods.mixing import cmo
 from shike_jax.methods.proco import concentration, contrast, moved_means
 from shike_jax.methods.sade import aggregation_shares
 from shike_jax.models.second_heads import Alignment
