@@ -145,24 +145,19 @@ def _amount(value: float | None, unit: str) -> str:
     return f"{value / 1e9:.2f} G{unit}" if value is not None else "not stated by this compiler"
 
 
-def parser() -> Parser:
-    """The command's options."""
-    options = Parser("python -m shike_jax compile", __doc__.partition(": ")[2], _EPILOG)
-    options.add_argument("--topology", required=True, metavar="DEVICES", help=f"one of {topology.EXPECTED}")
-    options.add_argument("--json", type=Path, metavar="FILE", help="write all counts there")
-    options.add_argument("--stages", default="", metavar="NAMES", help="comma-separated; default: the first of the run")
-    about = "default: the configuration's batch"
-    options.add_argument("--batch-per-device", type=int, default=0, metavar="N", help=about)
-    options.add_argument("--no-evaluation", action="store_true", help="leave the evaluation step out")
-    about = "of data of your own; default: as published"
-    options.add_argument("--classes", type=int, default=0, metavar="C", help=about)
-    options.add_argument("--images", type=int, default=0, metavar="N", help="training images of data of your own")
-    return options
-
-
 def main(argv: Sequence[str]) -> None:
     """Runs the command."""
-    config, args = parse_command(parser(), argv)
+    parser = Parser("python -m shike_jax compile", __doc__.partition(": ")[2], _EPILOG)
+    parser.add_argument("--topology", required=True, metavar="DEVICES", help=f"one of {topology.EXPECTED}")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write all counts there")
+    parser.add_argument("--stages", default="", metavar="NAMES", help="comma-separated; default: the first of the run")
+    about = "default: the configuration's batch"
+    parser.add_argument("--batch-per-device", type=int, default=0, metavar="N", help=about)
+    parser.add_argument("--no-evaluation", action="store_true", help="leave the evaluation step out")
+    about = "of data of your own; default: as published"
+    parser.add_argument("--classes", type=int, default=0, metavar="C", help=about)
+    parser.add_argument("--images", type=int, default=0, metavar="N", help="training images of data of your own")
+    config, args = parse_command(parser, argv)
     for name in ("batch_per_device", "classes", "images"):
         if getattr(args, name) < 0:
             raise UserError(f"--{name.replace('_', '-')}={getattr(args, name)}: expected a number of at least 1")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -138,7 +137,9 @@ def _class_rows(data: dict[str, Any], name: str, heads: dict[str, Any]) -> list[
     return rows
 
 
-def _parser() -> argparse.ArgumentParser:
+def main(argv: Sequence[str]) -> None:
+    """Runs the command."""
+    changes, rest = split_arguments(argv)
     about = "Scores a checkpoint: accuracies by division, class and expert, calibration, F1, agreement of the experts."
     parser = Parser("python -m shike_jax evaluate", about, _EPILOG)
     parser.add_argument("--checkpoint", required=True, metavar="DIR", help="work directory, weights/STAGE or converted")
@@ -149,20 +150,14 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--config", metavar="FILE[:ARGS]", help="other data; --config.field=value changes fields")
     parser.add_argument("--output", type=place, metavar="FILE", help=".json or .npz to write")
-    adjusting = parser.add_argument_group("adjustment to the shares of the classes in the images to classify")
-    adjusting.add_argument("--prior", metavar="P", help="uniform (default), train or a JSON file")
+    group = parser.add_argument_group("adjustment to the shares of the classes in the images to classify")
+    group.add_argument("--prior", metavar="P", help="uniform (default), train or a JSON file")
     names = ", ".join(post_hoc.ADJUSTMENTS)
-    adjusting.add_argument("--adjust", metavar="NAME", help=f"{names}, or auto (default): by the losses that trained")
-    adjusting.add_argument("--tau", type=float, help="strength of the adjustment; default 1")
-    adjusting.add_argument("--tune", nargs="?", const="val", metavar="PART", help="choose tau on a part; default val")
+    group.add_argument("--adjust", metavar="NAME", help=f"{names}, or auto (default): by the losses that trained")
+    group.add_argument("--tau", type=float, help="strength of the adjustment; default 1")
+    group.add_argument("--tune", nargs="?", const="val", metavar="PART", help="choose tau on a part; default val")
     parser.add_argument("--logits", action="store_true", help="keep the logits too (.npz only)")
-    return parser
-
-
-def main(argv: Sequence[str]) -> None:
-    """Runs the command."""
-    changes, rest = split_arguments(argv)
-    args = _parser().parse_args(rest)
+    args = parser.parse_args(rest)
     if args.output and args.output.suffix not in (".json", ".npz"):
         raise UserError(f"--output={args.output}: expected a name ending in .json or .npz")
     if args.logits and (not args.output or args.output.suffix != ".npz"):
@@ -176,8 +171,7 @@ def main(argv: Sequence[str]) -> None:
     source, part = checkpoint.load_data(classifier, config, args.part)
     sets = {"trained": checkpoint.trained_of(classifier), "both": checkpoint.sets_of(classifier)}
     heads = sets.get(args.heads, (args.heads,))
-    adjusting = None
-    asked = args.prior, args.adjust, args.tau, args.tune
+    asked, adjusting = (args.prior, args.adjust, args.tau, args.tune), None
     if any(value is not None for value in asked):
         adjusting = checkpoint.Adjusting(classifier, source, heads, *asked)
     summary, found = checkpoint.evaluate(classifier, config, source, part, heads, args.logits or adjusting is not None)

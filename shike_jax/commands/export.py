@@ -181,20 +181,15 @@ def export_again(folder: Path) -> str:
     return str(classifier.meta.get("versions", {}).get("jax", "an unknown version"))
 
 
-def parser() -> Parser:
-    """The command's options."""
-    found = Parser("python -m shike_jax export", "Writes a classifier for use without this package.", _EPILOG)
-    classifiers.add_options(found, required=False)
-    classifiers.add_mirror(found)
-    found.add_argument("--output", type=place, metavar="DIR", help="folder to write; new or empty")
-    found.add_argument("--again", type=place, metavar="DIR", help="an export whose function is made again, in place")
-    found.add_argument("--format", default="jax", choices=tuple(WRITERS), help="default: jax")
-    return found
-
-
 def main(argv: Sequence[str]) -> None:
     """Runs the command."""
-    args = parser().parse_args(argv)
+    parser = Parser("python -m shike_jax export", "Writes a classifier for use without this package.", _EPILOG)
+    classifiers.add_options(parser, required=False)
+    classifiers.add_mirror(parser)
+    parser.add_argument("--output", type=place, metavar="DIR", help="folder to write; new or empty")
+    parser.add_argument("--again", type=place, metavar="DIR", help="an export whose function is made again, in place")
+    parser.add_argument("--format", default="jax", choices=tuple(WRITERS), help="default: jax")
+    args = parser.parse_args(argv)
     if args.again:
         own_files.register(args.config)
         if args.checkpoint or args.output:

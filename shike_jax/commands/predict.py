@@ -157,25 +157,20 @@ def _open(classifier: Classifier, images: Sequence[str], batch_size: int) -> tup
     return len(files), iter(reader), reader.skipped
 
 
-def parser() -> Parser:
-    """The command's options."""
-    about = "Predicts the classes of images: to the terminal, or to a .csv or .npz file."
-    found = Parser("python -m shike_jax predict", about, _EPILOG)
-    classifiers.add_options(found)
-    classifiers.add_mirror(found)
-    found.add_argument("--images", required=True, nargs="+", metavar="PATH", help="what to classify; see below")
-    found.add_argument("more", nargs="*", metavar="PATH", help=argparse.SUPPRESS)  # --images=a.jpg b.jpg
-    about = "a .csv or .npz to write; without it the terminal is used"
-    found.add_argument("--output", type=place, metavar="FILE", help=about)
-    found.add_argument("--top_k", type=int, default=5, metavar="K", help="classes listed per image (default 5)")
-    found.add_argument("--batch_size", type=int, default=64, metavar="B", help="images at once (default 64)")
-    found.add_argument("--per_expert", action="store_true", help="each expert's own prediction too")
-    return found
-
-
 def main(argv: Sequence[str]) -> int:
     """Runs the command; 1 where the output for some images is not finite."""
-    args = parser().parse_args(argv)
+    about = "Predicts the classes of images: to the terminal, or to a .csv or .npz file."
+    parser = Parser("python -m shike_jax predict", about, _EPILOG)
+    classifiers.add_options(parser)
+    classifiers.add_mirror(parser)
+    parser.add_argument("--images", required=True, nargs="+", metavar="PATH", help="what to classify; see below")
+    parser.add_argument("more", nargs="*", metavar="PATH", help=argparse.SUPPRESS)  # --images=a.jpg b.jpg
+    about = "a .csv or .npz to write; without it the terminal is used"
+    parser.add_argument("--output", type=place, metavar="FILE", help=about)
+    parser.add_argument("--top_k", type=int, default=5, metavar="K", help="classes listed per image (default 5)")
+    parser.add_argument("--batch_size", type=int, default=64, metavar="B", help="images at once (default 64)")
+    parser.add_argument("--per_expert", action="store_true", help="each expert's own prediction too")
+    args = parser.parse_args(argv)
     for name in ("top_k", "batch_size"):
         if getattr(args, name) < 1:
             raise UserError(f"--{name}={getattr(args, name)}: expected at least 1")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import os
 import shlex
 import shutil
@@ -146,7 +145,9 @@ def _here(workdir: Path) -> Path:
     return Path(tempfile.mkdtemp(prefix="shike_jax-sweep-")) if buckets.in_bucket(workdir) else workdir
 
 
-def _parser() -> argparse.ArgumentParser:
+def main(argv: Sequence[str]) -> int:
+    """Runs the command; returns the exit status."""
+    mine, rest = split_arguments([item for item in argv if item != "--"])
     parser = Parser("python -m shike_jax sweep", "Trains many settings and seeds.", _EPILOG)
     parser.add_argument("sweep", choices=("table4", "table5", "seeds", "grid"))
     parser.add_argument("--config", metavar="FILE[:ARGS]", help="configuration; --config.FIELD=VALUE changes it")
@@ -159,13 +160,7 @@ def _parser() -> argparse.ArgumentParser:
     about = "passed on to sbatch, such as --sbatch=--ntasks-per-node=1; repeatable"
     parser.add_argument("--sbatch", action="append", default=[], metavar="OPTION", help=about)
     parser.add_argument("--dry-run", action="store_true", help="print the commands (with --slurm the script) only")
-    return parser
-
-
-def main(argv: Sequence[str]) -> int:
-    """Runs the command; returns the exit status."""
-    mine, rest = split_arguments([item for item in argv if item != "--"])
-    args = _parser().parse_args(rest)
+    args = parser.parse_args(rest)
     if args.jobs < 1:
         raise UserError(f"--jobs={args.jobs}: expected at least 1")
     jobs = make_jobs(mine, args.workdir, args.sweep, args.seeds, args.set, args.rows)
