@@ -7,7 +7,6 @@ partly in double; here everything that can be is integer arithmetic, which needs
 from __future__ import annotations
 
 import functools
-import math
 
 import jax
 import jax.numpy as jnp
@@ -85,7 +84,7 @@ def autocontrast(image: Array) -> Array:
     span = jnp.maximum(high - low, 1)
     offset = jnp.clip(jnp.arange(256) - low, 0, span)
     # Where 255 * offset / span is an integer, Pillow's double arithmetic sometimes ends just below it and truncates.
-    multiple = jnp.asarray(_divisors())[span] * offset
+    multiple = jnp.asarray(_DIVISORS)[span] * offset
     short = (jnp.asarray(_autocontrast_shortfall())[low, span] >> (multiple // span).astype(jnp.uint32)) & 1
     table = 255 * offset // span - jnp.where(multiple % span == 0, short.astype(jnp.int32), 0)
     return _look_up(image, jnp.where(high > low, table, jnp.arange(256)))
@@ -135,10 +134,8 @@ def _fetch_from_table(image: Array, table: Array) -> Array:
     return flat.at[image.astype(jnp.int32) + 256 * jnp.arange(image.shape[-1])].get(mode="promise_in_bounds")
 
 
-@functools.cache
-def _divisors() -> np.ndarray:
-    """gcd(255, span) of the spans 0 .. 255, int32 [256]: 255 * offset / span is an integer at offset = j span / gcd."""
-    return np.asarray([math.gcd(255, span) for span in range(256)], np.int32)
+# Of the spans 0 .. 255: 255 * offset / span is an integer at offset = j * span / gcd.
+_DIVISORS = np.gcd(255, np.arange(256)).astype(np.int32)
 
 
 @functools.cache
@@ -150,7 +147,7 @@ def _autocontrast_shortfall() -> np.ndarray:
     """
     words = np.zeros((256, 256), np.uint32)
     for span in range(1, 256):
-        divisor = int(_divisors()[span])
+        divisor = int(_DIVISORS[span])
         low = np.arange(256 - span)[:, None]
         j = np.arange(min(divisor, 31) + 1)
         scale = 255.0 / span

@@ -176,7 +176,7 @@ def main(argv: Sequence[str]) -> None:
         adjusting = checkpoint.Adjusting(classifier, source, heads, *asked)
     summary, found = checkpoint.evaluate(classifier, config, source, part, heads, args.logits or adjusting is not None)
     if adjusting is not None:
-        adjusting.add(summary, found, classifier, config, source)
+        adjusting.add(summary, found, config)
         if not args.logits:
             found = {name: {k: v for k, v in arrays.items() if k != "logits"} for name, arrays in found.items()}
     for line in source.report.lines():

@@ -22,7 +22,7 @@ from shike_jax.common.text import markdown, say, slug
 from shike_jax.common.version import __version__
 from shike_jax.config import own_files
 from shike_jax.config.loading import checkpoint_config
-from shike_jax.data.datasets import DatasetPart, load_data
+from shike_jax.data.datasets import load_data
 from shike_jax.data.held_out import evaluated_part
 from shike_jax.errors import UserError
 from shike_jax.evaluation.checkpoint import meta_of
@@ -75,7 +75,11 @@ class _Section(html.Section):
         if found is None:
             return
         try:
-            part = part_of(group.first)
+            config = checkpoint_config(meta_of(group.first.path))
+            data = load_data(config)
+            part = {"val": data.val, "train": data.train}.get(evaluated_part(config.data), data.test)
+            if part is None:
+                raise UserError("its data have no part that it was evaluated on")
             if not np.array_equal(part.labels, found.labels):
                 raise UserError("its evaluation leaves images out that could not be read")
             shown = []
@@ -167,16 +171,6 @@ class _Section(html.Section):
             self.tables.append(tables.experts_table(dataset, self.evaluated))
         self.tables += predictions.tables(self.predictions)
         self.tables.append(tables.cost_table(dataset, groups))
-
-
-def part_of(run: Run) -> DatasetPart:
-    """The part of its data that a run was evaluated on, as its network saw it."""
-    config = checkpoint_config(meta_of(run.path))
-    data = load_data(config)
-    part = {"val": data.val, "train": data.train}.get(evaluated_part(config.data), data.test)
-    if part is None:
-        raise UserError(f"{run.path}: its data have no part that it was evaluated on")
-    return part
 
 
 def _reason(error: Exception) -> str:

@@ -87,7 +87,11 @@ def run_local(jobs: Sequence[Job], at_once: int, logs: Path) -> int:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-    print(_summary(jobs))
+    width = max(len(job.name) for job in jobs)
+    for job in jobs:
+        found = job.results()
+        score = f"{found['top1']:6.2f}" if found else "unfinished"
+        print(f"{job.name:<{width}}  {score}")
     return INTERRUPTED if stopped else int(any(statuses))
 
 
@@ -103,13 +107,6 @@ def _outcome(job: Job, status: int, logs: Path) -> str:
         return "interrupted"
     lines = _log(logs, job).read_text(errors="replace").strip().splitlines() or ["no output"]
     return f"failed with status {status}: {lines[-1][:200]} ({_log(logs, job)})"
-
-
-def _summary(jobs: Sequence[Job]) -> str:
-    width = max(len(job.name) for job in jobs)
-    found = [(job.name, job.results()) for job in jobs]
-    scores = [(name, f"{results['top1']:6.2f}" if results else "unfinished") for name, results in found]
-    return "\n".join(f"{name:<{width}}  {score}" for name, score in scores)
 
 
 def array_script(jobs: Sequence[Job], at_once: int) -> str:

@@ -35,7 +35,12 @@ def validate(config: ConfigDict, stages: bool = True) -> None:
     for name in config.run:
         known = f"names of config.stages: {', '.join(config.stages)}"
         _require(name in config.stages, "run", tuple(config.run), known)
-    _validate_data(config)
+    data, scale, seeds = config.data, tuple(config.augment.scale), tuple(config.seeds)
+    _require(len(set(seeds)) == len(seeds), "seeds", seeds, "different whole numbers")
+    whole = f"0 (8/7 of data.image_size) or at least data.image_size={data.image_size}"
+    _require(data.resize == 0 or data.resize >= data.image_size, "data.resize", data.resize, whole)
+    shares = "the smallest and the largest share of the area, such as (0.08, 1.0)"
+    _require(scale[0] <= scale[1], "augment.scale", scale, shares)
     for name in names:
         _validate_stage(f"stages.{name}", config.stages[name], config)
 
@@ -53,15 +58,6 @@ def _require_known(found: Mapping[str, Any], declared: Mapping[str, Any], names:
 def _require(ok: bool, path: str, value: Any, expected: str) -> None:
     if not ok:
         raise UserError(f"config.{path}={value!r}: expected {expected}")
-
-
-def _validate_data(config: ConfigDict) -> None:
-    data, scale, seeds = config.data, tuple(config.augment.scale), tuple(config.seeds)
-    _require(len(set(seeds)) == len(seeds), "seeds", seeds, "different whole numbers")
-    whole = f"0 (8/7 of data.image_size) or at least data.image_size={data.image_size}"
-    _require(data.resize == 0 or data.resize >= data.image_size, "data.resize", data.resize, whole)
-    shares = "the smallest and the largest share of the area, such as (0.08, 1.0)"
-    _require(scale[0] <= scale[1], "augment.scale", scale, shares)
 
 
 def _validate_stage(prefix: str, one: ConfigDict, config: ConfigDict) -> None:

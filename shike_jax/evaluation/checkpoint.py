@@ -111,21 +111,6 @@ def sets_of(classifier: Classifier) -> tuple[str, ...]:
     return head_sets(classifier.network) or (classifier.heads,)
 
 
-def view_logits(
-    classifier: Classifier, config: ConfigDict, source: sources.Source, part: str, heads: Sequence[str], count: int
-) -> dict[str, tuple[np.ndarray, ...]]:
-    """Logits [M,N,C] of `count` further views of each image that can be read, augmented as `config.augment` says.
-
-    Returns {set of classifiers: one array for each view}; arguments as for `evaluate`.
-    """
-    augment, predict = device_augment(config, classifier.dtype), _predictor(classifier, config, source, part, heads)
-    found: dict[str, tuple[np.ndarray, ...]] = dict.fromkeys(heads, ())
-    for number in range(1, count + 1):
-        arrays = predict(augmented_view(augment, config.seed, number), f", view {number}", True, number)
-        found = {name: (*views, arrays[name]["logits"]) for name, views in found.items()}
-    return found
-
-
 def evaluate_as_trained(classifier: Classifier, config: ConfigDict) -> tuple[dict[str, Any], dict[str, Arrays]]:
     """`evaluate` on the part that the run itself evaluated; consecutive calls with the same data read them once."""
     source = _source(config.data.to_json_best_effort())
@@ -246,7 +231,7 @@ class Adjusting:
         self.tau, self.tune, self.text = 1.0 if tau is None else tau, tune or "", prior or "uniform"
         if not math.isfinite(self.tau):
             raise UserError(f"--tau={self.tau}: expected a finite number")
-        split = source.split
+        self._classifier, self._source, split = classifier, source, source.split
         sizes = {name: len(part) for name, part in split.parts.items()}
         if tune and not sizes.get(tune):
             known = ", ".join(name for name, size in sizes.items() if size)
@@ -256,21 +241,19 @@ class Adjusting:
         run = classifier.meta.get("config")
         self.adjust = {name: post_hoc.choose_adjustment(adjust or "auto", name, run) for name in heads}
 
-    def add(
-        self,
-        summary: dict[str, Any],
-        found: dict[str, dict[str, np.ndarray]],
-        classifier: Classifier,
-        config: ConfigDict,
-        source: sources.Source,
-    ) -> None:
+    def add(self, summary: dict[str, Any], found: dict[str, dict[str, np.ndarray]], config: ConfigDict) -> None:
         """Adds `post_hoc` to the summary and to each of its sets of classifiers; `found` must hold logits."""
+        classifier, source = self._classifier, self._source
         tuning = evaluate(classifier, config, source, self.tune, tuple(self.adjust), True)[1] if self.tune else None
         wanted = max(ADJUSTMENTS[adjust].options["views"] for adjust in self.adjust.values()) - 1
         part, heads = summary["data"]["part"], tuple(self.adjust)
-        views = {
-            name: view_logits(classifier, config, source, name, heads, wanted) for name in {part, self.tune} - {""}
-        }
+        augment = device_augment(config, classifier.dtype)
+        views: dict[str, dict[str, tuple[np.ndarray, ...]]] = {}  # of each part and set of classifiers
+        for name in {part, self.tune} - {""}:
+            predict = _predictor(classifier, config, source, name, heads)
+            seen = [augmented_view(augment, config.seed, number) for number in range(1, wanted + 1)]
+            each = [predict(view, f", view {i}", True, i) for i, view in enumerate(seen, 1)]
+            views[name] = {of: tuple(arrays[of]["logits"] for arrays in each) for of in heads}
 
         def labelled(arrays: dict[str, dict[str, np.ndarray]], name: str, of: str) -> post_hoc.Labelled:
             return post_hoc.Labelled(arrays[name]["logits"], arrays[""]["label"], views[of][name])

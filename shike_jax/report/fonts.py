@@ -11,13 +11,11 @@ from shike_jax.common.text import printable
 
 def names_or_numbers(names: Sequence[str]) -> list[str]:
     """Each name, or its position in the list where no installed font can draw it."""
-    return [str(i) if undrawable(name) else printable(name) for i, name in enumerate(names)]
-
-
-def undrawable(text: str) -> set[str]:
-    """The characters of `text` that no installed font can draw."""
-    lacking = frozenset(printable(text)) - _usual()[1]
-    return set(lacking) - set(_substitutes(lacking))
+    shown = []
+    for i, name in enumerate(map(printable, names)):
+        lacking = frozenset(name) - _usual()[1]
+        shown.append(str(i) if lacking - set(_substitutes(lacking)) else name)
+    return shown
 
 
 def fit(figure: Any) -> None:
