@@ -79,20 +79,13 @@ def compute_all(index: Array, branches: Sequence[Callable[..., Array]], *operand
 # Ten levels of each operation. Shears are factors, translations fractions of the side, rotations degrees, the four
 # enhancements distances from the neutral factor 1.
 AUTOAUGMENT_LEVELS: dict[str, np.ndarray] = {
-    "shear_x": np.linspace(0, 0.3, 10),
-    "shear_y": np.linspace(0, 0.3, 10),
-    "translate_x": np.linspace(0, 150 / 331, 10),
-    "translate_y": np.linspace(0, 150 / 331, 10),
+    **dict.fromkeys(("shear_x", "shear_y"), np.linspace(0, 0.3, 10)),
+    **dict.fromkeys(("translate_x", "translate_y"), np.linspace(0, 150 / 331, 10)),
     "rotate": np.linspace(0, 30, 10),
-    "color": np.linspace(0, 0.9, 10),
-    "contrast": np.linspace(0, 0.9, 10),
-    "sharpness": np.linspace(0, 0.9, 10),
-    "brightness": np.linspace(0, 0.9, 10),
+    **dict.fromkeys(("color", "contrast", "sharpness", "brightness"), np.linspace(0, 0.9, 10)),
     "posterize": np.round(np.linspace(8, 4, 10)),
     "solarize": np.linspace(256, 0, 10),
-    "autocontrast": np.zeros(10),
-    "equalize": np.zeros(10),
-    "invert": np.zeros(10),
+    **dict.fromkeys(("autocontrast", "equalize", "invert"), np.zeros(10)),
 }
 
 # The 25 sub-policies: (probability, operation, level) of the first and of the second operation.

@@ -57,9 +57,6 @@ def compile_steps(
     Returns:
       What --json holds: in `programs` for each what `compiled_program.analyse` counts, and seconds of lowering and
       compiling.
-
-    Raises:
-      UserError: an unknown stage or data set, or a batch that cannot be split evenly.
     """
     steps = Steps(config, published_sizes(config, classes, images), where.devices, where.platform)
     count, side = len(where.devices), config.data.image_size

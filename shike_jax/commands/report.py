@@ -202,13 +202,10 @@ def write(
     references: Sequence[curves.Curve] = (),
     remarks: Sequence[str] = (),
 ) -> list[html.Section]:
-    """Writes report.md, report.html and figures/ into `output`.
+    """Writes report.md, report.html and figures/ into `output`, with the remarks at the top.
 
-    Args:
-      datasets: from `runs.by_dataset`.
-      compute: evaluate runs that have no evaluation yet.
-      references: curves to draw with those of runs of the same length.
-      remarks: said at the top.
+    The references are curves to draw with those of runs of the same length; `compute`: runs without an evaluation get
+    one.
     """
     (output / "figures").mkdir(parents=True, exist_ok=True)
     sections: list[html.Section] = []

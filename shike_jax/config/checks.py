@@ -20,9 +20,8 @@ from shike_jax.methods.optimizers import is_optimizer
 def validate(config: ConfigDict, stages: bool = True) -> None:
     """Raises UserError for the first field that is wrong, alone or with others: its value, and what is expected.
 
-    Args:
-      stages: check the stages too, and that no field is unknown. Evaluating a checkpoint needs neither the losses and
-        samplers that trained it nor the version that wrote it.
+    Without `stages` these are not checked, and unknown fields are let be: evaluating a checkpoint needs neither the
+    losses and samplers that trained it nor the version that wrote it.
     """
     names = tuple(config.run) if stages and isinstance(config.run, tuple | list) else ()
     declared, found = fields_of(name for name in names if name in config.stages), flat(config.to_dict())

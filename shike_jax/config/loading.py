@@ -29,13 +29,9 @@ SHIPPED = _HERE / "configs" if (_HERE / "configs").is_dir() else _HERE.parent / 
 def parse_config(argv: Sequence[str]) -> tuple[ConfigDict, list[str]]:
     """Reads `--config=FILE[:arguments]` and any `--config.field=value`, of which the last counts for each field.
 
-    FILE is a path, or else `configs/NAME.py` or `NAME` of a configuration that comes with the package.
-
-    Returns:
-      The validated configuration, and the arguments that do not concern it.
-
-    Raises:
-      UserError: no or unreadable config file, an unknown field, a value of another type or out of range.
+    FILE is a path, or else `configs/NAME.py` or `NAME` of a configuration that comes with the package. Gives the
+    validated configuration, and the arguments that do not concern it. UserError for no or an unreadable file, an
+    unknown field, and a value of another type or out of range.
     """
     mine, rest = split_arguments(argv)
     path = next((a.partition("=")[2] for a in reversed(mine) if a.startswith("--config=")), "")

@@ -24,8 +24,7 @@ def add_option(parser: argparse.ArgumentParser) -> None:
 def register(files: Sequence[str]) -> None:
     """Runs files so that they register what they have; nothing else of them is used.
 
-    Args:
-      files: paths, or names of configurations that come with the package; what follows a colon is left out.
+    They are paths, or names of configurations that come with the package; what follows a colon is left out.
     """
     for given in files:
         path = find_config(expanded(given).partition(":")[0])

@@ -29,14 +29,10 @@ def value_of(
     parameters: Mapping[str, Any],
     variables: Mapping[str, PyTree] | None = None,
 ) -> tuple[Array, dict[str, PyTree]]:
-    """The value float [B] of a registered loss, and what a module's carried variables are afterwards.
+    """The value float [B] of a registered loss, and a module's variables {collection: tree} that it carries on.
 
-    Args:
-      variables: {collection: tree} of a module.
-
-    Raises:
-      UserError: the function asks for what `LossInputs` does not have, returns something else, fails, or leaves a
-        variable of another shape or dtype.
+    UserError where the function asks for what `LossInputs` does not have, returns something else, fails, or leaves a
+    variable of another shape or dtype.
     """
     variables, after = variables or {}, {}
     features: Any = inputs.features

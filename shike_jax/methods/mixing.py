@@ -74,9 +74,7 @@ def mixed_by(entry: Entry[Callable[[MixingInputs], tuple[Array, Array]]], inputs
 def partners(key: Array, mask: Array) -> Array:
     """The position int [B] of each example's partner, by a random permutation of the real ones; padding gets padding.
 
-    Args:
-      key: PRNG key; the same on all devices.
-      mask: float [B] of the global batch, 1 for real examples and 0 for padding.
+    The key is the same on all devices; the mask [B] of the global batch is 1 for real examples and 0 for padding.
     """
     real = mask > 0
     shuffled = jnp.argsort(jnp.where(real, jax.random.uniform(key, real.shape), 2.0))  # real ones first

@@ -164,13 +164,13 @@ class Registry(Generic[Function]):
     def _check_signature(self, name: str, function: Function, parameters: Mapping[str, Any]) -> None:
         """What can be seen before the function is called."""
         of = inspect.signature(function).parameters.values()
-        plain = [p for p in of if p.kind not in (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)]
+        kinds = {p.kind for p in of}
+        plain = [p for p in of if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
         if isinstance(function, type):  # a module: its fields are the parameters, and it is called with the rest
             own = [p for p in plain if p.name not in ("parent", "name")]
         else:
-            positional = [p for p in plain if p.kind is not inspect.Parameter.KEYWORD_ONLY]
-            starred = any(p.kind is inspect.Parameter.VAR_POSITIONAL for p in of)
-            if len(positional) < (self._given or 0) and not starred:
+            positional = [p for p in plain if p.kind is not p.KEYWORD_ONLY]
+            if len(positional) < (self._given or 0) and inspect.Parameter.VAR_POSITIONAL not in kinds:
                 raise ValueError(f"{self.kind} {name!r} takes {len(positional)} arguments: expected {self.call}")
             own = [p for p in plain[self._given :] if p.name not in self._keywords]
         undeclared = [p.name for p in own if p.default is inspect.Parameter.empty and p.name not in parameters]
@@ -178,7 +178,7 @@ class Registry(Generic[Function]):
             expected = f"parameters={{{undeclared[0]!r}: its default}} in `register`"
             raise ValueError(f"{self.kind} {name!r}: parameter {undeclared[0]} is not declared; expected {expected}")
         unused = [p for p in parameters if p not in {one.name for one in own}]
-        if unused and not any(p.kind is inspect.Parameter.VAR_KEYWORD for p in of):
+        if unused and inspect.Parameter.VAR_KEYWORD not in kinds:
             takes = ", ".join(one.name for one in own) or "none"
             raise ValueError(f"{self.kind} {name!r}: declares {unused[0]}, but the function's parameters are {takes}")
 
