@@ -74,8 +74,6 @@ def compute_all(index: Array, branches: Sequence[Callable[..., Array]], *operand
     return jax.lax.select_n(index, *(branch(*operands) for branch in branches))
 
 
-# --- AutoAugment -----------------------------------------------------------------------------------------------------
-
 # Ten levels of each operation. Shears are factors, translations fractions of the side, rotations degrees, the four
 # enhancements distances from the neutral factor 1.
 AUTOAUGMENT_LEVELS: dict[str, np.ndarray] = {
@@ -176,8 +174,6 @@ def autoaugment_cifar(height: int, width: int, mean: Sequence[float] = ()) -> Po
 def _stack(choices: list[Choice]) -> Choice:
     return jax.tree.map(lambda *leaves: np.stack(leaves), *choices)
 
-
-# --- RandAugment -----------------------------------------------------------------------------------------------------
 
 MAX_LEVEL = 10.0
 

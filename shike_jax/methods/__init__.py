@@ -5,7 +5,7 @@ Everything here is a pure function of arrays. A configuration file may add its o
     from shike_jax.methods import LOSSES, SAMPLERS, SCHEDULES, SCORES
 """
 
-from shike_jax.methods import proco, sade  # noqa: F401 (each registers its method)
+from shike_jax.methods import proco  # noqa: F401 (registers itself)
 from shike_jax.methods.adjustment import ADJUSTMENTS, AdjustmentInputs
 from shike_jax.methods.averaging import AVERAGES
 from shike_jax.methods.feature_hooks import FEATURE_HOOKS, HookInputs

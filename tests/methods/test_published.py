@@ -8,7 +8,7 @@ import scipy.special
 
 from shike_jax.errors import UserError
 from shike_jax.methods import LOSSES, SAMPLERS, LossInputs, MixingInputs
-from shike_jax.methods.adjustment import ADJUSTMENTS, AdjustmentInputs
+from shike_jax.methods.adjustment import ADJUSTMENTS, AdjustmentInputs, aggregation_shares
 from shike_jax.methods.losses import (
     expert_diversity,
     gaussian_clouded,
@@ -18,7 +18,6 @@ from shike_jax.methods.losses import (
 )
 from shike_jax.methods.mixing import cmo
 from shike_jax.methods.proco import concentration, contrast, moved_means
-from shike_jax.methods.sade import aggregation_shares
 from shike_jax.models.second_heads import Alignment
 
 pytestmark = pytest.mark.usefixtures("quickly_compiled")
