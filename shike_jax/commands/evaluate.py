@@ -12,8 +12,8 @@ from shike_jax.common.buckets import place
 from shike_jax.common.parser import Parser
 from shike_jax.common.quiet import quiet_third_parties
 from shike_jax.common.text import aligned, printable, say
+from shike_jax.config import own_files
 from shike_jax.config.loading import checkpoint_config, split_arguments
-from shike_jax.config.own_files import register_from, without_registering
 from shike_jax.errors import UserError
 from shike_jax.evaluation import checkpoint, post_hoc
 from shike_jax.evaluation.classifier import HEAD_SETS, load
@@ -165,9 +165,9 @@ def main(argv: Sequence[str]) -> None:
     quiet_third_parties("info")
     cpu.use_cores()
     compiled_cache.use_default_folder()
-    register_from(changes)
+    own_files.register([item.removeprefix("--config=") for item in changes if item.startswith("--config=")])
     classifier = load(args.checkpoint)
-    config = checkpoint_config(classifier.meta, without_registering(classifier.meta, changes))
+    config = checkpoint_config(classifier.meta, own_files.without_registering(classifier.meta, changes))
     source, part = checkpoint.load_data(classifier, config, args.part)
     sets = {"trained": checkpoint.trained_of(classifier), "both": checkpoint.sets_of(classifier)}
     heads = sets.get(args.heads, (args.heads,))

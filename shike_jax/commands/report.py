@@ -147,7 +147,7 @@ class _Section(html.Section):
         """Training curves of all settings, and of the references as long as the runs."""
         from shike_jax.report import figures
 
-        ours = curves.of_groups(self.groups)
+        ours = [curve for curve in map(curves.of_group, self.groups) if curve is not None]
         lengths = {len(curve.epochs) for curve in ours}
         shown = ours[:CURVES_AT_MOST] + [curve for curve in references if len(curve.epochs) in lengths]
         if not ours:
@@ -188,7 +188,7 @@ def sound(runs: Sequence[Run]) -> tuple[list[Run], list[str]]:
             [(dataset, groups)] = by_dataset([run]).items()
             for table in (tables.results_table, tables.stages_table, tables.cost_table, tables.ablation_tables):
                 table(dataset, groups)
-            curves.of_groups(groups)
+            curves.of_group(groups[0])
             good.append(run)
         except Exception as error:  # what somebody else wrote can fail in any way
             problems.append(f"{run.path}: left out, its results or metrics are damaged ({_reason(error)})")

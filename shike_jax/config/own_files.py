@@ -42,11 +42,6 @@ def register(files: Sequence[str]) -> None:
             _WITHOUT_CONFIGURATION.add(path.name)
 
 
-def register_from(arguments: Sequence[str]) -> None:
-    """As `register`, the files of --config=FILE among command-line arguments."""
-    register([item.removeprefix("--config=") for item in arguments if item.startswith("--config=")])
-
-
 def without_registering(meta: Mapping[str, Any], arguments: Sequence[str]) -> list[str]:
     """The --config arguments without the files that only register: those that a checkpoint remembers, and those that
     build no configuration."""

@@ -58,12 +58,8 @@ class Evaluator:
     ) -> dict[str, Arrays]:
         """Predictions for every example that could be read, in order; features are computed once for all head sets.
 
-        Args:
-          variables: {`params`, `batch_stats`}, replicated.
-          update: told of each of `batches` that is done.
-
-        Returns:
-          {set: arrays of `metrics.per_example`, with `keep_logits` `logits` [M,N,C] too}, and under "" `label` [N].
+        The variables are {`params`, `batch_stats`}, replicated; `update` is told of each of `batches` that is done.
+        Gives {set: arrays of `metrics.per_example`, with `keep_logits` `logits` [M,N,C] too}, and under "" `label` [N].
         """
         key = tuple(heads), keep_logits
         if key not in self._compiled:

@@ -42,15 +42,11 @@ def evaluate(predict: Callable[[np.ndarray], ArrayLike], part: DatasetPart, *, b
     for images, labels in part.batches(size):
         padding = size - len(images)
         images = np.pad(images, [(0, padding), *[(0, 0)] * (images.ndim - 1)])
-        found = per_example(_logits(predict(images), size, len(part.class_names)), np.pad(labels, (0, padding)))
+        logits, wanted = jnp.asarray(predict(images)), (size, len(part.class_names))
+        if logits.shape[-2:] != wanted or logits.ndim not in (2, 3) or 0 in logits.shape:
+            expected = f"{wanted} or (experts, {wanted[0]}, {wanted[1]})"
+            raise UserError(f"evaluate: logits of shape {logits.shape}, expected {expected}")
+        found = per_example(logits if logits.ndim == 3 else logits[None], np.pad(labels, (0, padding)))
         batches.append({name: np.asarray(value)[..., : len(labels)] for name, value in found.items()} | {"": labels})
     examples = {name: np.concatenate([batch[name] for batch in batches], -1) for name in batches[0]}
     return metrics.analyse(examples, examples.pop(""), len(part.class_names), part.divisions)
-
-
-def _logits(values: ArrayLike, images: int, classes: int) -> jax.Array:
-    logits = jnp.asarray(values)
-    if logits.shape[-2:] != (images, classes) or logits.ndim not in (2, 3) or 0 in logits.shape:
-        expected = f"({images}, {classes}) or (experts, {images}, {classes})"
-        raise UserError(f"evaluate: logits of shape {logits.shape}, expected {expected}")
-    return logits if logits.ndim == 3 else logits[None]

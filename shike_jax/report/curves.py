@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import dataclasses
-from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -70,8 +69,3 @@ def of_csv(path: Path) -> Curve:
         raise UserError(f"--reference={path}: {type(error).__name__} {error}; expected {expected}") from error
     starts = tuple(i for i in range(1, len(stages)) if stages[i] != stages[i - 1])
     return Curve(f"reference: {path.stem}", np.arange(1, len(stages) + 1), loss, top1, starts)
-
-
-def of_groups(groups: Sequence[Group]) -> list[Curve]:
-    """The curves of the groups that have kept their metrics."""
-    return [curve for curve in map(of_group, groups) if curve is not None]
