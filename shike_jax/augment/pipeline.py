@@ -52,6 +52,8 @@ def make_train_augment(
 ) -> Callable[..., Array]:
     """Builds the training augmentation: pad-crop, flip, policy, Cutout, normalise, in this order.
 
+    An unknown crop or policy is a UserError.
+
     Args:
       crop: "pad" (`pad` zeros on each side, then the original size from a uniform position) or "none".
       flip: whether to mirror left and right with probability 1/2.

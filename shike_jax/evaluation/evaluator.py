@@ -26,7 +26,15 @@ VIEWS = 2**31 - 3  # tells the draws of evaluation views apart from those of tra
 
 
 class Evaluator:
-    """Runs a network over one part of a split, on all devices, with running averages in batch normalisation."""
+    """Runs a network over one part of a split, on all devices, with running averages in batch normalisation.
+
+    Args:
+      feed, examples: of the part, and how many it has.
+      batch_size: global; rounded up to a multiple of the devices.
+      seen: as for `make_predict`.
+      announced: wraps a compiled function, whose first call takes long.
+      view: number of an augmented view, from 1 on, for `augmented_view`; 0: the images as they are evaluated.
+    """
 
     def __init__(
         self,
@@ -38,13 +46,6 @@ class Evaluator:
         announced: Callable[[Callable], Callable] = lambda call: call,
         view: int = 0,
     ) -> None:
-        """Args:
-        feed, examples: of the part, and how many it has.
-        batch_size: global; rounded up to a multiple of the devices.
-        seen: as for `make_predict`.
-        announced: wraps a compiled function, whose first call takes long.
-        view: number of an augmented view, from 1 on, for `augmented_view`; 0: the images as they are evaluated.
-        """
         devices = jax.device_count()
         self._network, self._feed, self._seen, self._view, self._announced = network, feed, seen, view, announced
         self._plan = sampling.in_order(examples, math.ceil(batch_size / devices) * devices)

@@ -155,10 +155,8 @@ def _adjusted(entry: Entry[Callable[..., np.ndarray]], inputs: AdjustmentInputs,
     found = np.asarray(entry.call(inputs, tau))
     wanted = inputs.logits.shape[1:]
     if found.ndim != 3 or found.shape[1:] != wanted or not np.issubdtype(found.dtype, np.floating):
-        what = f"{found.dtype} {found.shape}"
-        raise UserError(
-            f"adjustment {entry.name!r} returned {what}: expected logits (experts, {wanted[0]}, {wanted[1]})"
-        )
+        what, expected = f"{found.dtype} {found.shape}", f"logits (experts, {wanted[0]}, {wanted[1]})"
+        raise UserError(f"adjustment {entry.name!r} returned {what}: expected {expected}")
     return found
 
 

@@ -327,7 +327,7 @@ def skill_diverse(logits: ArrayLike, labels: ArrayLike, class_counts: ArrayLike,
 
     The first expert learns the training distribution, the second a uniform one (z + log pi), the third an inverse one
     (z + log pi - tau log pi', where pi' gives the rarest class the share of the most frequent one and so on). tau says
-    how far it is pushed towards the rare classes.
+    how far it is pushed towards the rare classes. Another number of experts is a UserError.
 
     >>> print(skill_diverse([[[0.0, 0.0]]] * 3, [1], [3, 1]))  # log 2, log 4 and log 28
     [5.411646]
