@@ -111,10 +111,8 @@ def predict(
 ) -> tuple[Batches, dict[str, str]]:
     """The logits of images, computed as they are asked for, and the dict that will name those left out, with reasons.
 
-    Args:
-      images: files, folders, .txt lists, or a single .npy.
-      batch_size: images on the device at once; never changes the result.
-      show: how far it is, on stderr.
+    The images are files, folders, .txt lists, or a single .npy. The batch size never changes the result; `show` tells
+    how far it is, on stderr.
     """
     total, batches, skipped = _open(classifier, images, batch_size)
     run = BatchedLogits(classifier, min(batch_size, total))

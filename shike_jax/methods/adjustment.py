@@ -6,7 +6,7 @@ An adjustment is a pure function of `AdjustmentInputs` and a strength tau to log
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 
 import jax
 import jax.numpy as jnp
@@ -160,13 +160,13 @@ def _adjusted(entry: Entry[Callable[..., np.ndarray]], inputs: AdjustmentInputs,
     return found
 
 
-def choose_tau(inputs: AdjustmentInputs, labels: np.ndarray, name: str, taus: Sequence[float] = TAUS) -> float:
+def choose_tau(inputs: AdjustmentInputs, labels: np.ndarray, name: str) -> float:
     """The strength with the highest accuracy under `inputs.test_prior`, the smallest one of several.
 
     The images and their labels int [N] should not be those that the result is reported on.
     """
-    accuracies = [accuracy_under(inputs.test_prior, predict(inputs, name, tau), labels) for tau in taus]
-    return float(taus[int(np.argmax(accuracies))])
+    accuracies = [accuracy_under(inputs.test_prior, predict(inputs, name, tau), labels) for tau in TAUS]
+    return TAUS[int(np.argmax(accuracies))]
 
 
 def suited(losses: Mapping[str, float], sampler: str) -> str:
