@@ -20,11 +20,13 @@ folders that they unpack to, into DATA_DIR/downloads/manual (or `--manual_dir`).
 
 from __future__ import annotations
 
+import gzip
 import io
 import itertools
 import os
 import tarfile
 import zipfile
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -33,15 +35,16 @@ from shike_jax.config import base
 from shike_jax.data import lists, tfds_source
 from shike_jax.data.tensorflow_data import import_tfds
 from shike_jax.data.types import Report
-from shike_jax.errors import UserError
+from shike_jax.errors import UserError, reason
 
 FACTORS = (10, 20, 50, 100, 200)
-LISTED = {  # name: list file of each part
-    "imagenet_lt_lists": {part: f"ImageNet_LT_{part}.txt" for part in ("train", "val", "test")},
-    "places_lt": {part: f"Places_LT_{part}.txt" for part in ("train", "val", "test")},
-    "inaturalist18_lt": {part: f"iNaturalist18_{part}.txt" for part in ("train", "val")},
+LISTED = {  # name: that of the configuration's split, and the list file of each part
+    "imagenet_lt_lists": ("imagenet_lt", {part: f"ImageNet_LT_{part}.txt" for part in ("train", "val", "test")}),
+    "places_lt": ("places_lt", {part: f"Places_LT_{part}.txt" for part in ("train", "val", "test")}),
+    "inaturalist18_lt": ("i_naturalist2018", {part: f"iNaturalist18_{part}.txt" for part in ("train", "val")}),
 }
 _ARCHIVES = (".tar", ".tar.gz", ".tgz", ".zip")
+_DAMAGES = (tarfile.TarError, zipfile.BadZipFile, gzip.BadGzipFile, zlib.error, EOFError)
 _PARTS = {"train": "train", "val": "validation", "test": "test"}  # as tfds calls them
 
 
@@ -49,8 +52,8 @@ def _register() -> None:
     tfds = import_tfds()
     for name in ("cifar10", "cifar100"):
         _cifar(tfds, name)
-    for name, files in LISTED.items():
-        _listed(tfds, name, files)
+    for name, (split, files) in LISTED.items():
+        _listed(tfds, name, split, files)
 
 
 def _class(tfds: Any, name: str, image: Any, methods: dict[str, Any], **body: Any) -> None:
@@ -78,7 +81,8 @@ def _describe(builder: Any, split: Any) -> None:
 
 def _cifar(tfds: Any, name: str) -> None:
     def split_generators(self: Any, _: Any) -> dict[str, Any]:
-        folder = str(self.data_dir).removesuffix(f"/{self.name}/{self.builder_config.name}/{self.version}")
+        # ROOT/cifar10_lt/if100/VERSION; while it is made, the last folder has another name.
+        folder = str(self.data_dir).rstrip("/").rsplit("/", 3)[0]
         data = base().data
         factor = float(self.builder_config.name.removeprefix("if"))
         data.update({"source": "tfds", "name": name, "data_dir": folder, "imbalance_factor": factor})
@@ -106,13 +110,13 @@ def _cifar(tfds: Any, name: str) -> None:
     _class(tfds, f"{name}_lt", image, methods, BUILDER_CONFIGS=configs)
 
 
-def _listed(tfds: Any, name: str, files: dict[str, str]) -> None:
+def _listed(tfds: Any, name: str, split_name: str, files: dict[str, str]) -> None:
     def split_generators(self: Any, manager: Any) -> dict[str, Any]:
         folder = Path(manager.manual_dir)
         data = base().data
         data.update({"profile": "natural", **{f"{part}_list": str(folder / file) for part, file in files.items()}})
         report = Report()
-        split = lists.split_of_lists(lists.load_lists(data, report), data, name, report)
+        split = lists.split_of_lists(lists.load_lists(data, report), data, split_name, report)
         _describe(self, split)
         return {_PARTS[part]: self._generate_examples(folder, one) for part, one in split.parts.items()}
 
@@ -135,9 +139,15 @@ def _listed(tfds: Any, name: str, files: dict[str, str]) -> None:
 
 
 def _endings(path: str) -> list[str]:
-    """`a/b/c.jpg`, `b/c.jpg`, `c.jpg`: archives have other folders above the images than lists."""
-    parts = path.split("/")
-    return ["/".join(parts[start:]) for start in range(len(parts))]
+    """`a/b/c.jpg`, `b/c.jpg`, `c.jpg`: archives have other folders above the images than lists.
+
+    With `a-b/c.jpg`, as the class `arena-hockey` lies in `arena/hockey` in some archives of Places365. A name that is a
+    number alone is none of them: images of many classes have it.
+    """
+    *folders, name = path.split("/")
+    below = (folders[start:] for start in range(len(folders)))
+    found = [path, *(f"{joint.join(part)}/{name}" for part in below for joint in "/-")]
+    return list(dict.fromkeys(found if name.partition(".")[0].isdecimal() else [*found, name]))
 
 
 def _by_ending(members: list[str]) -> dict[str, str]:
@@ -154,8 +164,11 @@ def _images(folder: Path) -> Iterator[tuple[str, bytes]]:
     for path in sorted(folder.rglob("*")):
         name = path.relative_to(folder).as_posix()
         if path.name.endswith(_ARCHIVES):
-            with path.open("rb") as file:
-                yield from _members(name, file)
+            try:
+                with path.open("rb") as file:
+                    yield from _members(name, file)
+            except _DAMAGES as error:
+                raise UserError(f"{path}: a damaged archive ({reason(error)}); expected a whole one") from error
         elif path.is_file() and path.suffix not in (".txt", ".gz"):
             yield name, path.read_bytes()
 

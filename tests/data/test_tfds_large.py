@@ -22,23 +22,25 @@ def jpeg(value):
 
 def prepare(folder, name, features, splits, file_format="array_record"):
     """Writes a tfds data set of that name: `splits` is {split: [record without its image, ...]}."""
+    named = features | {"image": tfds.features.Image(encoding_format="jpeg")}
+    records = {
+        split: [record | {"image": io.BytesIO(jpeg(100 * n + i))} for i, record in enumerate(values)]
+        for n, (split, values) in enumerate(splits.items())
+    }
+    write(folder, name, named, records, file_format)
+
+
+def write(folder, name, features, splits, file_format="tfrecord"):
+    """As `prepare`, of whole records."""
 
     def info(self):
-        named = features | {"image": tfds.features.Image(encoding_format="jpeg")}
-        return tfds.core.DatasetInfo(builder=self, features=tfds.features.FeaturesDict(named))
-
-    def generate(self, records, offset):
-        for i, record in enumerate(records):
-            yield i, record | {"image": io.BytesIO(jpeg(offset + i))}
+        return tfds.core.DatasetInfo(builder=self, features=tfds.features.FeaturesDict(features))
 
     body = {
         "name": name,
         "VERSION": tfds.core.Version("1.0.0"),
         "_info": info,
-        "_generate": generate,
-        "_split_generators": lambda self, _: {
-            split: self._generate(records, 100 * n) for n, (split, records) in enumerate(splits.items())
-        },
+        "_split_generators": lambda self, _: {split: enumerate(records) for split, records in splits.items()},
         "_generate_examples": lambda self: iter(()),
     }
     with tfds.core.registered.skip_registration():
