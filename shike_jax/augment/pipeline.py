@@ -49,6 +49,7 @@ def make_train_augment(
     mean: Sequence[float],
     std: Sequence[float],
     dtype: Any,
+    platform: str = "",
 ) -> Callable[..., Array]:
     """Builds the training augmentation: pad-crop, flip, policy, Cutout, normalise, in this order.
 
@@ -61,6 +62,7 @@ def make_train_augment(
       cutout: side of the square set to black (before normalisation) about a uniform centre, cut at the edges; 0 is off.
       mean, std: per channel, on the scale 0 .. 1.
       dtype: of the result.
+      platform: that the augmentation is compiled for, in JAX's terms; empty: any, and both of its forms are traced.
 
     Returns:
       fn(images, keys, *, mask=None): images uint8 [B, H, W, C] and one PRNG key per example [B] (typed or raw) ->
@@ -97,7 +99,7 @@ def make_train_augment(
 
         plans = jax.vmap(plan)(keys)
         if rules or border or flip:
-            images = _for_each(pixels, images, plans)
+            images = _for_each(pixels, images, plans, platform)
         if cutout:
             images = jnp.where(_holes(plans.hole, cutout, height, width), 0, images)
         out = normalise(images)
@@ -126,7 +128,7 @@ def make_eval_transform(*, mean: Sequence[float], std: Sequence[float], dtype: A
     return normalise
 
 
-def _for_each(function: Callable[..., Array], images: Array, plans: _Plan) -> Array:
+def _for_each(function: Callable[..., Array], images: Array, plans: _Plan, platform: str) -> Array:
     """function(branch, image, plan) for each example: one after the other on a CPU, where only the chosen operation is
     then computed (an order of magnitude less work); all at once, in chunks of bounded memory, elsewhere."""
     count = len(images)
@@ -140,6 +142,8 @@ def _for_each(function: Callable[..., Array], images: Array, plans: _Plan) -> Ar
             return jax.vmap(lambda *pair: function(policies.compute_all, *pair))(images, plans)
         return jax.lax.map(lambda pair: function(policies.compute_all, *pair), (images, plans), batch_size=chunk)
 
+    if platform:
+        return (serial if platform == "cpu" else parallel)(images, plans)
     return jax.lax.platform_dependent(images, plans, cpu=serial, default=parallel)
 
 

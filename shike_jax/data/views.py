@@ -72,6 +72,9 @@ def device_augment(config: ConfigDict, dtype: Any, platform: str = "") -> Callab
     """The training augmentation that runs inside the compiled step, normalisation to `dtype` included.
 
     Random resized crops and their flips are the host's, and so may the policy be (`policy_on_host`).
+
+    Args:
+      platform: that the step is compiled for; empty: the one that JAX computes on.
     """
     data, augment = config.data, config.augment
     on_host = policy_on_host(config, platform)
@@ -85,4 +88,5 @@ def device_augment(config: ConfigDict, dtype: Any, platform: str = "") -> Callab
         mean=data.mean,
         std=data.std,
         dtype=dtype,
+        platform=platform or jax.default_backend(),
     )
