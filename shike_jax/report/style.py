@@ -76,7 +76,8 @@ def short(label: str, most: int = 42) -> str:
 def save(drawn: Figure, path: Path) -> Path:
     """Writes a PNG, an SVG or a PDF by the path's suffix, without what changes from day to day; returns the path."""
     fonts.fit(drawn)
-    drawn.savefig(path, dpi=DPI, metadata={"Software" if path.suffix == ".png" else "Date": None})
+    dated = {".png": "Software", ".pdf": "CreationDate"}.get(path.suffix, "Date")
+    drawn.savefig(path, dpi=DPI, metadata={dated: None})
     return path
 
 
