@@ -210,7 +210,6 @@ class Adjusting:
 
     Args:
       source: with the checkpoint's classes (`with_classes_of`).
-      heads: sets of classifiers.
       prior: as for `post_hoc.read_prior`; None: uniform.
       adjust: a registered name, or `auto` (None): by the losses that trained.
       tau: None: 1, or chosen on the part `tune`.

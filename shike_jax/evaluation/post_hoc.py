@@ -83,11 +83,8 @@ def scores(
 ) -> dict[str, Any]:
     """Accuracies in percent before and after an adjustment, under a prior and under long-tailed test distributions.
 
-    Args:
-      tau: strength of the adjustment; chosen again on the images `tune` where these are given.
-      prior: [C], shares of the classes in the images to classify.
-      class_counts: [C] training images.
-      heads_params: of this set of classifiers, for tau-normalisation.
+    tau is chosen again on the images `tune` where these are given. The prior [C] is that of the images to classify, the
+    class counts [C] those of the training images; `heads_params` serve tau-normalisation.
 
     Returns:
       `adjust`; `tau`; `plain` and `adjusted`, the accuracies under `prior`; `class_accuracy` after the adjustment

@@ -115,10 +115,7 @@ def first_variables(
 def check_losses(
     fields: Mapping[str, Any], experts: int, features: int | None, class_counts: Any, network: str = ""
 ) -> None:
-    """Finds mistakes of a stage's losses before anything is trained, without computing.
-
-    Args: `config.stages.NAME.loss`, what `zeros_like_a_batch` takes, and the network's name for messages.
-    """
+    """Finds mistakes of a stage's losses before anything is trained, without computing."""
     missing = f"network {network!r} has no methods `features` and `classify`"
     for entry, _, parameters in active_losses(fields):
         views = entry.options["views"]

@@ -191,10 +191,7 @@ def expert_labels(model: Mapping[str, Any]) -> list[str]:
 
 
 def _best(summary: Mapping[str, Any]) -> tuple[Any, ...]:
-    """Of each class with examples: index, rank by training images from 1, best accuracy, best expert (-1: a tie).
-
-    And last {division: ranks}.
-    """
+    """Index, rank by training images from 1, best accuracy and expert (-1: a tie) of classes; {division: ranks}."""
     experts = np.stack([_array(row) for row in _scores(summary)["experts_per_class"]])
     order = np.argsort(-np.array(summary["data"]["class_counts"]), kind="stable")
     rank = np.empty(len(order), int)

@@ -64,9 +64,8 @@ class Run:
     def settings(self) -> dict[str, Any]:
         """Dotted field to value, without the seed, what has no influence on results, and stages that are not run."""
         unused = tuple(f"stages.{name}." for name in self.config["stages"] if name not in self.config["run"])
-        return {
-            k: v for k, v in flat(self.config).items() if k != "seed" and tells_apart(k) and not k.startswith(unused)
-        }
+        apart = (item for item in flat(self.config).items() if item[0] != "seed" and tells_apart(item[0]))
+        return {field: value for field, value in apart if not field.startswith(unused)}
 
 
 @dataclasses.dataclass
