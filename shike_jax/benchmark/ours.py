@@ -55,7 +55,7 @@ class Ours:
         plan = {"index": workload.index, "mask": np.ones(workload.index.shape, np.float32)}
         [(_, inputs)] = feed.calls(plan, 0, workload.steps, None)
         self._data, self._inputs = feed.data, jax.device_put(side_by_side([inputs] * seeds, axis=2))
-        start = start_stage(workload.variables, program.optimizer, program.updated)
+        start = start_stage(workload.variables, program)
         self._state = parallel.replicate(side_by_side([start] * seeds, axis=0))
         keys = None if seeds == 1 else jax.random.split(program.key, seeds)
         call = compile_train(program, feed.fetch, keys)

@@ -100,8 +100,7 @@ def parts(config: ConfigDict) -> Iterator[str]:
     augment, counts = device_augment(config, jnp.dtype(config.dtype)), source.split.class_counts
     lengths = plan.steps_per_epoch, plan.steps
     program = make_program(settings, network, variables["params"], counts, augment, key, *lengths)
-    averages = program.newest_share is not None
-    state = parallel.replicate(start_stage(variables, program.optimizer, program.updated, averages))
+    state = parallel.replicate(start_stage(variables, program))
     order = randomness.order_key(key)
     rows = sampling.epoch_plan(settings.sampler, order, 0, labels, settings.batch_size, settings.keep_last)
     views = randomness.host_seed(config.seed, 0, 0)

@@ -23,10 +23,9 @@ from shike_jax.errors import UserError
 from shike_jax.methods.loss_registry import further_views
 from shike_jax.storage.trouble import check_present
 from shike_jax.training import outcome, randomness
-from shike_jax.training.finite import check_variables
+from shike_jax.training.finite import EpochSums, check_variables
 from shike_jax.training.setup import Run, Stage
 from shike_jax.training.state import TrainState, variables_of
-from shike_jax.training.sums import EpochSums
 
 PyTree = Any
 
@@ -50,9 +49,6 @@ def fit_epoch(
       call: of `steps.compile_train`.
       state: replicated; of several runs with a leading axis [S].
       step: of the stage.
-
-    Returns:
-      The state at the end, and what each run's epoch was like.
 
     Raises:
       Preempted: a stop was requested; the states are saved.
@@ -95,21 +91,13 @@ def fit_epoch(
     means = [own.means() for own in sums]  # waits for the last call
     compile_seconds = CompileTime.total - compiled
     seconds = max(time.monotonic() - began - compile_seconds, 1e-9)
-    return state, [
-        _report(one, own_means, examples, seconds, compile_seconds, len(runs))
-        for one, own_means in zip(runs, means, strict=True)
-    ]
-
-
-def _report(
-    run: Run, means: dict[str, float], examples: int, seconds: float, compile_seconds: float, sharing: int
-) -> EpochReport:
-    """Adds the run's share of the epoch's time to its history, and returns what the epoch was like."""
-    if parallel.is_main():
-        check_present(run.workdir)
-    run.history["seconds"]["compile"] += compile_seconds / sharing
-    run.history["seconds"]["train"] += seconds / sharing
-    return EpochReport(means, *run.progress.advance(examples, seconds))
+    for one in runs:
+        if parallel.is_main():
+            check_present(one.workdir)
+        one.history["seconds"]["compile"] += compile_seconds / len(runs)
+        one.history["seconds"]["train"] += seconds / len(runs)
+    advanced = [one.progress.advance(examples, seconds) for one in runs]
+    return state, [EpochReport(own, *speed) for own, speed in zip(means, advanced, strict=True)]
 
 
 def side_by_side(trees: Sequence[PyTree], axis: int) -> PyTree:
@@ -128,11 +116,9 @@ class Waiting:
     """Passes items on, and adds up the seconds for which the next one had to be waited for."""
 
     def __init__(self, items: Iterable[Any]) -> None:
-        """Args: items: an iterator that may make its reader wait."""
         self._items, self.seconds = iter(items), 0.0
 
     def __iter__(self) -> Iterator[Any]:
-        """The items."""
         while True:
             began = time.monotonic()
             item = next(self._items, None)
@@ -186,9 +172,7 @@ def _save_if_due(
 ) -> None:
     """Saves checkpoints when they are due or a stop was requested; at the end of a stage the hand-over saves.
 
-    Raises:
-      Preempted: a stop was requested; the states are saved.
-      UserError: a loss, weights or statistics are not finite; the states of the other runs are saved.
+    Raises `UserError` where a loss, weights or statistics are not finite; the states of the other runs are saved.
     """
     stage, train, stop = stages[0], runs[0].config.train, runs[0].stop.requested()
     if step == stage.steps:
@@ -200,13 +184,12 @@ def _save_if_due(
         for run, own_stage, own_state, own_sums in zip(runs, stages, states, sums, strict=True):
             try:
                 own_sums.fetch()  # refuses to save what is not finite
-                where = f"stage {stage.name}"
-                check_variables(variables_of(own_state), where, step, run.checkpoints.latest)
+                check_variables(variables_of(own_state), f"stage {stage.name}", step, run.checkpoints.latest)
             except UserError as error:
                 broken = broken or error
             else:
                 outcome.save_checkpoint(run, own_stage, own_state, step)
-        if broken is not None:
+        if broken:
             for run in runs:
                 run.checkpoints.wait()
             raise broken

@@ -14,7 +14,7 @@ import dataclasses
 import functools
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -41,42 +41,30 @@ from shike_jax.training import bn_estimation, outcome, steps
 from shike_jax.training.epoch import EpochReport, calls, fit_epoch, is_evaluated, of_each, side_by_side
 from shike_jax.training.finite import check_logits, check_variables
 from shike_jax.training.setup import Run, Stage, check_devices, make_stage, prepare
-from shike_jax.training.state import TrainState
+from shike_jax.training.state import TrainState, start_stage
 
 PyTree = Any
 
 
 @dataclasses.dataclass
 class Member:
-    """A run and where it stands.
-
-    Attributes:
-      run, stage: as `prepare` returns them.
-      state: on the host, or replicated over the devices; `step` is its step of the stage.
-      variables: {`params`, `batch_stats`} of the newest evaluation, replicated; None before there is one.
-    """
+    """A run and where it stands."""
 
     run: Run
     stage: Stage
-    state: TrainState
-    variables: PyTree = None
+    state: TrainState  # on the host, or replicated over the devices; `step` is its step of the stage
+    variables: PyTree = None  # {`params`, `batch_stats`} of the newest evaluation, replicated; None before there is one
 
     def __post_init__(self) -> None:
-        """Nothing is compiled yet."""
         self.step = int(self.state.step)
         self._variables_of = bn_estimation.make_outcome(self.run, self.stage)
 
     @property
     def position(self) -> tuple[int, int]:
-        """Stage and step of it."""
         return self.stage.index, self.step
 
     def evaluate(self) -> dict[str, Any]:
-        """Scores of `metrics.analyse` on the evaluation part, with the stage's set of classifiers.
-
-        Raises:
-          UserError: weights, running statistics or logits are not finite.
-        """
+        """Scores of `metrics.analyse` on the evaluation part; `UserError` for weights or logits that are not finite."""
         run, heads, split = self.run, self.stage.settings.heads, self.run.source.split
         self.variables = self._variables_of(_on_devices(self.state))
         place = f"stage {self.stage.name}", self.step, run.checkpoints.latest
@@ -91,7 +79,7 @@ class Member:
     def next_stage(self, variables: PyTree) -> None:
         """Begins the next stage with the variables that the last one handed over; a checkpoint holds its start."""
         self.stage = make_stage(self.run, self.stage.index + 1, variables["params"])
-        self.state, self.step, self.variables = self.stage.start(variables), 0, None
+        self.state, self.step, self.variables = start_stage(variables, self.stage.program), 0, None
         self._variables_of = bn_estimation.make_outcome(self.run, self.stage)
         outcome.save_checkpoint(self.run, self.stage, self.state, 0)
         self.run.checkpoints.wait()
@@ -126,7 +114,10 @@ def train(
     ('digits_lt', 3, 10)
     """
     _check(config)
-    folder = _workdir(workdir)
+    folder = given_path(workdir, "workdir")
+    if str(folder).startswith("s3://"):
+        expected = "a folder or gs://BUCKET/NAME (results and weights can be read from and written to S3)"
+        raise UserError(f"--workdir={folder}: Orbax saves no checkpoints in S3; expected {expected}")
     compiled = CompileTime.total if started is None else 0.0  # by this process before this run
     started = started or time.monotonic()
     if config.seeds and (folder / "config.json").exists():
@@ -159,14 +150,6 @@ def train(
     return [results[place] for place in runs] if config.seeds else results[folder]
 
 
-def _workdir(given: str | os.PathLike[str]) -> Path:
-    place = given_path(given, "workdir")
-    if str(place).startswith("s3://"):
-        expected = "a folder or gs://BUCKET/NAME (results and weights can be read from and written to S3)"
-        raise UserError(f"--workdir={place}: Orbax saves no checkpoints in S3; expected {expected}")
-    return place
-
-
 def _check(config: ConfigDict) -> None:
     """Raises UserError for a configuration that cannot be trained here."""
     if not isinstance(config, ConfigDict):
@@ -188,9 +171,7 @@ def _of_seed(config: ConfigDict, seed: int) -> ConfigDict:
 
 
 def _finished(config: ConfigDict, workdir: Path, held: contextlib.ExitStack) -> dict[str, Any] | None:
-    """Opens the work directory and keeps other processes out of it while `held`; returns the results of a run that is
-    finished already.
-    """
+    """Opens the work directory, held against other processes; returns the results of a run that is finished already."""
     found = held.enter_context(opened(workdir, to_plain(config))) if parallel.is_main() else None
     found = parallel.from_main(found)
     if found is not None and parallel.is_main():
@@ -201,34 +182,27 @@ def _finished(config: ConfigDict, workdir: Path, held: contextlib.ExitStack) -> 
 def _member(config: ConfigDict, workdir: Path, held: contextlib.ExitStack, mine: Sequence[Path], name: str) -> Member:
     """The run where it stands; what it opens is closed with `held`.
 
-    Args:
-      mine: the work directories of this process's runs so far, this one included.
-      name: for the log, of one run among several.
+    `mine` are the work directories of this process's runs so far, this one included; `name` is for the log, of one run
+    among several.
     """
     log = RunLog(workdir, config.log, parallel.is_main(), config.train.tensorboard, name, config.train.loggers)
-    held.callback(_close, log)
+    held.callback(_quietly, log.close, OSError)
     if parallel.is_main() and jax.process_count() == 1:
         preemption.leave_at_once(functools.partial(_discard_untrained, mine))
     member = Member(*prepare(config, workdir, log))
     held.callback(member.run.profile.close)
-    held.callback(_end_saving, member.run)
+    held.callback(_quietly, member.run.checkpoints.latest, Exception)  # waits for a save that is under way
     return member
+
+
+def _quietly(call: Callable[[], Any], errors: type[Exception]) -> None:
+    with contextlib.suppress(errors):  # what cannot be written has been said already
+        call()
 
 
 def _discard_untrained(folders: Sequence[Path]) -> None:
     for folder in folders:
         discard_untrained(folder)
-
-
-def _end_saving(run: Run) -> None:
-    """Waits for a save that is under way, before the work directory is given up."""
-    with contextlib.suppress(Exception):  # what cannot be written has been said already
-        run.checkpoints.latest()
-
-
-def _close(log: RunLog) -> None:
-    with contextlib.suppress(OSError):  # what cannot be written has been said already
-        log.close()
 
 
 def _train(members: list[Member], results: dict[Path, dict[str, Any]]) -> None:
@@ -332,14 +306,11 @@ def report_epoch(
         # `loss` alone is the training loss in every record.
         values |= {"test_loss" if name == "loss" else name: evaluation[name] for name in SCORES}
         values["experts"] = evaluation["experts"]
-        shown = [entry.name for entry in SCORES.entries() if entry.options["log"]]
-        lines.append("    " + "".join(f"  {name} {_cell(evaluation[name])}" for name in shown))
+        shown = {entry.name: evaluation[entry.name] for entry in SCORES.entries() if entry.options["log"]}
+        cells = (f"  {name} {'    -' if value is None else f'{value:5.2f}'}" for name, value in shown.items())
+        lines.append("    " + "".join(cells))
         accuracies = np.array([value for value in evaluation["per_class"] if value is not None])
         run.log.histogram(total, f"{stage.name}/per_class_top1", accuracies)
     run.log.scalars(total, values, stage=stage.name, epoch=epoch)
     for line in lines:
         run.log.line(line)
-
-
-def _cell(value: float | None) -> str:
-    return "    -" if value is None else f"{value:5.2f}"

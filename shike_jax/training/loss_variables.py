@@ -45,8 +45,6 @@ def with_losses(
       variables: {`params`, `batch_stats`} of the network; returned as they are where no loss is a module.
       stages: fields of `config.stages.NAME`; the first stage with a loss gives its parameters and the batch size.
       sizes: M and F, as for `zeros_like_a_batch`.
-      class_counts: [C].
-      seed: of the run.
 
     Raises:
       UserError: a module that fails.

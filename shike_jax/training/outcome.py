@@ -39,27 +39,26 @@ def share_bad_images(run: Run) -> None:
     run.history["bad_images"] = run.source.report.bad_images()
 
 
-def position(run: Run, stage: Stage, step: int) -> dict[str, Any]:
-    """What a checkpoint remembers besides the state: where the run stands, on which data, and what has happened."""
+def _made_by(run: Run, stage: Stage) -> dict[str, Any]:
+    """What checkpoints and weights remember of the stage, the data and the code that they come from."""
     return {
         "stage": stage.name,
         "stage_index": stage.index,
-        "step": step,
         "split_hash": run.source.split.hash,
         "config": to_plain(run.config),
-        "history": run.history,
         "files": remembered(to_plain(run.config)),
         "version": __version__,
     }
 
 
 def save_checkpoint(run: Run, stage: Stage, state: TrainState, step: int) -> None:
-    """Begins to write a checkpoint of a stage's step, with where the run stands; all processes call this together."""
+    """Begins to write a checkpoint of a stage's step and of what happened before; all processes call this together."""
     if parallel.is_main():
         check_present(run.workdir)
     share_bad_images(run)
     run.log.flush()  # a run that continues from here finds its records up to here
-    run.checkpoints.save(stage.steps_before + step, state, position(run, stage, step))
+    position = {**_made_by(run, stage), "step": step, "history": run.history}
+    run.checkpoints.save(stage.steps_before + step, state, position)
 
 
 def stage_record(stage: Stage, evaluation: dict[str, Any]) -> dict[str, Any]:
@@ -74,35 +73,26 @@ def save_stage_weights(run: Run, stage: Stage, variables: PyTree) -> None:
 
     Weights that are there already need not be this run's: results and weights are of the same start, always.
     """
-    data = run.config.data
+    data, images = run.config.data, run.source.images
+    if images is None:
+        example = {"shape": [data.image_size] * 2 + [3], "dtype": "uint8"}
+    else:
+        example = {"shape": list(images["train"].shape[1:]), "dtype": str(images["train"].dtype)}
     meta = {
         "model": to_plain(run.config.model),
         "num_classes": run.source.split.num_classes,
         "class_names": list(run.source.split.class_names),
         "class_counts": run.source.split.class_counts.tolist(),
         "image_size": data.image_size,
-        "resize": short_side(data) if run.source.images is None else data.image_size,
+        "resize": short_side(data) if images is None else data.image_size,
         "mean": list(data.mean),
         "std": list(data.std),
-        "example": _example(run),
+        "example": example,  # as the classifier takes it
         "heads": stage.settings.heads,
-        "stage": stage.name,
-        "stage_index": stage.index,
-        "split_hash": run.source.split.hash,
         "scores": {name: run.history["stages"][-1].get(name) for name in SCORES},
-        "config": to_plain(run.config),
-        "files": remembered(to_plain(run.config)),
-        "version": __version__,
+        **_made_by(run, stage),
     }
     save_weights(run.workdir / "weights" / stage.name, of_network(variables), meta)
-
-
-def _example(run: Run) -> dict[str, Any]:
-    """Shape and dtype of one example as the classifier takes it."""
-    images = run.source.images
-    if images is None:
-        return {"shape": [run.config.data.image_size] * 2 + [3], "dtype": "uint8"}
-    return {"shape": list(images["train"].shape[1:]), "dtype": str(images["train"].dtype)}
 
 
 def hyperparameters(config: ConfigDict) -> dict[str, float | int | str | bool]:

@@ -14,14 +14,9 @@ PyTree = Any
 
 
 def parameter_table(params: PyTree, trained: Mapping[str, PyTree]) -> list[str]:
-    """Aligned lines, one for each part of the network, with a sum below.
+    """Aligned lines, one for each part of the network (the first two names of the parameters' paths), and a sum.
 
-    Args:
-      params: nested dicts of arrays or shapes.
-      trained: booleans like params for each stage: what it trains.
-
-    Returns:
-      Lines of: the first two names of the parameters' paths, arrays, parameters, stages that train any of them.
+    `params` are nested dicts of arrays or shapes; `trained` has booleans like params for each stage: what it trains.
     """
     flat = flatten_dict(params, sep="/")
     marks = {stage: flatten_dict(mask, sep="/") for stage, mask in trained.items()}

@@ -12,24 +12,15 @@ from shike_jax.data.sampling import steps_per_epoch
 
 @dataclasses.dataclass(frozen=True)
 class StagePlan:
-    """One stage of a run and its length.
+    """One stage of a run and its length."""
 
-    Attributes:
-      index: its place in `config.run`.
-      name: its name there.
-      settings: the fields of `config.stages.NAME`.
-      examples: training examples of the split.
-      steps_per_epoch, steps: its length.
-      steps_before: of all earlier stages; logs and checkpoints count over the whole run.
-    """
-
-    index: int
+    index: int  # its place in `config.run`
     name: str
-    settings: ConfigDict
-    examples: int
+    settings: ConfigDict  # the fields of `config.stages.NAME`
+    examples: int  # of the training split
     steps_per_epoch: int
     steps: int
-    steps_before: int
+    steps_before: int  # of all earlier stages; logs and checkpoints count over the whole run
 
     def examples_until(self, step: int) -> int:
         """Training examples that the first `step` steps process."""

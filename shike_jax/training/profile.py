@@ -14,18 +14,13 @@ import jax
 from shike_jax.common import buckets
 
 
-def parse(text: str) -> tuple[int, int] | None:
-    """(first step, steps) of `STEP:COUNT`, the value of `config.train.profile`; None for an empty text."""
-    step, _, count = text.partition(":")
-    return (int(step), int(count)) if text else None
-
-
 class Profile:
     """Starts the profiler before the step it should begin with and stops it after the last one, once."""
 
     def __init__(self, text: str, folder: Path, active: bool) -> None:
         """Args: text: `STEP:COUNT` or empty. folder: of the trace. active: False on processes that are not traced."""
-        self._range, self._folder, self._running = parse(text if active else ""), folder, False
+        self._range = tuple(map(int, text.split(":"))) if text and active else None
+        self._folder, self._running = folder, False
         self._held = contextlib.ExitStack()
 
     def before(self, step: int, done: int) -> None:

@@ -33,52 +33,32 @@ PyTree = Any
 
 @flax.struct.dataclass
 class Course:
-    """What runs of one program may differ in: arguments of the compiled step, which so serves any length and seed.
+    """What runs of one program may differ in: arguments of the compiled step, which so serves any length and seed."""
 
-    Attributes:
-      key: of the stage, uint32 as `jax.random.key_data` gives it.
-      epochs, steps_per_epoch, steps: int32, length of the stage.
-      first_averaged: int32, the first step whose weights count in a uniform average.
-    """
-
-    key: Any
-    epochs: Any
+    key: Any  # of the stage, uint32 as `jax.random.key_data` gives it
+    epochs: Any  # this and the following: int32
     steps_per_epoch: Any
     steps: Any
-    first_averaged: Any
+    first_averaged: Any  # the first step whose weights count in a uniform average
 
 
 @dataclasses.dataclass(frozen=True)
 class Program:
-    """What one stage does in a step.
+    """What one stage does in a step."""
 
-    Attributes:
-      network: a Flax module (`models.calling`), with the name of the device axis for global BN statistics.
-      stage: the fields of `config.stages.NAME` as a plain dict.
-      class_counts: [C] of the training split.
-      trainable: booleans like params: what the losses differentiate.
-      updated: booleans like params: what the optimiser moves; equal to `trainable` unless frozen weights decay too.
-      optimizer: its update is added to the parameters.
-      schedule: step to learning rate, for reports; the optimiser has its own copy.
-      newest_share: steps done to the share of the newest weights in their average; None where nothing is averaged.
-      course: key and length of the stage; numbers, or arguments of a compiled step (`during`).
-      augment: (images uint8 [b,H,W,3], keys [b], mask=[b]) to normalised float images.
-    """
-
-    network: Any
-    stage: dict[str, Any]
-    class_counts: Array
-    trainable: PyTree
-    updated: PyTree
+    network: Any  # a Flax module (`models.calling`), with the name of the device axis for global BN statistics
+    stage: dict[str, Any]  # the fields of `config.stages.NAME`
+    class_counts: Array  # [C] of the training split
+    trainable: PyTree  # booleans like params: what the losses differentiate
+    updated: PyTree  # and what the optimiser moves: the same unless frozen weights decay too
     optimizer: optax.GradientTransformation
-    schedule: Callable[[Any], Any]
-    newest_share: Callable[[Array], Array] | None
-    course: Course
-    augment: Callable[..., Array]
+    schedule: Callable[[Any], Any]  # step to learning rate, for reports; the optimiser has its own copy
+    newest_share: Callable[[Array], Array] | None  # of the newest weights in their average, by the steps done
+    course: Course  # numbers, or arguments of a compiled step (`during`)
+    augment: Callable[..., Array]  # (images uint8 [b,H,W,3], keys [b], mask=[b]) to normalised float images
 
     @property
     def key(self) -> Array:
-        """PRNG key of the stage."""
         return jax.random.wrap_key_data(self.course.key)
 
     def during(self, course: Course) -> Program:
@@ -89,14 +69,9 @@ class Program:
 def check_stage(
     name: str, settings: ConfigDict, network: Any, sizes: tuple[int, int | None], class_counts: np.ndarray
 ) -> None:
-    """Finds mistakes of a stage's losses and feature hooks without computing.
+    """Raises `UserError` for a stage's losses that cannot be computed, or a feature hook on a network without features.
 
-    Args:
-      name: of the stage.
-      sizes: of the network (`models.sizes_of`).
-
-    Raises:
-      UserError: losses that cannot be computed, or what a network without features cannot give.
+    Nothing is computed; `sizes` are the network's (`models.sizes_of`).
     """
     check_losses(settings.loss, *sizes, class_counts, name_of(network))
     for hook, _ in FEATURE_HOOKS.active(settings):
@@ -106,14 +81,7 @@ def check_stage(
 
 
 def trained_in(settings: ConfigDict, network: Any, params: PyTree) -> PyTree:
-    """What a stage trains, as booleans like params.
-
-    Args:
-      settings, network, params: as for `make_program`.
-
-    Raises:
-      UserError: patterns that match no parameter.
-    """
+    """What a stage trains, as booleans like params; `UserError` for patterns that match no parameter."""
     # A set of classifiers that the stage does not use has no gradient: as in PyTorch, weight decay leaves it alone too.
     unused = [f"heads/{heads}/" for heads in models.HEAD_SETS if heads not in sets_used_by(network, settings.heads)]
     used = [entry.name for entry, _, _ in active_losses(settings.loss)]
@@ -137,7 +105,7 @@ def make_program(
       settings: the fields of `config.stages.NAME`.
       params: the network's parameters, or shapes; their names decide what trains.
       class_counts, augment, key: as in `Program`.
-      steps_per_epoch, steps: as in `Course`.
+      steps_per_epoch, steps: length of the stage.
 
     Raises:
       UserError: patterns that match no parameter, an unknown schedule or optimiser.
@@ -147,16 +115,9 @@ def make_program(
     first_averaged = max(steps - settings.average_epochs * steps_per_epoch, 0) + 1
     lengths = map(np.int32, (settings.epochs, steps_per_epoch, steps, first_averaged))
     stage, course = to_plain(settings), Course(np.asarray(jax.random.key_data(key)), *lengths)
-    return Program(
-        network=network,
-        stage=stage,
-        class_counts=jnp.asarray(class_counts),
-        trainable=trained,
-        updated=updated,
-        course=course,
-        augment=augment,
-        **_depending_on_length(stage, course),
-    )
+    given = {"network": network, "stage": stage, "class_counts": jnp.asarray(class_counts), "augment": augment}
+    length = _depending_on_length(stage, course)
+    return Program(**given, trainable=trained, updated=updated, course=course, **length)
 
 
 def _depending_on_length(stage: dict[str, Any], course: Course) -> dict[str, Any]:

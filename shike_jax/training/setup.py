@@ -51,17 +51,12 @@ PyTree = Any
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-    """What all stages of a run share.
-
-    Attributes:
-      plans: of its stages, in order.
-      history: `stages` that are finished, `seconds` spent and the `starts` of the program; saved with every checkpoint.
-    """
+    """What all stages of a run share."""
 
     config: ConfigDict
     workdir: Path
     source: Source
-    plans: tuple[StagePlan, ...]
+    plans: tuple[StagePlan, ...]  # of its stages, in order
     network: Any
     feeds: dict[str, Feed]
     evaluator: Evaluator
@@ -70,7 +65,7 @@ class Run:
     stop: StopRequest
     progress: Progress
     profile: Profile
-    history: dict[str, Any]
+    history: dict[str, Any]  # finished `stages`, `seconds` spent, `starts` of the program; saved with every checkpoint
 
     @property
     def labels(self) -> np.ndarray:
@@ -88,23 +83,10 @@ class Run:
 
 
 @dataclasses.dataclass(frozen=True)
-class Stage:
-    """A stage that is trained: its plan, and what its steps do."""
+class Stage(StagePlan):
+    """A stage that is trained: its place and length, and what its steps do."""
 
-    plan: StagePlan
     program: Program
-
-    index = property(lambda self: self.plan.index)
-    name = property(lambda self: self.plan.name)
-    settings = property(lambda self: self.plan.settings)
-    steps_per_epoch = property(lambda self: self.plan.steps_per_epoch)
-    steps = property(lambda self: self.plan.steps)
-    steps_before = property(lambda self: self.plan.steps_before)
-
-    def start(self, variables: PyTree) -> TrainState:
-        """The stage's state at step 0, from host variables {`params`, `batch_stats`}."""
-        averages = self.program.newest_share is not None
-        return start_stage(variables, self.program.optimizer, self.program.updated, averages)
 
 
 def check_devices(config: ConfigDict) -> None:
@@ -121,20 +103,18 @@ def check_devices(config: ConfigDict) -> None:
 def prepare(config: ConfigDict, workdir: Path, log: RunLog) -> tuple[Run, Stage, TrainState]:
     """Loads the data, builds the network and finds the starting point: resume, else warm start, else scratch.
 
-    Returns:
-      The run, the stage that it stands in, and that stage's state on the host.
-
-    Raises:
-      UserError: anything a user can fix in the data, the configuration or the work directory.
+    Returns the run, the stage that it stands in, and that stage's state on the host; `UserError` for anything a user
+    can fix in the data, the configuration or the work directory.
     """
     source = _load_source(config, log)
     plans = plan_stages(config, len(source.split.parts["train"]))
     starts = [plan.steps_before for plan in plans[1:]]  # of stages: the ends of those before
     checkpoints = Checkpoints(workdir, config.train.keep_checkpoints, config.train.keep_every_steps, starts)
     position, tree = _restored(checkpoints, workdir, source, log, config)
+    index, step, history = (position[name] for name in ("stage_index", "step", "history"))
     if parallel.is_main():
         _record(workdir, source, log, fresh=tree is None)
-    position.history.setdefault("starts", []).append(_start(config, position))
+    history.setdefault("starts", []).append(_start(config, index, step))
     axis = parallel.bn_axis(config.train.sync_bn, config.train.bn_group)
     network = models.build_model(config.model, source.split.num_classes, dtype=jnp.dtype(config.dtype), axis_name=axis)
     feeds = make_feeds(source, config)
@@ -149,23 +129,23 @@ def prepare(config: ConfigDict, workdir: Path, log: RunLog) -> tuple[Run, Stage,
         log=log,
         checkpoints=checkpoints,
         stop=StopRequest(),
-        progress=Progress(examples_left(plans, position.stage, position.step)),
-        profile=Profile(config.train.profile, *_traced(config, workdir)),
-        history=position.history,
+        progress=Progress(examples_left(plans, index, step)),
+        profile=_profile(config, workdir),
+        history=history,
     )
-    weights = None
+    warm = None
     if tree is None and config.init_from:  # read before anything is computed: a missing file is named at once
         weights = read_pretrained(config.init_from, config.model.backbone, log.line)
-    warm = functools.partial(_warm_started, run, weights) if weights is not None else None
+        warm = functools.partial(_warm_started, run, weights)
     variables = first_variables(config, source, plans, network, warm)
     if tree is None:
         _show_parameters(run, variables["params"])
-    stage = make_stage(run, position.stage, variables["params"])
-    log.continue_after(stage.steps_before + position.step)
-    state = stage.start(variables)
+    stage = make_stage(run, index, variables["params"])
+    log.continue_after(stage.steps_before + step)
+    state = start_stage(variables, stage.program)
     if tree is not None:
         state = restore_into(state, upgraded(tree, state), str(checkpoints.root))
-        log.line(f"continuing in stage {stage.name} at step {position.step}")
+        log.line(f"continuing in stage {stage.name} at step {step}")
     return run, stage, state
 
 
@@ -178,12 +158,8 @@ def first_variables(
 ) -> PyTree:
     """The variables {`params`, `batch_stats`} that a run begins with, on the host, those of losses included.
 
-    Args:
-      plans: of the stages, whose losses and feature hooks are checked.
-      warm: puts the weights of another run in place of the network's own; None: a run from scratch.
-
-    Raises:
-      UserError: a network, score, loss or feature hook that does not work with the others.
+    `warm` puts the weights of another run in place of the network's own. Raises `UserError` for a network, score, loss
+    or feature hook of the planned stages that does not work with the others.
     """
     split, images = source.split, images_seen(source, config)
     variables = models.init_variables(network, config.seed, images)
@@ -198,28 +174,21 @@ def first_variables(
     return jax.tree.map(np.asarray, variables)
 
 
-def _traced(config: ConfigDict, workdir: Path) -> tuple[Path, bool]:
-    """Where this process's trace belongs, and whether there is to be one."""
+def _profile(config: ConfigDict, workdir: Path) -> Profile:
     index = jax.process_index()
-    return workdir / "profile" / (f"process{index}" if index else ""), config.train.profile_all or not index
-
-
-@dataclasses.dataclass(frozen=True)
-class _Position:
-    """Where a run stands: stage and step, and its history so far."""
-
-    stage: int
-    step: int
-    history: dict[str, Any]
+    folder = workdir / "profile" / (f"process{index}" if index else "")
+    return Profile(config.train.profile, folder, config.train.profile_all or not index)
 
 
 def _restored(
     checkpoints: Checkpoints, workdir: Path, source: Source, log: RunLog, config: ConfigDict
-) -> tuple[_Position, PyTree | None]:
-    """Where the newest checkpoint that can be read stands, and its arrays; None for a run that has not begun."""
+) -> tuple[dict[str, Any], PyTree | None]:
+    """Where the newest checkpoint that can be read stands (`outcome.save_checkpoint`), and its arrays; None for a run
+    that has not begun.
+    """
     restored = checkpoints.restore(log.line)
     if restored is None:
-        return _Position(0, 0, new_history()), None
+        return {"stage_index": 0, "step": 0, "history": new_history()}, None
     tree, meta = restored
     if meta["split_hash"] != source.split.hash:
         raise UserError(
@@ -231,7 +200,7 @@ def _restored(
     # Images that could not be read before the run was stopped count once.
     known = {(one["part"], one["name"]): one["reason"] for one in meta["history"].get("bad_images", ())}
     source.report.unreadable.update(known)
-    return _Position(meta["stage_index"], meta["step"], meta["history"]), tree
+    return meta, tree
 
 
 def _record(workdir: Path, source: Source, log: RunLog, fresh: bool) -> None:
@@ -268,7 +237,7 @@ def make_stage(run: Run, index: int, params: PyTree) -> Stage:
         plan.steps_per_epoch,
         plan.steps,
     )
-    return Stage(plan, program)
+    return Stage(**vars(plan), program=program)
 
 
 def new_history() -> dict[str, Any]:
@@ -302,11 +271,11 @@ def _make_evaluator(config: ConfigDict, network: Any, feeds: dict[str, Feed], so
     return Evaluator(network, feeds[part], examples, config.eval.batch_size, seen, announced)
 
 
-def _start(config: ConfigDict, position: _Position) -> dict[str, Any]:
+def _start(config: ConfigDict, index: int, step: int) -> dict[str, Any]:
     """Where and on what the program was started, for results.json."""
     return {
-        "stage": config.run[position.stage],
-        "step": position.step,
+        "stage": config.run[index],
+        "step": step,
         "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         "devices": jax.device_count(),
         "processes": jax.process_count(),

@@ -7,48 +7,31 @@ from typing import Any
 import flax.struct
 import jax
 import numpy as np
-import optax
 from flax import serialization, traverse_util
 
 from shike_jax.training import trainable
+from shike_jax.training.program import Program
 
 PyTree = Any
 
 
 @flax.struct.dataclass
 class TrainState:
-    """Everything that training changes.
+    """Everything that training changes."""
 
-    Attributes:
-      step: int32, optimiser steps done in the current stage.
-      params: all parameters, trained or not.
-      batch_stats: running averages of batch normalisation.
-      opt_state: of the optimiser; it holds arrays for the updated parameters only.
-      average: of the updated parameters (None for the others) over the steps; None where the stage averages nothing.
-    """
-
-    step: Any
-    params: PyTree
-    batch_stats: PyTree
-    opt_state: PyTree
-    average: PyTree = None
+    step: Any  # int32, optimiser steps done in the current stage
+    params: PyTree  # all parameters, trained or not
+    batch_stats: PyTree  # running averages of batch normalisation
+    opt_state: PyTree  # arrays for the updated parameters only
+    average: PyTree = None  # of the updated parameters over the steps, None for the others; None: nothing is averaged
 
 
-def start_stage(
-    variables: PyTree, optimizer: optax.GradientTransformation, updated: PyTree, averages: bool = False
-) -> TrainState:
-    """The state at step 0 of a stage: given variables, a fresh optimiser.
-
-    Args:
-      variables: {`params`, `batch_stats`} host arrays: initial ones or those at the end of the stage before.
-      optimizer: of the stage.
-      updated: booleans like params: what the optimiser moves.
-      averages: whether the stage averages its weights.
-    """
+def start_stage(variables: PyTree, program: Program) -> TrainState:
+    """The state at step 0 of a stage, with a fresh optimiser, from host variables {`params`, `batch_stats`}."""
     params = variables["params"]
-    moved = trainable.select(params, updated)
-    opt_state = jax.tree.map(np.asarray, jax.jit(optimizer.init)(moved))
-    average = moved if averages else None
+    moved = trainable.select(params, program.updated)
+    opt_state = jax.tree.map(np.asarray, jax.jit(program.optimizer.init)(moved))
+    average = None if program.newest_share is None else moved
     return TrainState(np.zeros((), np.int32), params, variables["batch_stats"], opt_state, average)
 
 
@@ -58,14 +41,10 @@ def variables_of(state: TrainState) -> PyTree:
 
 
 def upgraded(tree: PyTree, template: TrainState) -> PyTree:
-    """A saved state with the step counters of an optimiser that did not keep them when it was written.
+    """A saved state (nested dicts of arrays) with the step counters of optimisers that today's `template` has.
 
     Until version 0.1 the learning rate multiplied the optimiser's update from outside, so no counter was saved. It
     equals the step of the stage.
-
-    Args:
-      tree: nested dicts of arrays, as saved.
-      template: a state of today's structure.
     """
     wanted = traverse_util.flatten_dict(serialization.to_state_dict(template), sep="/")
     found = traverse_util.flatten_dict(tree, sep="/")

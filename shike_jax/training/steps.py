@@ -45,8 +45,7 @@ class Mixing:
 def train_step(program: Program, state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, Array]]:
     """One optimiser step on this device's share of the batch; under plain `jax.jit`, on the whole batch.
 
-    Returns:
-      The new state, and sums over the global batch: `count`, `loss` and each loss term (times count), `correct`.
+    Returns the new state, and sums over the global batch: `count`, `loss` and each loss term (times count), `correct`.
     """
     key = randomness.step_key(program.key, state.step)
     total = jnp.maximum(parallel.psum(jnp.sum(batch["mask"])), 1)
@@ -73,11 +72,9 @@ def train_step(program: Program, state: TrainState, batch: Batch) -> tuple[Train
         # the same step, but wraps the optimiser's state and divides by a gradient's norm even where it is 0.
         grads, _ = jax.grad(objective, has_aux=True)(uphill(trained, grads, rho))
         grads = parallel.psum(grads)
-    if getattr(program.network, "axis_name", None) != parallel.AXIS:  # each device's own, or those of its group
-        batch_stats = averaged_over_devices(batch_stats, batch["mask"])
-    elif loss_variables.ROOM in batch_stats:
-        carried = averaged_over_devices(batch_stats[loss_variables.ROOM], batch["mask"])
-        batch_stats = {**batch_stats, loss_variables.ROOM: carried}
+    apart = getattr(program.network, "axis_name", None) != parallel.AXIS  # each device's own, or those of its group
+    uneven = {name: tree for name, tree in batch_stats.items() if apart or name == loss_variables.ROOM}
+    batch_stats = {**batch_stats, **averaged_over_devices(uneven, batch["mask"])}
     return update(program, state, grads, batch_stats), sums
 
 
@@ -113,17 +110,11 @@ def update(program: Program, state: TrainState, grads: PyTree, batch_stats: PyTr
 def loss_terms(
     program: Program, params: PyTree, batch_stats: PyTree, inputs: LossInputs, mixing: Mixing | None, key: Array
 ) -> tuple[dict[str, Array], dict[str, PyTree]]:
-    """The losses of this device's share of a batch.
+    """The losses of this device's share of a batch, from variables with those of losses that are modules.
 
-    Args:
-      params, batch_stats: with those of losses that are modules.
-      inputs: with all views.
-      mixing: None: the images are not mixed.
-      key: of the step.
-
-    Returns:
-      The weighted total (`loss`) and each unweighted term that has a weight, per example [b]; and {name: {collection:
-      tree}}, what the losses that carry variables from step to step have made of them, those of other stages included.
+    Returns the weighted total (`loss`) and each unweighted term that has a weight, per example [b]; and {name:
+    {collection: tree}}, what the losses that carry variables from step to step have made of them, those of other
+    stages included.
     """
     total, terms, carried = jnp.zeros_like(inputs.labels, inputs.logits.dtype), {}, {}
     first, count = parallel.device_index() * len(inputs.labels), len(inputs.labels)
@@ -147,18 +138,13 @@ def loss_terms(
 
 @dataclasses.dataclass(frozen=True)
 class Seen:
-    """What the network sees of a batch: augmented and mixed. No gradient flows through it.
+    """What the network sees of a batch: augmented and mixed. No gradient flows through it."""
 
-    Attributes:
-      images: normalised [b,H,W,3].
-      partners: the same of the images that a sampler of pairs has drawn; None where no mixing or hook asks for them.
-      views: further augmented copies of the images, as many as the losses ask for.
-      mixing: None: the images are not mixed.
-    """
-
-    images: Array
-    partners: Any
-    views: tuple[Array, ...]
+    images: Array  # normalised [b,H,W,3]
+    partners: (
+        Any  # the same of the images that a sampler of pairs has drawn; None where no mixing or hook asks for them
+    )
+    views: tuple[Array, ...]  # further augmented copies of the images, as many as the losses ask for
     mixing: Mixing | None
 
 
@@ -232,9 +218,7 @@ def augmented(
 ) -> Array:
     """Normalised images [b,H,W,3], each augmented by the key of its position in the global batch.
 
-    Args:
-      first: position of the first image; None: where this device's share of the batch begins.
-      number: as for `randomness.example_keys`.
+    `first` is the position of the first image; None: where this device's share of the batch begins.
     """
     first = parallel.device_index() * len(images) if first is None else first
     return program.augment(images, randomness.example_keys(key, role, first, len(images), number), mask=mask)
@@ -283,20 +267,14 @@ def _mix(program: Program, images: Array, partner_images: Any, batch: Batch, key
 
 @dataclasses.dataclass(frozen=True)
 class TrainCall:
-    """A stage's training steps over all devices: (state, data, inputs) -> (state, sums); the state is donated.
+    """A stage's training steps over all devices; the state is donated."""
 
-    Attributes:
-      compiled: takes the course with the data.
-      course: of the stage, replicated.
-    """
-
-    compiled: Any
-    course: Course
+    compiled: Any  # takes the course with the data
+    course: Course  # of the stage, replicated
 
     def __call__(self, state: TrainState, data: PyTree, inputs: PyTree) -> tuple[TrainState, PyTree]:
-        """Makes k steps: `state` and `data` replicated, inputs [devices, k, ...]."""
-        after, sums = self.compiled(state, (data, self.course), inputs)
-        return after, sums
+        """Makes k steps, to (state, sums): `state` and `data` replicated, inputs [devices, k, ...]."""
+        return self.compiled(state, (data, self.course), inputs)
 
     def lower(self, state: TrainState, data: PyTree, inputs: PyTree) -> Any:
         """The program for such arguments, traced (`jax.stages.Lowered`)."""
@@ -310,9 +288,7 @@ class TrainCall:
 def compile_train(program: Program, fetch: Callable[[PyTree, PyTree], Batch], keys: Array | None = None) -> TrainCall:
     """Compiles `train_call` over all devices, for the program's course.
 
-    Args:
-      program, fetch: as for `train_call`.
-      keys: of several runs [S], whose programs differ in the key alone; None: one run, with the program's key.
+    `keys` are those of several runs [S], whose programs differ in the key alone; None: one run, with the program's key.
     """
     course, several = program.course, keys is not None
     if keys is not None:
@@ -329,14 +305,12 @@ def train_call(
 ) -> Callable[[TrainState, tuple[PyTree, Course], PyTree], tuple[TrainState, PyTree]]:
     """The steps of one call on each device: a function of state, (data, course) and inputs [k, ...] to (state, sums).
 
+    The function makes k steps, k being free to vary, and adds their sums. For several runs, which differ in their keys
+    alone, states, sums and the course's key have a leading axis [S], and inputs are [k, S, ...].
+
     Args:
       program: of the stage; its own course is not used.
       fetch: turns (data, one step's inputs) into a batch; runs inside the compiled step.
-      several: of several runs, which differ in their keys alone.
-
-    Returns:
-      The function makes k steps, k being free to vary, and adds their sums. For several runs, states, sums and the
-      course's key have a leading axis [S], and inputs are [k, S, ...].
     """
 
     def one(course: Course, state: TrainState, data: PyTree, item: PyTree) -> tuple[TrainState, PyTree]:
@@ -345,28 +319,12 @@ def train_call(
     def call(state: TrainState, data_and_course: tuple[PyTree, Course], inputs: PyTree) -> tuple[TrainState, PyTree]:
         data, course = data_and_course
         step = jax.vmap(one, (Course(0, None, None, None, None), 0, None, 0)) if several else one
-        return several_steps(lambda state, item: step(course, state, data, item), state, inputs)
+        if len(jax.tree.leaves(inputs)[0]) == 1:  # XLA:CPU runs convolutions inside a scan many times slower
+            return step(course, state, data, jax.tree.map(lambda x: x[0], inputs))
+        state, sums = lax.scan(lambda state, item: step(course, state, data, item), state, inputs)
+        return state, jax.tree.map(lambda x: jnp.sum(x, 0), sums)
 
     return call
-
-
-def several_steps(
-    step: Callable[[TrainState, PyTree], tuple[TrainState, PyTree]], state: TrainState, inputs: PyTree
-) -> tuple[TrainState, PyTree]:
-    """Makes k steps inside a compiled call.
-
-    Args:
-      step: (state, one step's inputs) to (state, sums).
-      state: before the first step.
-      inputs: [k, ...].
-
-    Returns:
-      The state after the last step, and the sums added over the steps.
-    """
-    if len(jax.tree.leaves(inputs)[0]) == 1:  # XLA:CPU runs convolutions inside a scan many times slower
-        return step(state, jax.tree.map(lambda x: x[0], inputs))
-    state, sums = lax.scan(step, state, inputs)
-    return state, jax.tree.map(lambda x: jnp.sum(x, 0), sums)
 
 
 def preview(
@@ -374,8 +332,7 @@ def preview(
 ) -> Array:
     """The first images of a stage's first batch as the network sees them before mixing: [count,H,W,3], normalised.
 
-    Args:
-      item: one step's inputs of the first device.
+    `item` is what the first device gets of the step's inputs.
     """
 
     def show(data: PyTree, item: PyTree, key: Array) -> Array:

@@ -17,16 +17,8 @@ PyTree = Any
 def trainable_mask(params: PyTree, patterns: Sequence[str], unused: tuple[str, ...] = ()) -> PyTree:
     """Marks the parameters whose path ("heads/classifier/expert0/kernel") a pattern matches in full.
 
-    Args:
-      params: nested dicts.
-      patterns: regular expressions.
-      unused: beginnings of the paths of parameters that take no part, whatever the patterns say.
-
-    Returns:
-      A pytree of booleans like `params`.
-
-    Raises:
-      UserError: a pattern that matches nothing, or nothing that takes part.
+    Parameters whose paths begin with one of `unused` take no part, whatever the patterns say. Returns booleans like
+    `params` (nested dicts); `UserError` for a pattern that matches nothing, or nothing that takes part.
     """
     flat = traverse_util.flatten_dict(params, sep="/")
     for pattern in patterns:

@@ -67,7 +67,7 @@ def training(golden, kind, name="representation", class_counts=None, **changes):
         sums = parallel.to_host(sums)
         return state, {name: value / sums["count"] for name, value in sums.items()}
 
-    state = start_stage(variables, program.optimizer, program.updated)
+    state = start_stage(variables, program)
     return parallel.replicate(state), step
 
 

@@ -101,7 +101,7 @@ def test_a_step_with_sam_takes_its_gradient_uphill():
         own = schema.stage(sam_rho=rho, schedule="constant", lr=rate, momentum=0.0, weight_decay=0.0)
         program = make_program(own, network, variables["params"], np.ones(3), augment, jax.random.key(0), 1, 1)
         call = steps.compile_train(program, lambda data, item: item)
-        start = start_stage(variables, program.optimizer, program.updated)
+        start = start_stage(variables, program)
         inputs = jax.tree.map(lambda x: x[:, None], parallel.split_batch(batch))
         found = parallel.to_host(call(parallel.replicate(start), (), inputs)[0].params)
         alone = dataclasses.replace(network, axis_name=None)

@@ -9,8 +9,7 @@ from shike_jax.config.loading import parse_config
 from shike_jax.errors import UserError
 from shike_jax.storage.logs import RunLog
 from shike_jax.training import loop
-from shike_jax.training.finite import check_variables
-from shike_jax.training.sums import EpochSums
+from shike_jax.training.finite import EpochSums, check_variables
 from tests.jobs import digits
 
 pytestmark = pytest.mark.usefixtures("quickly_compiled")

@@ -168,7 +168,7 @@ def step_and_references(name, rho, step, cache={}):  # noqa: B006
         rows = [np.stack([reference_rows(m, batch) for m in side]) for side in maps]
         cache[name, rho] = (program, steps.compile_train(program, lambda data, item: item), variables, rows)
     program, call, variables, rows = cache[name, rho]
-    state = start_stage(variables, program.optimizer, program.updated).replace(step=np.int32(step))
+    state = start_stage(variables, program).replace(step=np.int32(step))
     inputs = jax.tree.map(lambda x: x[:, None], parallel.split_batch(batch))
     after, sums = call(parallel.replicate(state), (), inputs)
     assert float(sums["count"]) == BATCH - PADDED

@@ -69,7 +69,7 @@ program = make_program(
 )
 mask = np.array([1, 1, 1, 1, 1, 1, 0, 1], np.float64)
 batch = {"image": images, "label": draw.integers(0, 5, 8).astype(np.int32), "mask": mask}
-state = start_stage(variables, program.optimizer, program.updated)
+state = start_stage(variables, program)
 
 plain, plain_sums = jax.jit(lambda state, batch: steps.train_step(program, state, batch))(state, batch)
 call = steps.compile_train(program, lambda data, item: item)

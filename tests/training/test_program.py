@@ -37,8 +37,7 @@ def text_of(network, *arguments, **fields):
         "mask": np.ones(4, np.float32),
     }
     inputs = jax.tree.map(lambda x: x[:, None], parallel.split_batch(batch))
-    averages = program.newest_share is not None
-    state = start_stage(network[1], program.optimizer, program.updated, averages)
+    state = start_stage(network[1], program)
     call = steps.compile_train(program, lambda data, item: item)
     return call.lower(state, (), inputs).as_text()
 
