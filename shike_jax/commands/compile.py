@@ -13,9 +13,10 @@ import jax
 from ml_collections import ConfigDict
 
 from shike_jax.cluster import compiled_program, topology
-from shike_jax.common.atomic import write_json
+from shike_jax.common import atomic
 from shike_jax.common.parser import Parser
 from shike_jax.common.provenance import code_version, commit, versions
+from shike_jax.common.text import to_json
 from shike_jax.config.loading import parse_command
 from shike_jax.errors import UserError
 from shike_jax.training.ahead_of_time import Steps, published_sizes
@@ -170,8 +171,6 @@ def main(argv: Sequence[str]) -> None:
         tell=lambda line: print(line, flush=True),
     )
     if args.json:
-        try:
-            args.json.parent.mkdir(parents=True, exist_ok=True)
-            write_json(args.json, {"command": ["shike-jax", "compile", *argv], **result})
-        except OSError as error:
-            raise UserError(f"--json={args.json}: {error.strerror or error}") from error
+        result = {"command": ["shike-jax", "compile", *argv], **result}
+        with atomic.output(args.json, f"--json={args.json}") as partial:
+            partial.write_text(to_json(result, indent=1) + "\n")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import inspect
 import time
-import zipfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, cast
@@ -23,7 +22,7 @@ from shike_jax.common.text import parse_json
 from shike_jax.config import own_files
 from shike_jax.data import images
 from shike_jax.data.tensorflow_data import import_tensorflow
-from shike_jax.errors import UserError
+from shike_jax.errors import UserError, naming
 from shike_jax.evaluation import load_exported
 from shike_jax.evaluation.classifier import Classifier, make_classifier
 
@@ -140,29 +139,20 @@ def export(classifier: Classifier, target: Path, kind: str = "jax") -> None:
     """Writes the folder `target`, which is new or empty, wholly or not at all, by one of `WRITERS`."""
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise UserError(f"--output={target}: exists and is not an empty folder")
-    try:
-        with atomic.new_folder(target) as finished:
-            finished.mkdir()
-            WRITERS[kind](classifier, finished)
-            atomic.write_json(finished / "model.json", describe(classifier))
-    except OSError as error:
-        raise UserError(f"--output={target}: {error.strerror or error}") from error
+    with naming(f"--output={target}"), atomic.new_folder(target) as finished:
+        finished.mkdir()
+        WRITERS[kind](classifier, finished)
+        atomic.write_json(finished / "model.json", describe(classifier))
 
 
 def read_export(folder: Path) -> Classifier:
     """The classifier of a folder that `export` wrote, from its model.json and weights.npz alone."""
-    try:
+    with naming(f"--again={folder}", "a folder that this command wrote"):
         meta = parse_json((folder / "model.json").read_text())
         with downloaded(folder / "weights.npz") as local, np.load(local, allow_pickle=False) as arrays:
             weights = dict(arrays)
         described = {**meta, "num_classes": len(meta["class_names"])}
-        dtype = meta.get("dtype", "float32")
-        return make_classifier(described, unflatten_dict(weights, sep="/"), dtype, folder)
-    except OSError as error:
-        reason = f"{error.filename}: {error.strerror}"
-        raise UserError(f"--again={folder}: {reason}; expected a folder that this command wrote") from None
-    except (ValueError, KeyError, TypeError, zipfile.BadZipFile) as error:
-        raise UserError(f"--again={folder}: not an export of this package, or damaged ({error})") from None
+        return make_classifier(described, unflatten_dict(weights, sep="/"), meta.get("dtype", "float32"), folder)
 
 
 def export_again(folder: Path) -> str:
@@ -172,12 +162,10 @@ def export_again(folder: Path) -> str:
     """
     classifier = read_export(folder)
     serialised = _serialised(classifier, *inference_function(classifier))
-    try:
+    with naming(f"--again={folder}"):
         with atomic.replacing(folder / "function.jax") as partial:
             partial.write_bytes(serialised)
         atomic.write_json(folder / "model.json", {**classifier.meta, **describe(classifier)})
-    except OSError as error:
-        raise UserError(f"--again={folder}: {error.strerror or error}") from error
     return str(classifier.meta.get("versions", {}).get("jax", "an unknown version"))
 
 

@@ -19,7 +19,7 @@ from shike_jax.data.host_pipeline import HostPipeline
 from shike_jax.data.splits import Split
 from shike_jax.data.types import Source
 from shike_jax.data.views import device_augment
-from shike_jax.errors import UserError
+from shike_jax.errors import naming
 from shike_jax.report import fonts
 
 _EPILOG = """\
@@ -149,10 +149,9 @@ def main(argv: Sequence[str]) -> None:
     say(describe(source.split, evaluated_part(config.data)))
     for line in source.report.lines():
         say(line)
-    try:
-        if options.json:
+    if options.json:
+        with naming(f"--json={options.json}"):
             options.json.write_text(to_json(summary(source.split, evaluated_part(config.data)), indent=1) + "\n")
-        if options.figure:
+    if options.figure:
+        with naming(f"--figure={options.figure}"):
             draw(source, config, options.figure)
-    except OSError as error:
-        raise UserError(f"{error.filename}: {error.strerror}") from None

@@ -182,15 +182,11 @@ def main(argv: Sequence[str]) -> int:
     if not output:
         to_terminal(batches, names, top_k, args.per_expert)
     else:
-        try:
-            output.parent.mkdir(parents=True, exist_ok=True)
-            with atomic.replacing(output) as partial:
-                if kind == ".npz":
-                    count = to_npz(partial, batches, names, top_k, skipped)
-                else:
-                    count = to_csv(partial, batches, names, top_k, classifier.experts if args.per_expert else 0)
-        except OSError as error:
-            raise UserError(f"--output={output}: {error.strerror or error}") from error
+        with atomic.output(output, f"--output={output}") as partial:
+            if kind == ".npz":
+                count = to_npz(partial, batches, names, top_k, skipped)
+            else:
+                count = to_csv(partial, batches, names, top_k, classifier.experts if args.per_expert else 0)
         say(f"{output}: {count} images, {len(skipped)} skipped")
     for file, reason in list(skipped.items())[:NAMED]:
         say(f"skipped {printable(file)}: {reason}", file=sys.stderr)

@@ -24,7 +24,7 @@ from shike_jax.config import own_files
 from shike_jax.config.loading import checkpoint_config
 from shike_jax.data.datasets import load_data
 from shike_jax.data.held_out import evaluated_part
-from shike_jax.errors import UserError
+from shike_jax.errors import UserError, naming
 from shike_jax.evaluation.checkpoint import meta_of
 from shike_jax.report import curves, html, predictions, tables
 from shike_jax.report.evaluations import evaluation
@@ -270,16 +270,13 @@ def main(argv: Sequence[str]) -> None:
     if not runs:
         raise UserError(f"--runs={' '.join(map(str, folders))}: no results.json below; expected finished runs")
     references = [curves.of_csv(path) for path in args.reference]
-    try:
-        with contextlib.ExitStack() as held:
-            folder = args.output
-            if buckets.in_bucket(folder):
-                folder = Path(held.enter_context(tempfile.TemporaryDirectory(prefix="shike_jax-")))
-            sections = write(by_dataset(runs), folder, not args.no_evaluate, references, problems)
-            if folder != args.output:
-                buckets.upload(folder, args.output)
-    except OSError as error:
-        raise UserError(f"--output={args.output}: {error.strerror or error}") from error
+    with naming(f"--output={args.output}"), contextlib.ExitStack() as held:
+        folder = args.output
+        if buckets.in_bucket(folder):
+            folder = Path(held.enter_context(tempfile.TemporaryDirectory(prefix="shike_jax-")))
+        sections = write(by_dataset(runs), folder, not args.no_evaluate, references, problems)
+        if folder != args.output:
+            buckets.upload(folder, args.output)
     for section in sections:
         say(tables.to_markdown(section.tables[0]))
         for text in section.missing:

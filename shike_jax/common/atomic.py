@@ -11,6 +11,7 @@ from typing import Any
 
 from shike_jax.common import buckets
 from shike_jax.common.text import to_json
+from shike_jax.errors import naming
 
 
 @contextlib.contextmanager
@@ -29,6 +30,15 @@ def replacing(path: Any) -> Iterator[Path]:
         os.replace(partial, path)
     finally:
         partial.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def output(path: Any, said: str) -> Iterator[Path]:
+    """`replacing` for a file that a user named, whose folder is made; `said` begins the error of one that cannot be."""
+    with naming(said):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with replacing(path) as partial:
+            yield partial
 
 
 @contextlib.contextmanager

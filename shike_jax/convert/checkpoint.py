@@ -9,7 +9,7 @@ from shike_jax.common import atomic
 from shike_jax.common.text import parse_json, to_json
 from shike_jax.convert.names import MODELS, family_of, model_settings, named, to_state_dict, to_variables
 from shike_jax.convert.reader import read_remark, read_state_dict, write_state_dict
-from shike_jax.errors import UserError
+from shike_jax.errors import UserError, naming
 from shike_jax.models import HEAD_SETS
 from shike_jax.storage.weights import load_weights, save_weights
 
@@ -42,11 +42,8 @@ def convert(model: str, source: Path, target: Path, num_classes: int | None = No
     except UserError as error:
         raise UserError(f"{source}: {error}") from error
     meta = {**meta, "num_classes": num_classes, "source": source.name}
-    try:
-        with atomic.new_folder(target) as finished:
-            save_weights(finished, variables, meta)
-    except OSError as error:
-        raise UserError(f"--target={target}: {error}") from error
+    with naming(f"--target={target}"), atomic.new_folder(target) as finished:
+        save_weights(finished, variables, meta)
     return len(state)
 
 

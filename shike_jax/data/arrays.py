@@ -5,11 +5,8 @@ The file holds the images as differences of neighbours, not as pixels; `load` gi
 
 from __future__ import annotations
 
-import io
 import json
 import os
-import zipfile
-import zlib
 from typing import Any
 
 import numpy as np
@@ -20,7 +17,7 @@ from shike_jax.common.buckets import local
 from shike_jax.common.text import parse_json
 from shike_jax.data.splits import Part, Split, profile_rule
 from shike_jax.data.types import Source
-from shike_jax.errors import UserError
+from shike_jax.errors import UserError, naming
 
 # 1: the same arrays under PART_images, a name by which other programs took them for pixels. It can still be read.
 FORMAT = 2
@@ -53,13 +50,8 @@ def save(source: Source, path: str) -> None:
         members = part.members if part.members.dtype.kind in "iu" else part.members.astype(str)
         content |= {f"{name}_members": members, f"{name}_labels": part.labels}
         content[IMAGES[FORMAT].format(name)] = _differences(source.images[name])
-    target = local(path).absolute()
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        with atomic.replacing(target) as partial, partial.open("wb") as file:
-            np.savez_compressed(file, **content)
-    except OSError as error:
-        raise UserError(f"output {path}: {error.strerror}") from None
+    with atomic.output(local(path).absolute(), f"output {path}") as partial, partial.open("wb") as file:
+        np.savez_compressed(file, **content)
 
 
 def load(data: ConfigDict) -> Source:
@@ -67,21 +59,16 @@ def load(data: ConfigDict) -> Source:
     path = data.root
     if not path:
         raise UserError("config.data.root is empty; expected the file written by `python -m shike_jax pack`")
-    try:
-        with open(path, "rb") as file, np.load(io.BytesIO(file.read()), allow_pickle=False) as content:
-            meta = parse_json(str(content["meta"]))
-            if meta["format"] not in IMAGES:
-                raise UserError(
-                    f"config.data.root={path}: format {meta['format']}, expected one of {', '.join(map(str, IMAGES))}; "
-                    "export it again"
-                )
-            parts = {p: Part(content[f"{p}_members"], content[f"{p}_labels"]) for p in meta["parts"]}
-            arrays = {p: content[IMAGES[meta["format"]].format(p)] for p in meta["parts"]}
-            images = {p: _undo_differences(array) for p, array in arrays.items()}
-    except OSError as error:
-        raise UserError(f"config.data.root={path}: {error.strerror}") from None
-    except (KeyError, ValueError, TypeError, EOFError, zipfile.BadZipFile, zlib.error) as error:
-        raise UserError(f"config.data.root={path}: not an exported split, or damaged ({error})") from None
+    with naming(f"config.data.root={path}", "an exported split"), np.load(path, allow_pickle=False) as content:
+        meta = parse_json(str(content["meta"]))
+        if meta["format"] not in IMAGES:
+            raise UserError(
+                f"config.data.root={path}: format {meta['format']}, expected one of {', '.join(map(str, IMAGES))}; "
+                "export it again"
+            )
+        parts = {p: Part(content[f"{p}_members"], content[f"{p}_labels"]) for p in meta["parts"]}
+        arrays = {p: content[IMAGES[meta["format"]].format(p)] for p in meta["parts"]}
+        images = {p: _undo_differences(array) for p, array in arrays.items()}
     split = Split(meta["name"], meta["rule"], meta["seed"], tuple(meta["class_names"]), parts, data.divisions)
     if split.hash != meta["hash"]:
         raise UserError(f"config.data.root={path}: damaged, its contents do not match their hash; export it again")

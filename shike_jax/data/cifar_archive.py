@@ -10,7 +10,6 @@ import hashlib
 import io
 import pickle
 import tarfile
-import zlib
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +18,7 @@ from ml_collections import ConfigDict
 
 from shike_jax.data.splits import Part, longtailed_split
 from shike_jax.data.types import Source
-from shike_jax.errors import UserError
+from shike_jax.errors import UserError, naming
 
 SIDE = 32
 # SHA-256 of https://www.cs.toronto.edu/~kriz/NAME
@@ -37,14 +36,10 @@ def load(data: ConfigDict) -> Source:
     if data.image_size != SIDE:
         raise UserError(f"config.data.image_size={data.image_size}: {data.name} has {SIDE} px images")
     path = Path(data.root)
-    try:
+    with naming(f"config.data.root={path}", "an archive of CIFAR"):
         if data.verify:
             _check_digest(path)
         class_names, found = _read(path)
-    except OSError as error:
-        raise UserError(f"config.data.root={path}: {error.strerror or error}") from None
-    except (tarfile.TarError, EOFError, zlib.error, KeyError, ValueError, TypeError, pickle.UnpicklingError) as error:
-        raise UserError(f"config.data.root={path}: not an archive of CIFAR, or damaged ({error})") from None
     if data.name != (name := f"cifar{len(class_names)}"):
         raise UserError(f"config.data.root={path}: is {name}; expected {data.name} (config.data.name)")
     return longtailed_source(data, class_names, found)

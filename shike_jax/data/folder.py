@@ -14,7 +14,7 @@ from shike_jax.data.files import reader
 from shike_jax.data.held_out import drawn_for_testing, each_class
 from shike_jax.data.splits import Part, longtailed_split
 from shike_jax.data.types import Report, Source
-from shike_jax.errors import UserError
+from shike_jax.errors import UserError, naming
 
 # The names that people give to parts, in any case.
 _PARTS = {
@@ -85,11 +85,8 @@ def part_folders(root: str) -> dict[str, str]:
 
 def _class_names(root: str, part: str) -> tuple[str, ...]:
     folder = os.path.join(root, part)
-    try:
+    with naming(folder, "{train,test}/CLASS/*.jpg or CLASS/*.jpg under config.data.root"):
         names = subfolders(folder)
-    except OSError as error:
-        expected = "expected {train,test}/CLASS/*.jpg or CLASS/*.jpg under config.data.root"
-        raise UserError(f"{folder}: {error.strerror}; {expected}") from None
     if not names:
         raise UserError(f"{folder} holds no class folder; expected {folder}/CLASS/*.jpg")
     return tuple(names)
@@ -110,7 +107,8 @@ def _list_part(root: str, part: str, class_names: tuple[str, ...], report: Repor
     other: list[str] = []
     for label, name in enumerate(class_names):
         folder = os.path.join(root, part, name)
-        files = _files(folder) if os.path.lexists(folder) else []
+        with naming(folder, "a folder that can be read"):
+            files = list(files_below(folder)) if os.path.lexists(folder) else []
         below = sorted({file.partition("/")[0] for file in files if "/" in file})
         if part == train and len(below) > 1:
             divided.append(f"{name} ({', '.join(below[:2])}{', ...' if len(below) > 2 else ''})")
@@ -128,10 +126,3 @@ def _list_part(root: str, part: str, class_names: tuple[str, ...], report: Repor
         where = os.path.join(root, part)
         report.notes.append(f"{len(other)} entries in {where} are no images and left out, such as {other[0]}")
     return Part(np.array(members, dtype=object), np.array(labels, np.int32))
-
-
-def _files(folder: str) -> list[str]:
-    try:
-        return list(files_below(folder))
-    except OSError as error:
-        raise UserError(f"{error.filename}: {error.strerror}; expected a folder that can be read") from None

@@ -7,7 +7,6 @@ import collections
 import gzip
 import os
 import posixpath
-import zlib
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import TypeVar
@@ -19,7 +18,7 @@ from shike_jax.common.text import lines_of
 from shike_jax.data.files import missing_files, reader
 from shike_jax.data.splits import Part, Split, longtailed_split
 from shike_jax.data.types import Report, Source
-from shike_jax.errors import UserError
+from shike_jax.errors import UserError, naming
 
 Value = TypeVar("Value")
 Pairs = collections.Counter[tuple[str, int]]  # how many lines have a folder name and a label
@@ -89,14 +88,9 @@ def read_text(path: str) -> str:
     Raises:
       UserError: no such file, damaged, or UTF-16.
     """
-    try:
-        with open(path, "rb") as file:
-            content = file.read()
+    with naming(f"list file {path}", "text, plain or gzip"), open(path, "rb") as file:
+        content = file.read()
         content = gzip.decompress(content) if content[:2] == b"\x1f\x8b" else content
-    except OSError as error:
-        raise UserError(f"list file {path}: {error.strerror or error}") from None
-    except (EOFError, zlib.error) as error:
-        raise UserError(f"list file {path}: damaged ({error})") from None
     if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
         raise UserError(f"list file {path}: not text in UTF-8 but in UTF-16; expected UTF-8")
     return content.decode("utf-8-sig", errors="surrogateescape")

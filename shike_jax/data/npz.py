@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import zipfile
-import zlib
 from typing import Any
 
 import numpy as np
@@ -12,7 +10,7 @@ from ml_collections import ConfigDict
 
 from shike_jax.data.splits import Part, longtailed_split
 from shike_jax.data.types import Source
-from shike_jax.errors import UserError
+from shike_jax.errors import UserError, naming
 
 NAMES = ("features", "images")  # what the examples of a file may be called
 PARTS = ("train", "test", "val")
@@ -48,14 +46,9 @@ def load(data: ConfigDict) -> Source:
 
 def _read(path: str, said: str) -> tuple[np.ndarray, np.ndarray, tuple[str, ...]]:
     """Examples, labels int32 [N] and class names (empty where there are none) of one file."""
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            found: dict[str, Any] = {name: file[name] for name in (*NAMES, "labels", "class_names") if name in file}
-            there = ", ".join(file.files) or "nothing"
-    except OSError as error:
-        raise UserError(f"{said}: {error.strerror or error}") from None
-    except (ValueError, EOFError, AttributeError, zipfile.BadZipFile, zlib.error) as error:
-        raise UserError(f"{said}: not a readable .npz file ({' '.join(str(error).split())[:200]})") from None
+    with naming(said, "a readable .npz file"), np.load(path, allow_pickle=False) as file:
+        found: dict[str, Any] = {name: file[name] for name in (*NAMES, "labels", "class_names") if name in file}
+        there = ", ".join(file.files) or "nothing"
     values = next((found[name] for name in NAMES if name in found), None)
     if values is None or "labels" not in found:
         raise UserError(f"{said}: it holds {there}; expected features (or images) and labels")

@@ -14,7 +14,7 @@ from shike_jax.common.paths import EXTENSIONS, files_below, is_image
 from shike_jax.common.text import lines_of
 from shike_jax.data.host_pipeline import ahead
 from shike_jax.data.images import center_crop, center_crop_pixels
-from shike_jax.errors import UserError, reason
+from shike_jax.errors import UserError, naming, reason
 
 
 def find(paths: Sequence[str]) -> list[str]:
@@ -29,7 +29,8 @@ def find(paths: Sequence[str]) -> list[str]:
     files: list[str] = []
     for path in paths:
         if os.path.isdir(path):
-            found = _below(path)
+            with naming(f"--images={path}"):
+                found = [os.path.join(path, name) for name in files_below(path) if is_image(os.path.basename(name))]
             expected = f"expected files ending in {', '.join(EXTENSIONS)}"
         elif not os.path.exists(path):
             raise UserError(f"--images={path}: no such file or folder")
@@ -44,18 +45,9 @@ def find(paths: Sequence[str]) -> list[str]:
     return files
 
 
-def _below(folder: str) -> list[str]:
-    try:
-        return [os.path.join(folder, name) for name in files_below(folder) if is_image(os.path.basename(name))]
-    except OSError as error:
-        raise UserError(f"--images={folder}: {error.filename}: {error.strerror}") from None
-
-
 def _listed(path: Path) -> list[str]:
-    try:
+    with naming(f"--images={path}", "a list of paths in UTF-8"):
         lines = [line.strip() for line in lines_of(path.read_text(encoding="utf-8-sig"))]
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"--images={path}: cannot be read as a list of paths ({error})") from None
     found = {line: path.parent / line for line in lines if line and not line.startswith("#")}
     # `os.path.exists` answers False to what can be no path (too long, a NUL); reading such a line says why.
     return [str(file) if os.path.exists(file) else line for line, file in found.items()]
@@ -70,10 +62,8 @@ def read_array(path: str, one: jax.ShapeDtypeStruct | None = None) -> np.ndarray
     Raises:
       UserError: not an array file, or an array of another shape or type.
     """
-    try:
+    with naming(f"--images={path}", "a readable .npy file"):
         array = np.load(path, mmap_mode="r", allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
-        raise UserError(f"--images={path}: not a readable .npy file ({' '.join(str(error).split())})") from None
     if one is not None:
         if array.shape[1:] != one.shape or array.dtype.kind != np.dtype(one.dtype).kind or not array.size:
             expected = f"{one.dtype} {['N', *one.shape]}"

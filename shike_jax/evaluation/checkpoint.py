@@ -173,18 +173,14 @@ def trained_heads(summary: Mapping[str, Any]) -> str:
 
 def save(path: Path, summary: dict[str, Any], found: dict[str, Arrays]) -> None:
     """Writes .json (scores) or .npz (scores and per-example arrays), wholly or not at all."""
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with atomic.replacing(path) as partial:
-            if path.suffix == ".json":
-                partial.write_text(to_json(summary, indent=1) + "\n")
-            else:
-                arrays: dict[str, Any] = {}
-                for name, per_set in found.items():
-                    arrays |= {f"{name}/{key}" if name else key: values for key, values in per_set.items()}
-                np.savez_compressed(partial, summary=to_json(summary), **arrays)
-    except OSError as error:
-        raise UserError(f"--output={path}: {error.strerror or error}") from error
+    with atomic.output(path, f"--output={path}") as partial:
+        if path.suffix == ".json":
+            partial.write_text(to_json(summary, indent=1) + "\n")
+            return
+        arrays: dict[str, Any] = {}
+        for name, per_set in found.items():
+            arrays |= {f"{name}/{key}" if name else key: values for key, values in per_set.items()}
+        np.savez_compressed(partial, summary=to_json(summary), **arrays)
 
 
 def load_data(classifier: Classifier, config: ConfigDict, part: str | None) -> tuple[sources.Source, str]:

@@ -19,7 +19,7 @@ from shike_jax.cluster.parallel import find_devices, to_host
 from shike_jax.common.paths import given_path, given_text
 from shike_jax.common.text import say
 from shike_jax.data.views import make_eval_transform
-from shike_jax.errors import UserError
+from shike_jax.errors import UserError, naming
 from shike_jax.methods.own_files import require
 from shike_jax.models import HEAD_SETS, build_model
 from shike_jax.models.calling import has_features, name_of, pooled
@@ -104,12 +104,10 @@ class Classifier:
         <classifier of 10 classes: 3 experts, 16 x 16 pixels>
         """
         place = epath.Path(given_path(folder, "save: folder"))
-        try:
+        with naming(f"save: {place}"):
             if place.exists() and not (place.is_dir() and not any(place.iterdir())):
                 raise UserError(f"save: {place} is not empty; expected a new folder")
             hub_form.save(place, to_host(self.variables), {**self.meta, "heads": self.heads})
-        except OSError as error:
-            raise UserError(f"save: {place} cannot be written ({error.strerror or error})") from error
 
     def push(self, name: str, *, private: bool = False) -> str:
         """Writes the classifier to Hugging Face's hub, from which `load("hf://OWNER/NAME")` reads it.

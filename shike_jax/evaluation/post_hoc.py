@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,8 @@ from typing import Any
 import numpy as np
 from flax.traverse_util import flatten_dict
 
-from shike_jax.errors import UserError
+from shike_jax.common.text import parse_json
+from shike_jax.errors import UserError, naming
 from shike_jax.methods import ADJUSTMENTS
 from shike_jax.methods.adjustment import AdjustmentInputs, choose_tau, predict, prior_of, suited
 from shike_jax.methods.shifts import accuracy_under, distributions
@@ -38,11 +38,8 @@ def read_prior(text: str, class_names: tuple[str, ...], class_counts: np.ndarray
         return prior_of(np.ones(len(class_names)))
     if text == "train":
         return prior_of(class_counts)
-    try:
-        found = json.loads(Path(text).read_text())
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
-        reason = getattr(error, "strerror", None) or "not JSON"
-        raise UserError(f"--prior={text}: {reason}; expected uniform, train or a JSON file") from None
+    with naming(f"--prior={text}", "uniform, train or a JSON file"):
+        found = parse_json(Path(text).read_text())
     expected = f"expected {len(class_names)} numbers, or an object with a number for every class"
     if isinstance(found, dict):
         if set(found) != set(class_names):

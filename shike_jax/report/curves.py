@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from shike_jax.common.text import parse_json
-from shike_jax.errors import UserError
+from shike_jax.errors import naming
 from shike_jax.report.runs import Group
 
 
@@ -55,17 +55,14 @@ def of_csv(path: Path) -> Curve:
 
     UserError where it is unreadable, lacks a column, or has seeds of different length.
     """
-    try:
-        with path.open(newline="") as file:
-            rows = list(csv.DictReader(file))
+    kind = "a CSV file with seed, epoch, stage, train_loss, test_top1"
+    with naming(f"--reference={path}", kind), path.open(newline="") as file:
+        rows = list(csv.DictReader(file))
         seeds = sorted({row["seed"] for row in rows})
         loss, top1 = (
             np.array([[float(row[key]) for row in rows if row["seed"] == seed] for seed in seeds])
             for key in ("train_loss", "test_top1")
         )
         stages = [row["stage"] for row in rows if row["seed"] == seeds[0]]
-    except (OSError, KeyError, ValueError, TypeError, IndexError) as error:
-        expected = "a CSV file with seed, epoch, stage, train_loss, test_top1"
-        raise UserError(f"--reference={path}: {type(error).__name__} {error}; expected {expected}") from error
     starts = tuple(i for i in range(1, len(stages)) if stages[i] != stages[i - 1])
     return Curve(f"reference: {path.stem}", np.arange(1, len(stages) + 1), loss, top1, starts)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +12,7 @@ import numpy as np
 from shike_jax.common.buckets import downloaded
 from shike_jax.common.text import parse_json, slug
 from shike_jax.config.loading import checkpoint_config
-from shike_jax.errors import UserError
+from shike_jax.errors import UserError, naming
 from shike_jax.evaluation.checkpoint import evaluate_as_trained, meta_of, save
 from shike_jax.evaluation.classifier import load
 from shike_jax.report.runs import Run
@@ -38,14 +37,10 @@ def evaluation(run: Run, folder: Path, compute: bool) -> tuple[dict[str, Any], d
 
 
 def _read(path: Path, run: Run) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
-    try:
-        with downloaded(path) as local, np.load(local) as file:
-            summary = parse_json(str(file["summary"]))
-            arrays = {name: file[name] for name in file.files if name != "summary"}
-        about = summary["data"]
-        split, part = about["hash"], about.get("part", "test")
-    except (OSError, ValueError, KeyError, TypeError, zipfile.BadZipFile) as error:
-        raise UserError(f"{path}: not an evaluation ({error})") from error
+    with naming(path, "an evaluation"), downloaded(path) as local, np.load(local) as file:
+        summary = parse_json(str(file["summary"]))
+        arrays = {name: file[name] for name in file.files if name != "summary"}
+        split, part = summary["data"]["hash"], summary["data"].get("part", "test")
     if split != run.results["split"]["hash"]:
         raise UserError(f"{path}: of another split than the run's")
     if part != (expected := run.results.get("part", "test")):

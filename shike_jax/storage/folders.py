@@ -6,6 +6,8 @@ files, tell damage from a store that does not answer.
 
 from __future__ import annotations
 
+import hashlib
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -14,14 +16,15 @@ import orbax.checkpoint as ocp
 from etils import epath
 
 from shike_jax.common import buckets
-from shike_jax.common.text import some
+from shike_jax.common.atomic import write_json
+from shike_jax.common.text import parse_json, some
 from shike_jax.errors import reason
-from shike_jax.storage import manifest
 from shike_jax.storage.reading import Damaged, is_forbidden, is_of_the_system, patiently
 from shike_jax.storage.trees import digest
 
 PyTree = Any
 Meta = dict[str, Any]
+MANIFEST = "manifest.json"  # {relative path: SHA-256 in hex} of every other file
 
 
 def absolute(directory: Any) -> epath.Path:
@@ -39,15 +42,38 @@ def is_finished(path: epath.Path) -> bool:
 
 def seal(folder: epath.Path) -> None:
     """Adds the manifest to a finished local folder."""
-    _forget_place(folder)
-    manifest.write(folder)
-
-
-def _forget_place(folder: epath.Path) -> None:
-    """Takes the absolute path out of Orbax's marks of completion: weights that are given away do not name a machine."""
+    # Orbax's marks of completion hold an absolute path: weights that are given away do not name a machine.
     for place in (folder, *(child for child in folder.iterdir() if child.is_dir())):
         if (place / buckets.COMMITTED).exists():
             (place / buckets.COMMITTED).write_text("Checkpoint commit was successful")
+    files = {str(p.relative_to(folder)): _file_digest(p) for p in sorted(Path(folder).rglob("*")) if p.is_file()}
+    write_json(Path(folder / MANIFEST), files)
+
+
+def _changes(folder: epath.Path) -> list[str]:
+    """Says of each file in the manifest that is missing or has changed; an OSError says nothing of what is in a file.
+
+    A folder that was finished in the moment before a kill has no manifest yet.
+    """
+    try:
+        listed = dict(parse_json((folder / MANIFEST).read_text()))
+    except ValueError as error:
+        return [f"{MANIFEST} cannot be read ({error})"]
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+    changes = []
+    for name, expected in listed.items():
+        try:
+            if _file_digest(Path(folder / name)) != expected:
+                changes.append(f"{name} has changed")
+        except (FileNotFoundError, NotADirectoryError):
+            changes.append(f"{name} is missing")
+    return changes
+
+
+def _file_digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def read_saved(path: epath.Path, item: str) -> tuple[PyTree, Meta]:
@@ -61,7 +87,7 @@ def read_saved(path: epath.Path, item: str) -> tuple[PyTree, Meta]:
 
 
 def _read_once(folder: epath.Path, item: str, path: epath.Path) -> tuple[PyTree, Meta]:
-    if changed := manifest.differences(folder):
+    if changed := _changes(folder):
         raise Damaged(f"checkpoint {path} is damaged: {some(changed, 1)}")
     orbax = checkpointer()
     try:
@@ -73,7 +99,7 @@ def _read_once(folder: epath.Path, item: str, path: epath.Path) -> tuple[PyTree,
     except Exception as error:
         # Files that agree with their manifest are good, whatever fails. Without one, a missing or short file can fail
         # anywhere below: parsing, checksums, missing keys.
-        if (folder / manifest.NAME).exists() or is_forbidden(error) or is_of_the_system(error):
+        if (folder / MANIFEST).exists() or is_forbidden(error) or is_of_the_system(error):
             raise
         raise Damaged(f"checkpoint {path} is damaged: {reason(error)}") from error
     finally:

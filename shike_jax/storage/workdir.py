@@ -14,8 +14,8 @@ from shike_jax.cluster import preemption
 from shike_jax.common import buckets
 from shike_jax.common.atomic import write_json
 from shike_jax.common.text import parse_json
-from shike_jax.config.fields import may_change, with_defaults
-from shike_jax.errors import UserError
+from shike_jax.config.fields import flat, may_change, with_defaults
+from shike_jax.errors import UserError, naming
 from shike_jax.storage import lease
 from shike_jax.storage.folders import is_finished
 
@@ -51,10 +51,11 @@ def _differing(saved: Path, config: Mapping[str, Any], tell: Callable[[str], Non
     if not saved.exists():
         return []
     try:
-        known = with_defaults(dict(parse_json(saved.read_text())), tell)
+        known = flat(with_defaults(dict(parse_json(saved.read_text())), tell))
     except (ValueError, TypeError) as error:
         raise UserError(f"{saved}: not valid JSON ({error}); expected the configuration of the run here") from error
-    return [path for path in differences(known, with_defaults(config)) if not may_change(path)]
+    wanted = flat(with_defaults(config))
+    return [path for path in sorted(known | wanted) if known.get(path) != wanted.get(path) and not may_change(path)]
 
 
 @contextlib.contextmanager
@@ -69,10 +70,8 @@ def opened(path: Path, config: Mapping[str, Any]) -> Iterator[dict[str, Any] | N
       UserError: not writable, in use, or it belongs to another configuration. Nothing is changed then.
     """
     if not buckets.in_bucket(path):
-        try:
+        with naming(f"--workdir={path}", "a directory that is there or can be created"):
             path.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise UserError(f"--workdir={path}: cannot be created ({error.strerror})") from error
         if not os.access(path, os.W_OK):
             raise UserError(f"--workdir={path}: not writable")
     finished = examine(path, config, print)
@@ -191,13 +190,7 @@ def _has_saved(path: Path) -> bool:
 def _remove_start(path: Path) -> None:
     for name in ("tensorboard", "profile", "checkpoints", "weights"):
         buckets.remove_tree(path / name)
-    for name in (
-        "log.txt",
-        "metrics.jsonl",
-        "split.csv",
-        "files.npz",
-        "config.json",
-    ):  # without the last it is no run's
+    for name in ("log.txt", "metrics.jsonl", "split.csv", "files.npz", "config.json"):  # no run's without the last
         (path / name).unlink(missing_ok=True)
 
 
@@ -212,15 +205,3 @@ def _read_results(path: Path) -> dict[str, Any] | None:
         print(f"{path} is damaged ({type(error).__name__}: {error}); set aside as {aside.name}", file=sys.stderr)
         path.replace(aside)
         return None
-
-
-def differences(one: Mapping[str, Any], other: Mapping[str, Any], prefix: str = "") -> list[str]:
-    """Dotted names of the fields in which two plain configurations differ."""
-    found = []
-    for key in sorted(set(one) | set(other)):
-        a, b, name = one.get(key), other.get(key), prefix + key
-        if isinstance(a, Mapping) and isinstance(b, Mapping):
-            found += differences(a, b, name + ".")
-        elif a != b:
-            found.append(name)
-    return found

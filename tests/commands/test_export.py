@@ -181,7 +181,7 @@ def test_what_cannot_be_made_anew_is_one_line(tmp_path):
         export.main([f"--again={tmp_path}"])
     (tmp_path / "model.json").write_text("{}")
     np.savez(tmp_path / "weights.npz", a=np.zeros(1))
-    with pytest.raises(UserError, match="not an export of this package, or damaged"):
+    with pytest.raises(UserError, match="not a folder that this command wrote, or damaged"):
         export.main([f"--again={tmp_path}"])
     with pytest.raises(UserError, match="--checkpoint and --output are needed, or --again"):
         export.main([])

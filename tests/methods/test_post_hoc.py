@@ -140,7 +140,7 @@ def test_priors_from_files(tmp_path):
         "[1, 2, true]": "expected 3 numbers",
         "[1, -2, 3]": "at least 0",
         "[0, 0, 0]": "at least 0",
-        "{": "not JSON",
+        "{": "not uniform, train or a JSON file",
     }.items():
         path.write_text(text)
         with pytest.raises(UserError, match=words):

@@ -17,7 +17,7 @@ from shike_jax.common.command import run_main
 from shike_jax.config.loading import parse_config
 from shike_jax.convert.reader import read_state_dict, write_state_dict
 from shike_jax.errors import TryAgain, UserError
-from shike_jax.storage import lease, manifest, mirror, reading, workdir
+from shike_jax.storage import folders, lease, logs, reading, workdir
 from shike_jax.storage.checkpoints import Checkpoints
 from shike_jax.storage.trees import digest
 from shike_jax.storage.weights import load_weights
@@ -196,7 +196,7 @@ def test_damage_is_set_aside_and_nothing_else(store, change):
     tree, meta = Checkpoints("gs://runs/w", keep=2).restore(said.append)
     assert meta["step"] == 30 and "gs://runs/w/checkpoints/40 is damaged" in said[0]
     assert said[0].endswith("set aside as damaged-40")
-    assert f"runs/w/checkpoints/damaged-40/{manifest.NAME}" in store.objects
+    assert f"runs/w/checkpoints/damaged-40/{folders.MANIFEST}" in store.objects
     assert rolling.latest() == "gs://runs/w/checkpoints/30"
     assert digest(tree) == meta["digest"]
 
@@ -283,9 +283,9 @@ def test_a_job_whose_lease_was_taken_over_ends(store, monkeypatch, capfd):
 
 
 def test_logs_reach_the_bucket_while_they_grow(store, monkeypatch):
-    monkeypatch.setattr(mirror, "EVERY_SECONDS", 0.1)
+    monkeypatch.setattr(logs, "MIRROR_SECONDS", 0.1)
     store().pipe_file("gs://runs/w/log.txt", b"of the first start\n")
-    own = mirror.Mirror(buckets.place("gs://runs/w"), ("log.txt",))
+    own = logs.Mirror(buckets.place("gs://runs/w"), ("log.txt",))
     with (own.folder / "log.txt").open("a", buffering=1) as file:
         file.write("of the second\n")
         until = time.monotonic() + 10

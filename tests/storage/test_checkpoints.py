@@ -14,7 +14,7 @@ from shike_jax.common.command import run_main
 from shike_jax.config.loading import parse_config
 from shike_jax.data import sources
 from shike_jax.errors import TryAgain, UserError
-from shike_jax.storage import folders, manifest, reading
+from shike_jax.storage import folders, reading
 from shike_jax.storage.checkpoints import Checkpoints
 from shike_jax.storage.trees import restore_into
 from shike_jax.storage.weights import load_weights, remove_unfinished, save_weights
@@ -204,7 +204,7 @@ def test_no_manifest_leaves_the_digest(workdir):
 def broken_read(monkeypatch, where, error, times):
     """Makes reading fail a number of times, in `manifest` or inside Orbax; returns the list of what was tried."""
     monkeypatch.setattr(reading, "PAUSES", (0, 0))
-    owner, name = {"manifest": (manifest, "_digest"), "orbax": (folders.ocp.Checkpointer, "restore")}[where]
+    owner, name = {"manifest": (folders, "_file_digest"), "orbax": (folders.ocp.Checkpointer, "restore")}[where]
     sound, tried = getattr(owner, name), []
 
     def fails(*arguments, **options):
