@@ -41,8 +41,8 @@ def reason(error: BaseException, most: int = 200) -> str:
 
 
 # What readers of files raise that are of another kind than they should be, or damaged.
-_DAMAGE = (ValueError, LookupError, TypeError, AttributeError, EOFError, zlib.error)
-_DAMAGE += (zipfile.BadZipFile, tarfile.TarError, pickle.UnpicklingError)
+_OF_PYTHON = (ValueError, LookupError, TypeError, AttributeError, EOFError)
+_DAMAGE = (*_OF_PYTHON, zlib.error, zipfile.BadZipFile, tarfile.TarError, pickle.UnpicklingError)
 
 
 @contextlib.contextmanager

@@ -24,8 +24,7 @@ from shike_jax.training.ahead_of_time import Steps, published_sizes
 _EPILOG = """\
 examples:
   python -m shike_jax compile --config=cifar_lt --topology=tpu:v5e:4x4
-  python -m shike_jax compile --config=imagenet_lt --topology=tpu:v5e:16x16 --batch-per-device=8 --json=inlt.json
-  python -m shike_jax compile --config=cifar_lt --config.dtype=bfloat16 --topology=gpu:h200
+  python -m shike_jax compile --config=imagenet_lt --config.dtype=bfloat16 --topology=gpu:h200 --json=inlt.json
 
 No such device is needed, and no data are read. One program takes one to ten minutes of one CPU core. All figures are
 for one device, and they are the compiler's estimates, not measurements. It counts the body of a loop once
@@ -45,19 +44,12 @@ def compile_steps(
     images: int = 0,
     tell: Callable[[str], None] = lambda line: None,
 ) -> dict[str, Any]:
-    """Compiles the steps of a configuration.
+    """Compiles the training step of stages (empty: the first) and the evaluation, with the last one's classifiers.
 
-    Args:
-      config: `train.steps_per_call` training steps make a call (0: one), several as a loop whose body is counted once.
-      stages: of `config.run`; empty: the first one.
-      batch_per_device: training images of one device; 0: the configuration's batch, shared out.
-      with_evaluation: the evaluation step too, with the last stage's classifiers.
-      classes, images: as for `published_sizes`.
-      tell: gets a line as each program is done.
-
-    Returns:
-      What --json holds: in `programs` for each what `compiled_program.analyse` counts, and seconds of lowering and
-      compiling.
+    `config.train.steps_per_call` training steps make a call (0: one), several as a loop whose body is counted once.
+    A `batch_per_device` of 0 is the configuration's batch, shared out; `classes` and `images` are as for
+    `published_sizes`. `tell` gets a line as each program is done. Gives what --json holds: in `programs` for each what
+    `compiled_program.analyse` counts, and seconds of lowering and compiling.
     """
     steps = Steps(config, published_sizes(config, classes, images), where.devices, where.platform)
     count, side = len(where.devices), config.data.image_size

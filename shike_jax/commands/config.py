@@ -11,12 +11,10 @@ from shike_jax.config.fields import flat
 from shike_jax.config.loading import parse_command
 
 _EPILOG = """\
-examples:
-  python -m shike_jax config --config=cifar_lt:official,imbalance_factor=50
-  python -m shike_jax config --config=digits_lt --config.seed=7 --changed
+example:
+  python -m shike_jax config --config=cifar_lt:official,imbalance_factor=50 --config.seed=7 --changed
 
-A line can be given to train as --config.FIELD=VALUE. `train --fields` explains
-the fields.
+A line can be given to train as --config.FIELD=VALUE. `train --fields` explains the fields.
 """
 
 

@@ -10,12 +10,10 @@ from shike_jax.common.text import say
 from shike_jax.config.loading import SHIPPED
 
 _EPILOG = """\
-examples:
+example:
   python -m shike_jax train --config=digits_lt --workdir=runs/digits
-  python -m shike_jax config --config=cifar_lt:paper
 
-The head of each file tells its arguments and the results that were measured. Own
-files do as well: --config=FILE.py.
+The head of each file tells its arguments and the results that were measured. Own files do as well: --config=FILE.py.
 """
 
 

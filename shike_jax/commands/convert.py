@@ -14,7 +14,6 @@ from shike_jax.convert.reader import KINDS, SUFFIXES
 _EPILOG = """\
 examples:
   python -m shike_jax convert --model=resnet152 --source=resnet152.pth --target=weights/resnet152
-  python -m shike_jax convert --model=shike_resnet32_cifar --source=best.pth.tar --target=weights/shike
   python -m shike_jax convert --reverse --source=runs/if100 --target=if100.safetensors
 
 A converted checkpoint serves `--config.init_from` of training, evaluation and prediction. PyTorch is not needed, and

@@ -11,33 +11,24 @@ from shike_jax.cluster import compiled_cache, cpu
 from shike_jax.common.buckets import place
 from shike_jax.common.parser import Parser
 from shike_jax.common.quiet import quiet_third_parties
-from shike_jax.common.text import aligned, printable, say
+from shike_jax.common.text import aligned, number, printable, say
 from shike_jax.config import own_files
 from shike_jax.config.loading import checkpoint_config, split_arguments
 from shike_jax.errors import UserError
 from shike_jax.evaluation import checkpoint, post_hoc
 from shike_jax.evaluation.classifier import HEAD_SETS, load
-from shike_jax.report.tables import number
 
 _EPILOG = """\
 examples:
-  python -m shike_jax evaluate --checkpoint=runs/if100 --output=evaluation.json
-  python -m shike_jax evaluate --checkpoint=runs/if100/weights/representation --part=train --heads=representation
-  python -m shike_jax evaluate --checkpoint=runs/if100 --config.data.data_dir=/data/tfds
-  python -m shike_jax evaluate --checkpoint=weights/converted --config=configs/folder_lt.py:root=photos --logits \\
-      --output=logits.npz
-
-  python -m shike_jax evaluate --checkpoint=runs/if100 --config.eval.mirror=True
-  python -m shike_jax evaluate --checkpoint=runs/ce --adjust=tau_norm --tau=0.7
+  python -m shike_jax evaluate --checkpoint=runs/if100 --output=evaluation.json --config.eval.mirror=True
+  python -m shike_jax evaluate --checkpoint=weights/converted --config=configs/folder_lt.py:root=photos
   python -m shike_jax evaluate --checkpoint=runs/if100 --prior=train --tune
 
 The data are those of the checkpoint's configuration; --config.field=value changes it (where the data lie, the batch
-size), --config=FILE takes other data, seen as the network was trained: its image size, mean and std. (A file of your
-own that registered what the checkpoint names, such as its network, is given in the same way and only registers: the
-checkpoint remembers its name.) Other data need the same
-classes, by name and in any order (by number where a checkpoint names none). A folder or table without parts is scored
-whole; --part=test scores what the configuration holds out of it. Many, medium and few go by the images that trained the
-checkpoint, or by the training images of the data where it does not say how many these were.
+size), --config=FILE takes other data, seen as the network was trained, or registers what the checkpoint names, such as
+your own network. Other data need the same classes, by name (by number where a checkpoint names none). A folder or table
+without parts is scored whole; --part=test scores what the configuration holds out of it. Many, medium and few go by the
+images that trained the checkpoint where it says how many these were, else by the training images of the data.
 
 .json: for each set of classifiers all scores. .npz: the same as JSON text in `summary`; `label` [N]; per set
 `SET/predicted`, `rank`, `confidence`, `hardest_negative`, `loss` [N], `expert_predicted` [M,N], and with --logits

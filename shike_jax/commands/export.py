@@ -31,8 +31,6 @@ _EPILOG = """\
 examples:
   python -m shike_jax export --checkpoint=runs/mine --output=mine
   python mine/load.py photo.jpg
-  python -m shike_jax export --again=mine
-  python -m shike_jax export --checkpoint=runs/mine --output=mine_tf --format=savedmodel
 
 --format=jax writes function.jax (serialised by jax.export for CPU, CUDA and TPU, any batch size), weights.npz,
 model.json (class names, preprocessing, versions) and load.py, a short example that needs jax, numpy and flatbuffers
@@ -173,7 +171,6 @@ def main(argv: Sequence[str]) -> None:
     """Runs the command."""
     parser = Parser("python -m shike_jax export", "Writes a classifier for use without this package.", _EPILOG)
     classifiers.add_options(parser, required=False)
-    classifiers.add_mirror(parser)
     parser.add_argument("--output", type=place, metavar="DIR", help="folder to write; new or empty")
     parser.add_argument("--again", type=place, metavar="DIR", help="an export whose function is made again, in place")
     parser.add_argument("--format", default="jax", choices=tuple(WRITERS), help="default: jax")

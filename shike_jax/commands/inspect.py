@@ -23,9 +23,8 @@ from shike_jax.errors import naming
 from shike_jax.report import fonts
 
 _EPILOG = """\
-examples:
-  python -m shike_jax inspect --config=configs/cifar_lt.py:imbalance_factor=50 --json=split.json
-  python -m shike_jax inspect --config=configs/folder_lt.py:root=photos --figure=photos.png --check
+example:
+  python -m shike_jax inspect --config=folder_lt:root=photos --json=split.json --figure=photos.png --check
 
 JSON keys: train_size, test_size, num_classes, class_counts (training images of each class), many, medium, few (numbers
 of classes), hash; name, rule, parts and class_names besides. test_size is that of the part that is evaluated:

@@ -24,9 +24,7 @@ from shike_jax.evaluation.classifier import BatchedLogits, Classifier, softmax
 
 _EPILOG = """\
 examples:
-  python -m shike_jax predict --checkpoint=runs/mine --images=holiday.jpg
   python -m shike_jax predict --checkpoint=runs/mine --images=photos --output=photos.csv --top_k=3 --per_expert
-  python -m shike_jax predict --checkpoint=weights/resnet50 --images=batch.npy --output=batch.npz
 
 --images takes files, folders (with all below them), a .txt list of paths, or one .npy array: uint8 [N,height,width,3],
 or float32 [N,height,width,3] already normalised (used as it is). Pictures are resized and cropped as in the evaluation
@@ -160,7 +158,6 @@ def main(argv: Sequence[str]) -> int:
     about = "Predicts the classes of images: to the terminal, or to a .csv or .npz file."
     parser = Parser("python -m shike_jax predict", about, _EPILOG)
     classifiers.add_options(parser)
-    classifiers.add_mirror(parser)
     parser.add_argument("--images", required=True, nargs="+", metavar="PATH", help="what to classify; see below")
     parser.add_argument("more", nargs="*", metavar="PATH", help=argparse.SUPPRESS)  # --images=a.jpg b.jpg
     about = "a .csv or .npz to write; without it the terminal is used"

@@ -31,10 +31,8 @@ from shike_jax.report.evaluations import evaluation
 from shike_jax.report.runs import Group, Run, by_dataset, collect, families, main_group, single_group
 
 _EPILOG = """\
-examples:
-  python -m shike_jax report --runs=runs/table4 --output=docs/results/table4
-  python -m shike_jax report --runs runs/if100 runs/if50 --output=report --no-evaluate
-  python -m shike_jax report --runs=runs --output=report --reference=official_20_8.csv
+example:
+  python -m shike_jax report --runs runs/if100 runs/if50 --output=report --reference=official_20_8.csv
 
 Written: report.md, report.html (one file, pictures inside), figures/*.svg, evaluations/*.npz. Every results.json below
 the folders counts; runs that differ in nothing but the seed are one row, in which each seed counts once. The figures of

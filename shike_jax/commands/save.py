@@ -10,13 +10,11 @@ from shike_jax.common.text import say
 from shike_jax.errors import UserError
 
 _EPILOG = """\
-examples:
-  python -m shike_jax save --checkpoint=runs/mine --output=mine
-  python -m shike_jax save --checkpoint=runs/mine --push=OWNER/NAME
+example:
+  python -m shike_jax save --checkpoint=runs/mine --output=mine --push=OWNER/NAME
 
-Written: model.safetensors, config.json and README.md. Every command takes the
-folder, or hf://OWNER/NAME, as --checkpoint. --push needs the extra `hub` and a
-login (hf auth login).
+Written: model.safetensors, config.json and README.md. Every command takes the folder, or hf://OWNER/NAME, as
+--checkpoint. --push needs the extra `hub` and a login (hf auth login).
 """
 
 
@@ -24,7 +22,7 @@ def main(argv: Sequence[str]) -> None:
     """Runs the command."""
     about = "Writes a network as safetensors, config.json and a card."
     parser = Parser("python -m shike_jax save", about, _EPILOG)
-    classifiers.add_options(parser)
+    classifiers.add_options(parser, mirror=False)
     parser.add_argument("--output", metavar="DIR", help="a new folder")
     parser.add_argument("--push", metavar="OWNER/NAME", help="a place on Hugging Face's hub")
     parser.add_argument("--private", action="store_true", help="--push: only its owner sees a new one")

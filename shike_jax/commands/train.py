@@ -19,8 +19,7 @@ from shike_jax.config.loading import describe_fields, parse_config, split_argume
 from shike_jax.errors import UserError
 
 _EPILOG = """\
-examples:
-  python -m shike_jax train --config=configs/digits_lt.py --workdir=runs/digits
+example:
   python -m shike_jax train --config=configs/cifar_lt.py:official,imbalance_factor=50 --workdir=runs/if50 \\
       --config.seed=1 --config.stages.classifier.epochs=10
 

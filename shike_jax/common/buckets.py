@@ -33,11 +33,7 @@ _REFUSED = re.compile(
 
 
 def place(value: str | os.PathLike[str]) -> Any:
-    """The place that a path or URL names.
-
-    Raises:
-      UserError: a URL of another kind, or the package for it is not installed.
-    """
+    """The place that a path or URL names; UserError for a URL of another kind, and where its package is missing."""
     text = os.fspath(value)
     scheme = _SCHEME.match(text)
     if not scheme:

@@ -24,10 +24,9 @@ EXTRAS = {
 
 
 def optional(module: str, use: str) -> ModuleType:
-    """Imports a module, such as `sklearn.datasets`, of a package of `EXTRAS`.
+    """Imports a module, such as `sklearn.datasets`, of a package of `EXTRAS` that `use` needs.
 
-    Raises:
-      UserError: `use` needs a package that is not installed, or one that this needs; names the package and the extra.
+    The UserError where it, or a package that it needs, is not installed names the package and the extra.
     """
     try:
         return importlib.import_module(module)

@@ -24,7 +24,6 @@ class Parser(argparse.ArgumentParser):
     """
 
     def __init__(self, prog: str, description: str, epilog: str, **settings: Any) -> None:
-        """Args: as for ArgumentParser; epilog: examples, which are indented, and remarks."""
         settings = {"formatter_class": argparse.RawDescriptionHelpFormatter, "allow_abbrev": False, **settings}
         prog, description, epilog = (as_typed(text) for text in (prog, description, epilog))
         super().__init__(prog=prog, description=_filled(description), epilog=_filled(epilog), **settings)
@@ -90,9 +89,7 @@ def run_command(
 ) -> int | None:
     """Runs the subcommand that `argv` begins with, with the arguments after it; prints the help page without one.
 
-    Args:
-      prog, description, epilog: as for `Parser`.
-      commands: name to (module with a `main(argv)`, what it does in a few words). Modules are imported when needed.
+    `commands` are names with (module with a `main(argv)`, what it does in a few words); its module is imported late.
     """
     name, *rest = argv or ["--help"]
     if name in commands:

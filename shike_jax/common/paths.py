@@ -41,11 +41,7 @@ def is_image(name: str) -> bool:
 
 
 def subfolders(folder: str) -> list[str]:
-    """Names of the folders directly in `folder`, links to folders included, hidden ones not, sorted.
-
-    Raises:
-      OSError: the folder is missing or must not be read.
-    """
+    """Names of the folders directly in `folder`, links included, hidden ones not, sorted; OSError as `files_below`."""
     with os.scandir(folder) as entries:
         return sorted(entry.name for entry in entries if entry.is_dir() and not entry.name.startswith("."))
 
@@ -54,10 +50,7 @@ def files_below(folder: str, above: tuple[str, ...] = ()) -> Iterator[str]:
     """Paths relative to `folder` (with `/`) of all files in it and below that are not hidden.
 
     A folder's own files come before those of its subfolders, both by name. Links to folders are followed, except those
-    that lead back to a folder they lie in, or to one of `above`.
-
-    Raises:
-      OSError: a folder is missing or must not be read.
+    that lead back to a folder they lie in, or to one of `above`. OSError for one that is missing or must not be read.
     """
     above = (*above, os.path.realpath(folder))
     with os.scandir(folder) as entries:

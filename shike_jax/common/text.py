@@ -7,7 +7,7 @@ import math
 import re
 import sys
 import unicodedata
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, TextIO
 
 _REORDERING = "\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"  # they reorder what surrounds them
@@ -73,6 +73,17 @@ def markdown(text: str) -> str:
     """Escapes text for a line or a table cell of Markdown: no tag, link, emphasis or column comes of it."""
     text = printable(text).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
     return _MARKDOWN.sub(r"\\\g<0>", text)
+
+
+def markdown_table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
+    """The lines of a table whose cells are Markdown."""
+    first, *others = (f"| {' | '.join(row)} |" for row in (header, *rows))
+    return [first, "|---" * len(header) + "|", *others]
+
+
+def number(value: float | None, digits: int = 2) -> str:
+    """A score for people; a dash for what is not known."""
+    return "-" if value is None else f"{value:.{digits}f}"
 
 
 def code(text: str) -> str:

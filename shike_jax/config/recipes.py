@@ -89,10 +89,7 @@ def parse_arguments(text: str | None, presets: Sequence[str] = (), **defaults: A
       text: comma-separated; a bare word is the preset, the rest `name=value`. A value with a comma stands in quotes,
         `root="a, b"`; a leading `~` is the home folder.
       presets: allowed presets, the first being the default.
-      defaults: argument names with defaults; values take the defaults' types.
-
-    Raises:
-      UserError: unknown preset or argument, a value of another type, or a quotation mark that is not closed.
+      defaults: argument names with defaults; values take the defaults' types, others are a UserError.
     """
     values = dict(defaults)
     if presets:

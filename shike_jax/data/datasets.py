@@ -124,11 +124,7 @@ class LazyImages(Sequence[np.ndarray]):
         return len(self._part)
 
     def __getitem__(self, index: Any) -> Any:
-        """One image for an integer; an array [n,S,S,3] for a slice or a list of positions.
-
-        Raises:
-          UserError: an image that cannot be read.
-        """
+        """One image for an integer; an array [n,S,S,3] for a slice or a list. UserError for a bad image."""
         if not isinstance(index, slice) and np.ndim(index) == 0:
             return self[[range(len(self))[operator.index(index)]]][0]
         chosen = np.arange(len(self))[index].astype(np.int32)

@@ -22,16 +22,11 @@ Batch = dict[str, Any]
 
 
 class DeviceFeed:
-    """Small images: the whole uint8 part lies on every device; inputs are positions in it.
-
-    Attributes:
-      data: {`image` uint8 [N,H,W,3], `label` int32 [N]}, replicated.
-    """
+    """Small images: a whole part {`image` uint8 [N,H,W,3], `label`} lies on every device; inputs are positions."""
 
     steps_together = True  # whether a call may hold several steps
 
     def __init__(self, images: np.ndarray, labels: np.ndarray) -> None:
-        """Sends images uint8 [N,H,W,3] and labels int32 [N] to all devices."""
         self.data = parallel.replicate({"image": images, "label": labels.astype(np.int32)})
 
     def calls(
@@ -82,7 +77,6 @@ class HostFeed:
         yield from ((1, batch) for batch in ahead(sent, 1))
 
     def fetch(self, data: Any, item: Any) -> Batch:
-        """The inputs are the batch."""
         return item
 
 

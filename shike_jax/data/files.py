@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import posixpath
 from collections.abc import Callable, Sequence
@@ -35,7 +36,9 @@ def missing_files(root: str, members: np.ndarray) -> np.ndarray:
     for i, member in enumerate(members):
         folder, name = posixpath.split(member)
         if folder not in present:
-            present[folder] = _file_names(os.path.join(root, folder))
+            present[folder] = set()
+            with contextlib.suppress(OSError), os.scandir(os.path.join(root, folder)) as entries:
+                present[folder] = {entry.name for entry in entries if entry.is_file()}
         if name not in present[folder]:
             missing.append(i)
     return np.array(missing, np.int64)
@@ -56,11 +59,3 @@ def stamps(root: str, members: np.ndarray) -> np.ndarray:
 
     with ThreadPoolExecutor(32, "stamps") as pool:
         return np.array(list(pool.map(ask, members)), np.int64).reshape(-1, 2)
-
-
-def _file_names(folder: str) -> set[str]:
-    try:
-        with os.scandir(folder) as entries:
-            return {entry.name for entry in entries if entry.is_file()}
-    except OSError:
-        return set()

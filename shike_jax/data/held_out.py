@@ -31,11 +31,9 @@ def evaluated_part(data: ConfigDict) -> str:
 def draw(part: Part, amount: float, seed: int, purpose: str) -> np.ndarray:
     """Positions of the images that are drawn from each class of a part, ascending: int64 [n].
 
-    Args:
-      amount: 0: nothing is drawn. Below 1: the share of each class, rounded. From 1 on: so many images of each class,
-        but at most half of them. Of two images or more at least one is drawn and at least one is left; a single one
-        is never drawn.
-      purpose: draws for other purposes are independent.
+    An amount of 0 draws nothing. Below 1 it is the share of each class, rounded; from 1 on so many images of each
+    class, but at most half of them. Of two images or more at least one is drawn and at least one is left; a single one
+    is never drawn. Draws for other purposes are independent.
     """
     if not amount:
         return np.zeros(0, np.int64)

@@ -38,11 +38,9 @@ class HostPipeline:
     """
 
     def __init__(self, source: Source, part: str, config: ConfigDict, threads: int = 0):
-        """Nothing is read yet, but `UserError` is raised for a source without image files.
+        """Reads nothing yet, but raises `UserError` for a source without image files.
 
-        Args:
-          config: the whole configuration; `data` and `augment` are used.
-          threads: of decoding; 0: `config.data.threads`, else the cores this process may use.
+        `threads` decode; 0: `config.data.threads`, else one for each core that this process may use.
         """
         if source.read is None:
             raise UserError(f"{source.split.name}: there are no image files to read (is config.data.root empty?)")
@@ -66,19 +64,15 @@ class HostPipeline:
     ) -> Iterator[Batch]:
         """Yields the batches of an epoch's plan, from step `first` on.
 
-        Args:
-          plan: this process's columns of `index` int32 into the part, `mask` float32, perhaps `partner` (sampling of
-            pairs), and their `position` in the global batch (without it they are the whole batch), each [steps, b].
-          seed: asks for training views, which are functions of (seed, step, position). None: for evaluation views.
-          views: so many further training views of each image.
+        The plan has this process's columns of `index` int32 into the part, `mask` float32, perhaps `partner` (sampling
+        of pairs), and their `position` in the global batch (without it they are the whole batch), each [steps, b]. A
+        `seed` asks for training views, which are functions of (seed, step, position), and None for evaluation views;
+        `views` for so many further training views of each image.
 
-        Yields:
-          `image` uint8 [b, S, S, 3], `label` int32 [b], `mask` float32 [b] (0: padding or unreadable), with a partner
-          `partner` {`image`, `label`}, and with further views `views`, a tuple of images.
-
-        Raises:
-          UserError: an unreadable image under policy `stop`, more of them than the limit allows, or a class of the part
-            `train` none of whose images can be read.
+        A batch has `image` uint8 [b, S, S, 3], `label` int32 [b], `mask` float32 [b] (0: padding or unreadable), with a
+        partner `partner` {`image`, `label`}, and with further views `views`, a tuple of images. UserError for an
+        unreadable image under policy `stop`, more of them than the limit allows, or a class of the part `train` none of
+        whose images can be read.
         """
         position = plan.get("position", np.broadcast_to(np.arange(plan["index"].shape[1]), plan["index"].shape))
         asked = [(plan["index"], position)]
@@ -128,14 +122,13 @@ class HostPipeline:
 
     def _encoded(self, mask: np.ndarray, index: np.ndarray, chunk: range) -> list[bytes | Exception]:
         """The bytes of a chunk's images, or what reading one of them raised; empty for padding."""
-
-        def one(i: int) -> bytes | Exception:
+        found: list[bytes | Exception] = []
+        for i in chunk:
             try:
-                return self._read(self._part, [int(index[i])])[0] if mask[i] else b""
+                found.append(self._read(self._part, [int(index[i])])[0] if mask[i] else b"")
             except Exception as error:
-                return error
-
-        return [one(i) for i in chunk]
+                found.append(error)
+        return found
 
     def _fill(
         self,

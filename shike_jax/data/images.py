@@ -58,10 +58,8 @@ def random_resized_crop(
 ) -> np.ndarray:
     """Decodes the random part of an image that a training step sees: uint8 [size, size, 3].
 
-    Args:
-      seed: [2] uint32; box and flip depend on it and on the image's shape alone.
-      scale: range of the box's share of the area; its aspect ratio is log-uniform in 3/4..4/3.
-      flip: mirror with probability 1/2.
+    Box and flip (mirrored with probability 1/2) depend on the seed, uint32 [2], and on the image's shape alone. The box
+    has a share of the area within `scale`; its aspect ratio is log-uniform in 3/4..4/3.
     """
     image = _open(encoded)
     width, height = _upright_size(image)
@@ -100,8 +98,7 @@ def center_crop_pixels(pixels: np.ndarray, size: int, resize: int) -> np.ndarray
 def crop_box(width: int, height: int, scale: tuple[float, float], uniforms: np.ndarray) -> tuple[int, int, int, int]:
     """Returns (left, top, width, height) of torchvision's RandomResizedCrop: ten tries, then the largest central box.
 
-    Args:
-      uniforms: [40] in [0, 1): four for each try (area, ratio, left, top).
+    The uniforms [40] in [0, 1) are four for each try: area, ratio, left, top.
     """
     low, high = math.log(3 / 4), math.log(4 / 3)
     for area_draw, ratio_draw, left_draw, top_draw in uniforms.reshape(10, 4).tolist():

@@ -39,9 +39,8 @@ class ListFile:
 def parse_list(path: str, report: Report | None = None) -> ListFile:
     """Parses a list file; 437,513 lines take about a second.
 
-    Raises:
-      UserError: no such file, or (unless the report skips such lines) a line without a label, a label that is no
-        integer of at least 0, an absolute path or one that leaves the folder (`..`), a path listed twice.
+    UserError where there is no such file, and, unless the report skips such lines, for a line without a label, a label
+    that is no integer of at least 0, an absolute path or one that leaves the folder (`..`), a path listed twice.
     """
     split = ((number, line.strip().rsplit(None, 1)) for number, line in enumerate(lines_of(read_text(path)), 1))
     rows = ((number, fields[0], "".join(fields[1:])) for number, fields in split if fields)
@@ -58,9 +57,8 @@ def usable_lines(
 ) -> tuple[np.ndarray, np.ndarray, list[Value]]:
     """Paths [N] in their shortest form (object), line numbers int64 [N] and values of the lines that are not bad.
 
-    Args:
-      rows: line number, path and what else each line holds.
-      fault: what is wrong with a path and its value, given the lines of the paths before; empty when nothing is.
+    Rows are the number of a line, its path and what else it holds. `fault` says what is wrong with a path and its
+    value, given the lines of the paths before.
     """
     first_line: dict[str, int] = {}
     values: list[Value] = []
@@ -81,12 +79,9 @@ def usable_lines(
 
 
 def read_text(path: str) -> str:
-    """The text of a list file, plain or gzip; a byte order mark is dropped.
+    """The text of a list file, plain or gzip, without a byte order mark; UserError for UTF-16.
 
     Bytes that are no UTF-8 become lone surrogates, as in names of files.
-
-    Raises:
-      UserError: no such file, damaged, or UTF-16.
     """
     with naming(f"list file {path}", "text, plain or gzip"), open(path, "rb") as file:
         content = file.read()
@@ -169,11 +164,8 @@ def class_folders(lists: list[ListFile], num_classes: int, report: Report) -> tu
     """Class names from the images' folders, or `0`, `1`, ... where the folders do not name classes.
 
     Folders name classes when each folder name has one label and each label one name, on all but a tenth of the lines.
-    The report gets a remark when they do not although there are as many of them as classes.
-
-    Raises:
-      UserError: they do, and a line disagrees with the label of its folder; or they do in each of two lists, but not
-        with the same labels.
+    The report gets a remark when they do not although there are as many of them as classes. UserError where they do,
+    and a line disagrees with the label of its folder, or two lists with each other.
     """
     folders = [[posixpath.basename(posixpath.dirname(member)) for member in one.members] for one in lists]
     counted = [Pairs(zip(names, one.labels.tolist(), strict=True)) for one, names in zip(lists, folders, strict=True)]

@@ -21,10 +21,8 @@ def find(paths: Sequence[str]) -> list[str]:
     """Returns the image files that paths name, in order: a folder gives all below it by name, a .txt its lines.
 
     Lines of a list are paths relative to the list's folder, else to the current one; empty lines and `#` lines are
-    passed over. Listed or named files may be missing: reading them will say so.
-
-    Raises:
-      UserError: a path that does not exist, a folder without images, an empty list.
+    passed over. Listed files may be missing: reading them will say so. UserError for another path that does not exist,
+    a folder without images, an empty list.
     """
     files: list[str] = []
     for path in paths:
@@ -56,11 +54,8 @@ def _listed(path: Path) -> list[str]:
 def read_array(path: str, one: jax.ShapeDtypeStruct | None = None) -> np.ndarray:
     """Opens a .npy of images: uint8 [N,H,W,3], or float [N,H,W,3] already normalised; one image gets an axis.
 
-    Args:
-      one: shape and dtype of an example, where the examples are no images: then arrays [N, *shape].
-
-    Raises:
-      UserError: not an array file, or an array of another shape or type.
+    Where the examples are no images, `one` has shape and dtype of an example: arrays are [N, *shape] then. UserError
+    for an array of another shape or type.
     """
     with naming(f"--images={path}", "a readable .npy file"):
         array = np.load(path, mmap_mode="r", allow_pickle=False)
@@ -78,19 +73,11 @@ def read_array(path: str, one: jax.ShapeDtypeStruct | None = None) -> np.ndarray
 
 
 class Reader:
-    """Iterates over batches of pictures in the evaluation view.
-
-    Args:
-      size: side of the square that is cropped from the centre, in pixels.
-      resize: short side before the crop.
-
-    Attributes:
-      skipped: file -> reason, for what could not be read so far.
-    """
+    """Iterates over batches of pictures in the evaluation view: short side `resize`, then the central `size` pixels."""
 
     def __init__(self, files: Sequence[str], size: int, resize: int, batch_size: int) -> None:
         self._files, self._size, self._resize, self._batch_size = files, size, resize, batch_size
-        self.skipped: dict[str, str] = {}
+        self.skipped: dict[str, str] = {}  # file -> reason, for what could not be read so far
 
     def __iter__(self) -> Iterator[tuple[list[str], np.ndarray]]:
         """Yields (names, uint8 [b,S,S,3]) with b <= batch size; one batch is decoded ahead."""

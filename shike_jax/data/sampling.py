@@ -18,21 +18,11 @@ def steps_per_epoch(examples: int, batch_size: int, keep_last: bool) -> int:
 
 
 def epoch_plan(sampler: str, key: jax.Array, epoch: int, labels: np.ndarray, batch_size: int, keep_last: bool) -> Plan:
-    """Draws one epoch of batches.
+    """One epoch of global batches, drawn by a registered sampler from the stage's stream and the epoch in the stage.
 
-    Args:
-      sampler: a registered name (`methods.SAMPLERS`).
-      key, epoch: of the stage's stream, and number within the stage.
-      labels: int32 [N] of the training examples; every class 0..C-1 occurs.
-      batch_size: global, B.
-      keep_last: keep the last partial batch, padded and masked.
-
-    Returns:
-      `index` int32 [steps,B], positions in the training set (and `partner` alike for samplers of pairs); `mask` float32
-      [steps,B], 0 where the last batch is padded.
-
-    Raises:
-      UserError: an unknown sampler, or one that did not return a position for each example of the training set.
+    `labels` are int32 [N]; every class 0..C-1 occurs. Gives `index` int32 [steps,B], positions in the training set (and
+    `partner` alike for samplers of pairs), and `mask` float32 [steps,B], 0 where the last batch is padded. UserError
+    for a sampler that is unknown, or did not return a position for each example of the training set.
     """
     steps = steps_per_epoch(len(labels), batch_size, keep_last)
     first, second = jax.random.split(jax.random.fold_in(key, epoch))

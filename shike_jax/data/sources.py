@@ -25,11 +25,7 @@ SOURCES.register("archive")(cifar_archive.load)
 
 
 def load(data: ConfigDict) -> Source:
-    """Loads the source that `config.data` names.
-
-    Raises:
-      UserError: anything a user can fix: missing folders, broken lists, an impossible imbalance factor.
-    """
+    """Loads the source that `config.data` names; UserError for missing folders, broken lists and the like."""
     source = _loaded(data)
     source.report.notes += _alike(source.split.class_names)
     if data.validation:

@@ -23,15 +23,10 @@ H2T_RANGES = {"many": (0, 36), "medium": (36, 71), "few": (71, 100)}  # H2T's he
 
 @dataclass(frozen=True, eq=False)
 class Part:
-    """One part of a split, in the source's own order.
+    """One part of a split, in the source's own order."""
 
-    Attributes:
-      members: [N] int64 ids, or [N] relative paths (str, dtype object).
-      labels: [N] int32 class indices.
-    """
-
-    members: np.ndarray
-    labels: np.ndarray
+    members: np.ndarray  # [N] int64 ids, or [N] relative paths (str, dtype object)
+    labels: np.ndarray  # [N] int32 class indices
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -44,12 +39,8 @@ class Part:
 class Split:
     """A long-tailed split: parts `train`, `test` and maybe `val`, and the rule that made them.
 
-    Attributes:
-      trained: training images of each class [C], where others than those of the part `train` trained: a checkpoint's.
-
-    Raises:
-      UserError: labels out of range, a class without a training image, two classes of one name, H2T's divisions with
-        other than 100 classes.
+    UserError for labels out of range, a class without a training image, two classes of one name, H2T's divisions with
+    other than 100 classes.
     """
 
     name: str
@@ -58,7 +49,7 @@ class Split:
     class_names: tuple[str, ...]
     parts: dict[str, Part]
     division_rule: str = "shots"
-    trained: tuple[int, ...] = ()
+    trained: tuple[int, ...] = ()  # images of each class [C], where not the part `train` trained: a checkpoint's
 
     def __post_init__(self) -> None:
         if len(set(self.class_names)) < len(self.class_names):
@@ -117,12 +108,7 @@ class Split:
         return digest.hexdigest()
 
     def reordered(self, places: Sequence[int], trained: Sequence[int] = ()) -> Split:
-        """The split with its classes in another order: class c is what `places[c]` was.
-
-        Args:
-          places: [C], each class once.
-          trained: see the attribute, in the new order.
-        """
+        """The split with its classes in another order: class c is what `places[c]` was; `trained` is in that order."""
         moved = np.argsort(places).astype(np.int32)
         parts = {name: Part(part.members, moved[part.labels]) for name, part in self.parts.items()}
         names = tuple(self.class_names[place] for place in places)
@@ -149,16 +135,10 @@ def to_bytes(text: str) -> bytes:
 
 
 def longtail_counts(largest: int, num_classes: int, imbalance_factor: float, profile: str) -> np.ndarray:
-    """How many training images each class keeps: int64 [C], non-increasing.
+    """How many training images each class keeps: int64 [C], non-increasing from the `largest`, that of class 0.
 
-    Args:
-      largest: images of class 0.
-      imbalance_factor: largest count over smallest.
-      profile: `exponential`, floor(largest * (1/IF)^(c/(C-1))) (the authors' rule), or `step`, where the first half of
-        the classes keep `largest` and the rest `largest / IF`.
-
-    Raises:
-      UserError: a class would keep nothing.
+    The profile `exponential` is floor(largest * (1/IF)^(c/(C-1))), the authors' rule; with `step` the first half of the
+    classes keep `largest` and the rest `largest / IF`. UserError where a class would keep nothing.
     """
     if profile == "step":
         exponents = [float(c >= num_classes // 2) for c in range(num_classes)]
@@ -216,10 +196,7 @@ def longtailed(
       notes: gets a remark on how many images stay when a profile leaves some out.
 
     Returns:
-      The positions kept, ascending, int64; and the rule.
-
-    Raises:
-      UserError: an imbalance factor that leaves a class without images.
+      The positions kept, ascending, int64; and the rule. UserError where the factor leaves a class without images.
     """
     if data.profile == "natural":
         return np.arange(len(labels)), f"{rule}{natural}"
@@ -240,11 +217,7 @@ def longtailed(
 def longtailed_split(
     name: str, rule: str, class_names: tuple[str, ...], parts: dict[str, Part], data: Any, **how: Any
 ) -> tuple[Split, np.ndarray]:
-    """The split of `parts` of whose training images those stay that `config.data` keeps, and the positions of these.
-
-    Args:
-      how: `ranked`, `natural`, `notes` of `longtailed`.
-    """
+    """The split of `parts` with the training images that `longtailed` keeps (it takes `how`), and their positions."""
     kept, rule = longtailed(parts["train"].labels, len(class_names), data, rule, **how)
     parts = {**parts, "train": parts["train"][kept]}
     return Split(name, rule, data.subset_seed, class_names, parts, data.divisions), kept
@@ -256,17 +229,11 @@ def profile_rule(data: Any) -> str:
 
 
 def longtail_subset(labels: np.ndarray, counts: np.ndarray, subset: str, seed: int) -> np.ndarray:
-    """The positions kept, ascending: int64 [sum(counts)].
+    """The positions kept, ascending int64 [sum(counts)], of images with labels [N]; `counts` [C] are those to keep.
 
-    Args:
-      labels: [N] class of each image, in the data set's own order.
-      counts: [C] images to keep of each class.
-      subset: `first` keeps the first ones in that order (SHIKE); `random` a seeded choice, independent per class;
-        `h2t` shuffles class after class with one NumPy generator of seed 0 and keeps the first ones (H2T, LDAM-DRW).
-      seed: of `random` only.
-
-    Raises:
-      UserError: a class holds fewer images than it should keep.
+    `first` keeps the first ones of each class in the data set's own order (SHIKE); `random` a choice by `seed`,
+    independent per class; `h2t` shuffles class after class with one NumPy generator of seed 0 and keeps the first ones
+    (H2T, LDAM-DRW). UserError where a class holds fewer images than it should keep.
     """
     h2t = np.random.RandomState(0)
     kept = []

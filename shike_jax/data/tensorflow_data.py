@@ -21,27 +21,18 @@ def import_tensorflow(use: str = "config.data.source='tfds'") -> ModuleType:
     """The module `tensorflow` with its accelerators hidden; `UserError` says that `use` needs it."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")  # of no use here, and it greets with a warning
-    with _without_keras():
+    # Keras 2, which this variable asks for, is imported when it is used: Keras takes a quarter of TensorFlow's time.
+    keras = os.environ.get("TF_USE_LEGACY_KERAS")
+    os.environ["TF_USE_LEGACY_KERAS"] = "1"
+    try:
         tf = optional("tensorflow", use)
+    finally:
+        del os.environ["TF_USE_LEGACY_KERAS"]
+        if keras is not None:
+            os.environ["TF_USE_LEGACY_KERAS"] = keras
     for kind in ("GPU", "TPU"):
         tf.config.set_visible_devices([], kind)
     return tf
-
-
-@contextlib.contextmanager
-def _without_keras() -> Iterator[None]:
-    """Keeps TensorFlow from importing Keras with itself, a quarter of its time; `tf.keras` is then imported when used.
-
-    Keras 2, which this variable asks for, is imported on demand only.
-    """
-    asked = os.environ.get("TF_USE_LEGACY_KERAS")
-    os.environ["TF_USE_LEGACY_KERAS"] = "1"
-    try:
-        yield
-    finally:
-        del os.environ["TF_USE_LEGACY_KERAS"]
-        if asked is not None:
-            os.environ["TF_USE_LEGACY_KERAS"] = asked
 
 
 def import_tfds() -> ModuleType:
@@ -53,17 +44,11 @@ def import_tfds() -> ModuleType:
 
 
 def find_builder(name: str, data_dir: str = "", file_format: str = "tfrecord", try_gcs: bool = False) -> Any:
-    """Returns the read-only tfds builder of a data set: of the version named, else of the newest one on disk.
+    """Returns the read-only tfds builder of NAME[/CONFIG][:VERSION], without a version of the newest one on disk.
 
-    Args:
-      name: NAME, NAME:VERSION or NAME/CONFIG:VERSION.
-      try_gcs: what is not on disk is read from tfds's public bucket, where it is there.
-      data_dir: tfds folder; empty: $TFDS_DATA_DIR, else ~/tensorflow_datasets.
-      file_format: in which its records must be stored.
-
-    Raises:
-      UserError: the data set is not there, not complete, or stored in another format; names the file and the command
-        that prepares it.
+    It lies in `data_dir`, else in $TFDS_DATA_DIR, else in ~/tensorflow_datasets, or with `try_gcs` in tfds's public
+    bucket. The UserError for one that is not there, not complete, or stored in another format than `file_format` names
+    the file and the command that prepares it.
     """
     tf, tfds = import_tensorflow(), import_tfds()
     folder = os.path.expanduser(data_dir or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets")

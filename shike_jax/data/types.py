@@ -84,22 +84,16 @@ class Report:
 
 @dataclass
 class Source:
-    """A data set ready for one of the two pipelines; index i of a part is `split.parts[part]` at i.
-
-    Attributes:
-      images: small images, uint8 [N, H, W, 3] per part, or arrays [N, ...] of other kinds, which all lie on the device;
-        None when `read` is given.
-      read: large images: `read(part, indices)` returns the encoded bytes (JPEG, PNG, ...) of each index into the part.
-      root: folder of the files that the members name; empty where images are no files of their own.
-      drawn: parts were drawn here (see `held_out`): a run lists them in its work directory.
-    """
+    """A data set ready for one of the two pipelines; index i of a part is `split.parts[part]` at i."""
 
     split: Split
+    # Small images, uint8 [N, H, W, 3] per part, or arrays [N, ...] of other kinds, which all lie on the device.
     images: dict[str, np.ndarray] | None = None
+    # Or large ones: `read(part, indices)` returns the encoded bytes (JPEG, PNG, ...) of each index into the part.
     read: Callable[[str, Sequence[int]], list[bytes]] | None = None
     report: Report = field(default_factory=Report)
-    root: str = ""
-    drawn: bool = False
+    root: str = ""  # folder of the files that the members name; empty where images are no files of their own
+    drawn: bool = False  # parts were drawn here (see `held_out`): a run lists them in its work directory
 
     @property
     def has_pictures(self) -> bool:

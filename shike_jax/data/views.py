@@ -71,10 +71,7 @@ def images_seen(source: Source, config: ConfigDict) -> jax.ShapeDtypeStruct:
 def device_augment(config: ConfigDict, dtype: Any, platform: str = "") -> Callable[..., Any]:
     """The training augmentation that runs inside the compiled step, normalisation to `dtype` included.
 
-    Random resized crops and their flips are the host's, and so may the policy be (`policy_on_host`).
-
-    Args:
-      platform: that the step is compiled for; empty: the one that JAX computes on.
+    Random resized crops and their flips are the host's, and so may the policy be (`policy_on_host`, `platform`).
     """
     data, augment = config.data, config.augment
     on_host = policy_on_host(config, platform)

@@ -52,9 +52,6 @@ def evaluate(
       The summary: `checkpoint` facts, `data`, `heads` {set: `metrics.analyse`} and `scores`, what these mean. With
       `config.eval.mirror` each set also has `mirrored`: the scores of an image's and its mirror image's mean logits.
       {set: per-example arrays} and, under "", `label` [N] of the examples that could be read.
-
-    Raises:
-      UserError: no such part, other classes, unreadable images beyond the limit.
     """
     source, heads = with_classes_of(classifier, source), heads or sets_of(classifier)
     split, classes = source.split, source.split.num_classes
@@ -204,11 +201,8 @@ def _trained_on(config: ConfigDict, classifier: Classifier) -> bool:
 class Adjusting:
     """An adjustment to the shares of the classes in the images to classify, checked before anything is computed.
 
-    Args:
-      source: with the checkpoint's classes (`with_classes_of`).
-      prior: as for `post_hoc.read_prior`; None: uniform.
-      adjust: a registered name, or `auto` (None): by the losses that trained.
-      tau: None: 1, or chosen on the part `tune`.
+    The source has the checkpoint's classes (`with_classes_of`). None stands for the prior `uniform`, the adjustment
+    `auto` (by the losses that trained), and for a tau of 1, or one chosen on the part `tune`.
     """
 
     def __init__(

@@ -28,12 +28,9 @@ VIEWS = 2**31 - 3  # tells the draws of evaluation views apart from those of tra
 class Evaluator:
     """Runs a network over one part of a split, on all devices, with running averages in batch normalisation.
 
-    Args:
-      feed, examples: of the part, and how many it has.
-      batch_size: global; rounded up to a multiple of the devices.
-      seen: as for `make_predict`.
-      announced: wraps a compiled function, whose first call takes long.
-      view: number of an augmented view, from 1 on, for `augmented_view`; 0: the images as they are evaluated.
+    The global batch size is rounded up to a multiple of the devices; `seen` is as for `make_predict`. `announced` wraps
+    a compiled function, whose first call takes long. `view` is the number of an augmented view, from 1 on, for
+    `augmented_view`; 0: the images as they are evaluated.
     """
 
     def __init__(

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from shike_jax.common.text import number
 from shike_jax.evaluation.checkpoint import trained_heads
 from shike_jax.report.tables import Table
 
@@ -61,8 +62,8 @@ class Predictions:
     def division(self) -> np.ndarray:
         """The number of each class's division, in the order of `divisions`: int [C]."""
         found = np.zeros(len(self.names), int)
-        for number, classes in enumerate(self.divisions.values()):
-            found[classes] = number
+        for place, classes in enumerate(self.divisions.values()):
+            found[classes] = place
         return found
 
 
@@ -70,7 +71,7 @@ def division_confusion(label: str, found: Predictions) -> Table:
     """Of the images of each division: how many are right, and in which division the wrong answers lie."""
     of, rows = found.division(), []
     names = [name for name, classes in found.divisions.items() if len(classes)]
-    numbers = {name: number for number, name in enumerate(found.divisions)}
+    numbers = {name: place for place, name in enumerate(found.divisions)}
     for name in names:
         mine = of[found.labels] == numbers[name]
         answers = [mine & found.wrong & (of[found.predicted] == numbers[other]) for other in names]
@@ -112,8 +113,7 @@ def class_table(label: str, found: Predictions) -> Table:
         most = found.names[taken.argmax()] if taken.sum() else "-"
         cells = [scores["per_class"][c], scores["f1_per_class"][c], *(one[c] for one in scores["experts_per_class"])]
         tested = f"{scores['examples_per_class'][c]:,}"
-        shown = ["-" if value is None else f"{value:.1f}" for value in cells]
-        rows.append((found.names[c], f"{found.counts[c]:,}", tested, *shown, most))
+        rows.append((found.names[c], f"{found.counts[c]:,}", tested, *(number(value, 1) for value in cells), most))
     experts = (f"expert {m + 1}" for m in range(len(scores["experts_per_class"])))
     header = ("class", "training images", "test images", "accuracy", "F1", *experts, "most often taken for")
     listed = len(order) == len(found.names)
@@ -147,7 +147,7 @@ def comparisons(found: Mapping[str, Predictions], most: int = 3) -> list[Table]:
 
 def _comparison(one: str, a: Predictions, other: str, b: Predictions) -> Table:
     of, rows = a.division(), []
-    divisions = [(name, of[a.labels] == number) for number, name in enumerate(a.divisions)]
+    divisions = [(name, of[a.labels] == place) for place, name in enumerate(a.divisions)]
     for name, mine in [("all", np.ones(len(a.labels), bool)), *divisions]:
         total = mine.sum()
         if total:

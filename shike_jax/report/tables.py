@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from shike_jax.common.text import aligned, markdown
+from shike_jax.common.text import aligned, markdown, number
 from shike_jax.config import paper
 from shike_jax.evaluation.metrics import scores_of
 from shike_jax.report.runs import Group, families, spread
@@ -182,11 +182,6 @@ def _source(reference: paper.Reference) -> str:
 
 def _epochs(epochs: Sequence[int]) -> str:
     return " + ".join(map(str, epochs)) or "-"
-
-
-def number(value: float | None) -> str:
-    """Two decimals; a dash for what is not known."""
-    return "-" if value is None else f"{value:.2f}"
 
 
 def stage_table(results: Mapping[str, Any]) -> str:

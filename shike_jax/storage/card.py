@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from shike_jax.common.text import code, markdown, printable, some, to_json
+from shike_jax.common.text import code, markdown, markdown_table, number, printable, some, to_json
 
 Results = Mapping[str, Any]
 
@@ -47,28 +47,22 @@ def _scores(results: Results) -> str:
     rows += [(f"expert {m + 1} alone, top-1, %", value) for m, value in enumerate(results["experts"])]
     lines = [
         f"## Results\n\nOn {images:,} images of part {code(part)}, after the last epoch.\n",
-        "| measure | value |",
-        "|---|---|",
-        *(f"| {name} | {_number(value)} |" for name, value in rows),
+        *markdown_table(("measure", "value"), [(name, number(value)) for name, value in rows]),
     ]
     if part == "val" and "test" in split["sizes"]:
         place = "`python -m shike_jax evaluate --part=test`"
         lines.insert(1, f"These were held out of training; the test images were not looked at ({place} does).\n")
     if len(results["stages"]) > 1:
         names = ("top1", *split["divisions"])
-        lines += ["", f"| after stage | {' | '.join(names)} |", "|---" * (len(names) + 1) + "|"]
-        for stage in results["stages"]:
-            lines.append(f"| {markdown(stage['name'])} | {' | '.join(_number(stage[name]) for name in names)} |")
+        of_stages = [(markdown(one["name"]), *(number(one[name]) for name in names)) for one in results["stages"]]
         lines += [
+            "",
+            *markdown_table(("after stage", *names), of_stages),
             "",
             "Each row was measured at the end of its stage. Scored again with the final weights, the classifiers of an "
             "earlier stage may differ a little: later stages move the running averages of batch normalisation.",
         ]
     return "\n".join(lines)
-
-
-def _number(value: float | None) -> str:
-    return "-" if value is None else f"{value:.2f}"
 
 
 def _data(results: Results) -> str:
@@ -96,16 +90,15 @@ def _data(results: Results) -> str:
 
 def _training(results: Results) -> str:
     stages, devices, seconds = results["config"]["stages"], results["devices"], results["seconds"]
-    columns = ("stage", "epochs", "batch", "peak learning rate", "losses", "what trains")
-    lines = ["## Training\n", f"| {' | '.join(columns)} |", "|---" * len(columns) + "|"]
+    columns, rows = ("stage", "epochs", "batch", "peak learning rate", "losses", "what trains"), []
     for found in results["stages"]:
         stage = stages[found["name"]]
         losses = " + ".join(map(_loss, results["losses"][found["name"]]))
         trains = ", ".join(code(pattern) for pattern in stage["train"])
         rule = stage.get("lr_scaling", "none")
         peak = f"{stage['lr']:g}" + (f" for {stage['base_batch_size']}, {rule} scaling" if rule != "none" else "")
-        row = (markdown(found["name"]), found["epochs"], stage["batch_size"], peak, losses, trains)
-        lines.append(f"| {' | '.join(map(str, row))} |")
+        sizes = str(found["epochs"]), str(stage["batch_size"])
+        rows.append((markdown(found["name"]), *sizes, peak, losses, trains))
     averages = {
         "none": "the weights after the last epoch",
         "ema": "the exponential average of the weights",
@@ -113,7 +106,9 @@ def _training(results: Results) -> str:
     }
     average = stages[results["stages"][-1]["name"]].get("average", "none")
     spent = ", ".join(f"{name.replace('_', '-')} {value:,.0f} s" for name, value in seconds.items())
-    lines += [
+    lines = [
+        "## Training\n",
+        *markdown_table(columns, rows),
         "",
         f"{devices['count']} x {devices['kind']}, seed {results['seed']}; {spent}. No model was selected on "
         f"the evaluated images: these are {averages.get(average, f'an average of the weights ({average})')}.",

@@ -134,12 +134,9 @@ class Checkpoints:
         """Reads the newest good checkpoint: host arrays, the same on every process; None when there was never one.
 
         Every process reads it once, not once for each of its devices. Damaged ones are named (`say`) and set aside.
-
-        Raises:
-          UserError: there are, or have been, checkpoints, but none is good; or they must not be read.
-          TryAgain: one cannot be read now; nothing is changed then, and no older one is taken instead.
+        UserError where there are, or have been, checkpoints, but none is good, or they must not be read. TryAgain where
+        one cannot be read now: nothing is changed then, and no older one is taken instead.
         """
-
         known = self._noted_step()
         while True:
             steps = patiently(self.root, lambda: _steps(self.root)) if parallel.is_main() else []

@@ -42,12 +42,16 @@ def is_finished(path: epath.Path) -> bool:
 
 def seal(folder: epath.Path) -> None:
     """Adds the manifest to a finished local folder."""
-    # Orbax's marks of completion hold an absolute path: weights that are given away do not name a machine.
+    _forget_place(folder)
+    files = {str(p.relative_to(folder)): _file_digest(p) for p in sorted(Path(folder).rglob("*")) if p.is_file()}
+    write_json(Path(folder / MANIFEST), files)
+
+
+def _forget_place(folder: epath.Path) -> None:
+    """Takes the absolute path out of Orbax's marks of completion: weights that are given away do not name a machine."""
     for place in (folder, *(child for child in folder.iterdir() if child.is_dir())):
         if (place / buckets.COMMITTED).exists():
             (place / buckets.COMMITTED).write_text("Checkpoint commit was successful")
-    files = {str(p.relative_to(folder)): _file_digest(p) for p in sorted(Path(folder).rglob("*")) if p.is_file()}
-    write_json(Path(folder / MANIFEST), files)
 
 
 def _changes(folder: epath.Path) -> list[str]:

@@ -17,7 +17,7 @@ from etils import epath
 from flax import traverse_util
 
 from shike_jax.common.extras import optional
-from shike_jax.common.text import markdown, parse_json, to_json
+from shike_jax.common.text import markdown, markdown_table, number, parse_json, to_json
 from shike_jax.errors import UserError, reason
 from shike_jax.storage import tensor_file
 from shike_jax.storage.reading import Damaged
@@ -29,12 +29,8 @@ PREFIX = "hf://"
 
 
 def save(folder: epath.Path, tree: PyTree, meta: Mapping[str, Any]) -> None:
-    """Writes the three files, the weights last: a folder without them is no network.
-
-    Args:
-      folder: path or bucket URL, made where it is missing.
-      tree: variables {`params`, `batch_stats`} as host arrays.
-      meta: of the checkpoint. Paths of this machine in its configuration are left out.
+    """Writes variables {`params`, `batch_stats`} as the three files, the weights last: a folder without them is no
+    network. Paths of this machine in the checkpoint's configuration (`meta`) are left out.
     """
     folder.mkdir(parents=True, exist_ok=True)
     meta = {"library_name": "shike_jax", **_without_paths(meta), "digest": digest(tree)}
@@ -62,11 +58,7 @@ def load(folder: epath.Path) -> tuple[PyTree, dict[str, Any]]:
 
 
 def fetch(name: str) -> epath.Path:
-    """The local copy of a hub's network OWNER/NAME (perhaps OWNER/NAME@REVISION), loaded where it is not there yet.
-
-    Raises:
-      UserError: not such a name, no such network, or the hub cannot be reached.
-    """
+    """The local copy of a hub's network OWNER/NAME (perhaps OWNER/NAME@REVISION), loaded where it is not there yet."""
     place, _, revision = name.removeprefix(PREFIX).partition("@")
     _check_name(place)
     hub = optional("huggingface_hub", f"{PREFIX}{place}")
@@ -78,11 +70,7 @@ def fetch(name: str) -> epath.Path:
 
 
 def push(name: str, tree: PyTree, meta: Mapping[str, Any], private: bool) -> str:
-    """Writes a network to a hub as OWNER/NAME, where it is made if it is missing; returns its address.
-
-    Raises:
-      UserError: not such a name, no permission (the library's own login is used), or the hub cannot be reached.
-    """
+    """Writes a network to a hub as OWNER/NAME, made if it is missing, by the library's login; returns its address."""
     place = name.removeprefix(PREFIX)
     _check_name(place)
     hub = optional("huggingface_hub", "push")
@@ -138,8 +126,7 @@ def _card(meta: Mapping[str, Any]) -> str:
         lines.append(f"Trained on {sum(counts):,} images, {max(counts):,} to {min(counts):,} of a class.")
     shown = {k: v for k, v in scores.items() if isinstance(v, int | float) and k in ("top1", "many", "medium", "few")}
     if shown:
-        lines += ["", f"| {' | '.join(shown)} |", "|---" * len(shown) + "|"]
-        lines += [f"| {' | '.join(f'{value:.2f}' for value in shown.values())} |", "", "Accuracy in percent."]
+        lines += ["", *markdown_table([*shown], [[*map(number, shown.values())]]), "", "Accuracy in percent."]
     lines += [
         *("", "```python", "import shike_jax as sj", ""),
         'classifier = sj.load("PATH OR hf://OWNER/NAME")',

@@ -26,8 +26,7 @@ MIRROR_SECONDS = 20.0  # between copies of a log to a bucket, which cannot appen
 class RunLog:
     """Writes `log.txt`, `metrics.jsonl` and TensorBoard files into the work directory; only the main process does.
 
-    Attributes:
-      folder: a local one for files that grow; it is copied to a work directory in a bucket.
+    `folder` is a local one for files that grow, which is copied to a work directory in a bucket.
     """
 
     def __init__(
@@ -41,12 +40,8 @@ class RunLog:
     ) -> None:
         """Opens the files in a folder that exists; `UserError` for a logger whose package is not installed.
 
-        Args:
-          level: quiet, info or debug.
-          active: False on all processes but one.
-          tensorboard: whether event files are written, where what they need is installed.
-          name: of this run among several of one process, which its lines begin with where they are printed.
-          loggers: names of `writers.LOGGERS`.
+        `active` is False on all processes but one. `name` is that of this run among several of one process: its lines
+        begin with it where they are printed. `loggers` are names of `writers.LOGGERS`.
         """
         self._level, self._name, self.folder = level, name, workdir
         self._text: TextIO | None = None

@@ -28,10 +28,8 @@ class Damaged(UserError):
 def patiently(what: Any, read: Callable[[], Result]) -> Result:
     """The result of `read`, which is tried again when it fails; messages call what is read `what`.
 
-    Raises:
-      Damaged: by `read`.
-      UserError: no permission, which no further try can change.
-      TryAgain: it failed in every try.
+    UserError for what no further try can change (what `read` finds damaged, no permission), TryAgain where every try
+    failed.
     """
     pauses = iter(PAUSES)
     while True:

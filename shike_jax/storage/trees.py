@@ -32,11 +32,7 @@ def to_tree(state: PyTree) -> PyTree:
 
 
 def restore_into(template: PyTree, tree: PyTree, where: str) -> PyTree:
-    """Puts saved arrays into the structure of `template`, which must name exactly the same arrays.
-
-    Raises:
-      UserError: names missing from, or extra in, the checkpoint `where`, or an array of another shape.
-    """
+    """Puts saved arrays into the structure of `template`; UserError unless the checkpoint `where` has these arrays."""
     target = traverse_util.flatten_dict(serialization.to_state_dict(template), sep="/", keep_empty_nodes=True)
     saved = traverse_util.flatten_dict(tree, sep="/")
     shapes = {path: leaf.shape for path, leaf in target.items() if hasattr(leaf, "shape")}

@@ -34,11 +34,8 @@ def disk_trouble(error: BaseException | None) -> str:
 def naming_disk_trouble(workdir: Path, runs: Sequence[Path] = ()) -> Iterator[None]:
     """What a disk or a store does to a run in here becomes one line; that of a disk names its newest checkpoint.
 
-    `runs` are the directories of several runs below it; empty: it is one run's.
-
-    Raises:
-      UserError: the disk takes no more, or an object store refuses what this user may not do.
-      TryAgain: an object store failed in another way.
+    `runs` are the directories of several runs below it; empty: it is one run's. TryAgain where an object store failed
+    in another way than by refusing what this user may not do.
     """
     try:
         yield

@@ -17,15 +17,11 @@ from shike_jax.storage.trees import digest, to_tree
 
 
 def save_weights(directory: Any, variables: PyTree, meta: Meta) -> None:
-    """Writes the network's variables {`params`, `batch_stats`} and `meta`, wholly or not at all.
+    """Writes a network's variables {`params`, `batch_stats`} and `meta` to a path or bucket URL, wholly or not at all.
 
-    On several processes the main one writes; all return when it has.
-
-    Args:
-      directory: path or bucket URL; what is there is replaced (in a bucket: removed, then written).
-      variables: nested dicts of host arrays.
-      meta: JSON: `model` (the fields of config.model), `num_classes`, `image_size`, `mean`, `std`, `class_names`,
-        `class_counts` (training images of each class), ...
+    What is there is replaced (in a bucket: removed, then written). On several processes the main one writes; all return
+    when it has. `meta` is JSON: `model` (the fields of config.model), `num_classes`, `image_size`, `mean`, `std`,
+    `class_names`, `class_counts` (training images of each class), ...
     """
     if parallel.is_main():
         tree = to_tree(parallel.to_host(variables))
@@ -41,12 +37,9 @@ def save_weights(directory: Any, variables: PyTree, meta: Meta) -> None:
 
 def load_weights(directory: Any) -> tuple[PyTree, Meta]:
     """Reads weights: a folder of `save_weights` or `hub_form.save`, one that holds such a folder as `weights`, a work
-    directory, or `hf://OWNER/NAME`.
+    directory, or `hf://OWNER/NAME`; UserError where there are none, or damaged ones.
 
     Of a work directory, the weights at the end of its last finished stage are read.
-
-    Raises:
-      UserError: nothing there, or damaged.
     """
     hub = str(directory).startswith(hub_form.PREFIX)
     path = hub_form.fetch(str(directory)) if hub else absolute(directory)

@@ -25,13 +25,8 @@ CLAIM_SECONDS = 600  # how long a process that uses the same work directory is w
 def examine(path: Path, config: Mapping[str, Any], tell: Callable[[str], None] | None = None) -> dict[str, Any] | None:
     """The results of a run of this configuration (plain data) when it is finished in a work directory, else None.
 
-    Changes nothing but a damaged results.json.
-
-    Args:
-      tell: gets a line for each speed switch of version 0.1 that the run there had on.
-
-    Raises:
-      UserError: the directory holds something else, or what a run of another configuration has saved.
+    Changes nothing but a damaged results.json; `tell` gets a line for each speed switch of version 0.1 that the run had
+    on. UserError where the directory holds something else, or what a run of another configuration has saved.
     """
     saved = path / "config.json"
     if not saved.exists() and path.exists() and any(p.name not in ("log.txt", lease.NAME) for p in path.iterdir()):
@@ -64,10 +59,8 @@ def opened(path: Path, config: Mapping[str, Any]) -> Iterator[dict[str, Any] | N
 
     A run that has saved no step leaves nothing there when the body fails, and one that was killed before its first step
     does not keep another configuration out. Of several processes of a job only the main one calls this. Yields the
-    results of a run that is already finished, else None.
-
-    Raises:
-      UserError: not writable, in use, or it belongs to another configuration. Nothing is changed then.
+    results of a run that is already finished, else None. UserError, and nothing is changed, where the directory is not
+    writable, in use, or of another configuration.
     """
     if not buckets.in_bucket(path):
         with naming(f"--workdir={path}", "a directory that is there or can be created"):
@@ -97,11 +90,8 @@ def claimed(path: Path, patience: float = CLAIM_SECONDS) -> Iterator[None]:
 
     A process that is there already is waited for (`patience` seconds): a job that was stopped may take a while to end,
     and its successor should not fail for that. The lock lies on the directory itself and ends with the process, however
-    that ends; a file system without locks gives none. In a bucket it is a lease (`lease`).
-
-    Raises:
-      UserError: another process still has it.
-      Preempted: asked to stop while waiting.
+    that ends; a file system without locks gives none. In a bucket it is a lease (`lease`). UserError where another
+    process still has it, Preempted where this one is asked to stop while waiting.
     """
     waiting = _moments(path, patience)
     with _leased(path, waiting) if buckets.in_bucket(path) else _locked(path, waiting):

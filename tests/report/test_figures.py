@@ -109,7 +109,7 @@ def test_reference_curves(tmp_path):
     assert curve.loss.tolist() == [[9, 8], [7, 6]]
     assert curve.stage_starts == (1,)
     path.write_text("a,b\n1,2\n")
-    with pytest.raises(UserError, match=r"public\.csv.*expected a CSV file"):
+    with pytest.raises(UserError, match=r"public\.csv: not a CSV file with seed, epoch"):
         curves.of_csv(path)
 
 
