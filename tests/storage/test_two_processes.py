@@ -23,6 +23,7 @@ FLAGS = digits(
     "train.checkpoint_every_steps=8",
     "train.log_every_steps=1",
     "train.eval_every_epochs=0",
+    "train.peer_timeout=20",  # what waits for a store notices by it that another process is gone
 )
 ROOT = "runs/w/checkpoints"
 FIRST, SECOND = 8, 16  # steps that are saved
