@@ -27,16 +27,11 @@ MANY_CHANNELS = 256  # from here on, on both sides, matrix products are faster
 
 
 def convolve(x: Array, kernel: Array, stride: int, groups: int = 1) -> Array:
-    """Convolution with PyTorch's symmetric padding size // 2.
+    """Convolution with PyTorch's symmetric padding size // 2: [B,H,W,C] to [B,ceil(H/stride),ceil(W/stride),F].
 
     Args:
-      x: float [B,H,W,C].
-      kernel: the same dtype, [size,size,C/groups,F], size odd.
-      stride: in both directions.
+      kernel: [size,size,C/groups,F] of the same float dtype, size odd.
       groups: channels come in this many groups that do not mix.
-
-    Returns:
-      [B,ceil(H/stride),ceil(W/stride),F].
     """
     return _plain(x, kernel, stride, groups) if groups > 1 else _convolve(x, kernel, stride)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -91,19 +91,11 @@ def create_model(
     if unknown := sorted(set(fields) - set(DEFAULTS)):
         near = nearest(unknown[0], DEFAULTS)
         raise UserError(f"create_model: unknown field {unknown[0]!r}; expected some of {', '.join(DEFAULTS)}{near}")
-    _require(_is_whole(num_classes, 1), "num_classes", num_classes, "a whole number of at least 1")
-    stages = isinstance(experts, Sequence) and len(experts) and all(_is_whole(depth, 1) for depth in experts)
-    _require(stages, "experts", experts, "shared stages, one for each expert, such as (1, 2, 1)")
     model = {**DEFAULTS, **fields}
-    for field, choices in CHOICES.items():
-        _require(model[field] in choices, field, model[field], f"one of {', '.join(choices)}")
-    for field in ("fusion", "align_last_relu"):
-        _require(isinstance(model[field], bool), field, model[field], "True or False")
-    _require(_is_whole(model["width"], 0), "width", model["width"], "channels; 0: the network's own")
-    blocks = isinstance(model["blocks"], Sequence) and all(_is_whole(number, 1) for number in model["blocks"])
-    _require(blocks, "blocks", model["blocks"], "the number of blocks of each stage; (): the network's own")
-    scale = model["head_scale"]
-    _require(isinstance(scale, int | float) and 0 < scale < float("inf"), "head_scale", scale, "a number above 0")
+    for argument, value in {"num_classes": num_classes, "experts": experts, **model}.items():
+        fits, expected = _ACCEPTED[argument]
+        if not fits(value):
+            raise UserError(f"create_model: {argument}={value!r}, expected {expected}")
     return _network({**model, "backbone": name, "depths": tuple(experts)}, num_classes, dtype, axis_name, _ARGUMENTS)
 
 
@@ -111,13 +103,25 @@ _ARGUMENTS = {"backbone": "create_model: name", "depths": "create_model: experts
 _FIELDS = {name: f"config.model.{name}" for name in _ARGUMENTS}
 
 
-def _require(fits: Any, argument: str, value: Any, expected: str) -> None:
-    if not fits:
-        raise UserError(f"create_model: {argument}={value!r}, expected {expected}")
-
-
-def _is_whole(value: Any, least: int) -> bool:
+def _is_whole(value: Any, least: int = 1) -> bool:
     return isinstance(value, int | np.integer) and not isinstance(value, bool) and int(value) >= least
+
+
+def _are_whole(values: Any) -> bool:
+    return isinstance(values, Sequence) and all(map(_is_whole, values))
+
+
+_YES_OR_NO = (lambda value: isinstance(value, bool), "True or False")
+# An argument of `create_model`: whether a value fits, and what is expected.
+_ACCEPTED: dict[str, tuple[Callable[[Any], bool], str]] = {
+    "num_classes": (_is_whole, "a whole number of at least 1"),
+    "experts": (lambda e: _are_whole(e) and len(e) > 0, "shared stages, one for each expert, such as (1, 2, 1)"),
+    "width": (lambda width: _is_whole(width, 0), "channels; 0: the network's own"),
+    "blocks": (_are_whole, "the number of blocks of each stage; (): the network's own"),
+    "head_scale": (lambda s: isinstance(s, int | float) and 0 < s < float("inf"), "a number above 0"),
+    **dict.fromkeys(("fusion", "align_last_relu"), _YES_OR_NO),
+    **{field: (choices.__contains__, f"one of {', '.join(choices)}") for field, choices in CHOICES.items()},
+}
 
 
 def build_model(model: Mapping[str, Any], num_classes: int, *, dtype: Any = jnp.float32, axis_name: Axis = None) -> Any:
@@ -125,9 +129,7 @@ def build_model(model: Mapping[str, Any], num_classes: int, *, dtype: Any = jnp.
 
     Args:
       model: the fields of `config.model` (a ConfigDict or a plain dict, as checkpoints keep it).
-      num_classes: C.
-      dtype: compute dtype.
-      axis_name: pmapped axis for global BN statistics.
+      num_classes, dtype, axis_name: as for `create_model`.
 
     Returns:
       A Flax module: an `ExpertNetwork`, or what a registered network's function makes (see `models.calling`).
@@ -168,28 +170,16 @@ def _network(
     for depth in depths:
         if not 1 <= depth <= stages:
             raise UserError(f"{called['depths']}={depths}: expected shared stages from 1 to {stages} for {name}")
-    return ExpertNetwork(
-        spec,
-        depths,
-        model["fusion"],
-        num_classes,
-        model["head"],
-        model["head_scale"],
-        model.get("second_head", "fresh"),  # weights saved by older code do not name it
-        model["align_last_relu"],
-        dtype,
-        axis_name,
-    )
+    second = model.get("second_head", "fresh")  # weights saved by older code do not name it
+    head = model["head"], model["head_scale"], second
+    return ExpertNetwork(spec, depths, model["fusion"], num_classes, *head, model["align_last_relu"], dtype, axis_name)
 
 
 def init_variables(network: Any, seed: int, images: int | jax.ShapeDtypeStruct) -> dict[str, Any]:
     """Fresh variables {`params`, `batch_stats`} as host arrays, a function of the seed alone.
 
-    Args:
-      images: what the network sees, [1,...]; an integer is the side of square RGB images.
-
-    Raises:
-      UserError: a registered network that fails, or has variables of other kinds.
+    `images` is what the network sees, [1,...]; an integer is the side of square RGB images. `UserError` for a
+    registered network that fails, or has variables of other kinds.
     """
     if isinstance(images, int):
         images = jax.ShapeDtypeStruct((1, images, images, 3), network.dtype)

@@ -81,7 +81,6 @@ def sizes_of(
     """
     if isinstance(network, ExpertNetwork):
         return len(network.depths), network.spec.channels(len(network.spec.blocks))
-
     mode = {"train_trunk": False, "train_experts": False}  # as a step passes them; no device axis is bound here
 
     def call(variables: PyTree, images: Array) -> tuple[Array, Array | None]:
@@ -107,11 +106,7 @@ def applied(network: nn.Module, *arguments: Any, **keywords: Any) -> Any:
 
 
 def tried(what: str, function: Any, *arguments: Any, **keywords: Any) -> Any:
-    """The result of a function that calls somebody else's; its exceptions become one line that names `what`.
-
-    Raises:
-      UserError: it failed.
-    """
+    """The result of a function that calls somebody else's; its exceptions become a `UserError` that names `what`."""
     try:
         return function(*arguments, **keywords)
     except UserError:

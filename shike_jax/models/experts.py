@@ -73,15 +73,12 @@ class HeadSet(nn.Module):
 
     @nn.compact
     def __call__(self, pooled: Array) -> Array:
-        """Returns logits."""
-        return jnp.stack([self._classifier(f"expert{m}")(pooled[m]) for m in range(self.experts)])
-
-    def _classifier(self, name: str) -> nn.Module:
-        if self.kind == "cosine":
-            return CosineClassifier(self.classes, self.scale, name=name)
+        names = [f"expert{m}" for m in range(self.experts)]
         if self.kind == "linear":
-            return LinearClassifier(self.classes, name=name)
-        raise ValueError(f"head {self.kind!r}: expected cosine or linear")
+            classifiers: list[nn.Module] = [LinearClassifier(self.classes, name=name) for name in names]
+        else:
+            classifiers = [CosineClassifier(self.classes, self.scale, name=name) for name in names]
+        return jnp.stack([classify(pooled[m]) for m, classify in enumerate(classifiers)])
 
 
 class Heads(nn.Module):
@@ -99,12 +96,10 @@ class Heads(nn.Module):
     def setup(self) -> None:
         """Both sets always exist, so that every checkpoint has the same shape."""
         self.representation = HeadSet(self.experts, self.classes, self.kind, self.scale)
-        self.classifier = self._second_set()
-
-    def _second_set(self) -> nn.Module:
         if self.second in SECOND_HEADS:
-            return CorrectedHeadSet(self.second, self.experts, self.classes)
-        return HeadSet(self.experts, self.classes, self.kind, self.scale)
+            self.classifier: nn.Module = CorrectedHeadSet(self.second, self.experts, self.classes)
+        else:
+            self.classifier = HeadSet(self.experts, self.classes, self.kind, self.scale)
 
     def __call__(self, pooled: Array, heads: str) -> Array:
         """Pooled features [M,B,F] to logits [M,B,C] of one set (`heads`)."""
@@ -113,49 +108,47 @@ class Heads(nn.Module):
         return getattr(self, heads)(pooled)
 
 
-class ExpertNetwork(nn.Module):
-    """M experts over a shared trunk. M = 1 without fusion is a plain ResNet.
+class TwoSets(nn.Module):
+    """What networks with the two sets of classifiers share: `second_head`, `features` and `classify` are theirs."""
 
-    Attributes:
-      spec: the backbone; its last stage is copied per expert.
-      depths: for each expert, the shared stage (1-based) whose features it fuses.
-      fusion: depth-wise knowledge fusion on or off.
-      classes: C.
-      head, head_scale: `cosine` with its scale, or `linear`.
-      second_head: what the second set of classifiers is: `fresh`, or one of `SECOND_HEADS`.
-      last_relu: ReLU after the last alignment convolution too.
-      dtype: compute dtype.
-      axis_name: pmapped axis over which BN statistics are summed; None for a single device or per-device statistics.
-    """
+    def sets_used_by(self, heads: str) -> tuple[str, ...]:
+        """The sets of classifiers on whose parameters the logits of the set `heads` depend."""
+        return HEAD_SETS if heads == "classifier" and self.second_head in SECOND_HEADS else (heads,)
 
-    spec: Backbone
-    depths: tuple[int, ...]
-    fusion: bool
-    classes: int
-    head: str = "cosine"
-    head_scale: float = 30.0
-    second_head: str = "fresh"
-    last_relu: bool = False
-    dtype: Any = jnp.float32
-    axis_name: Axis = None
+    def classified(self, fused: list[Array], heads: str) -> Array:
+        """As `classify`, but `init` makes both sets."""
+        if self.is_initializing():
+            return jnp.stack([self.classify(fused, each) for each in HEAD_SETS])[HEAD_SETS.index(heads)]
+        return self.classify(fused, heads)
+
+
+class ExpertNetwork(TwoSets):
+    """M experts over a shared trunk. M = 1 without fusion is a plain ResNet."""
+
+    spec: Backbone  # its last stage is copied per expert
+    depths: tuple[int, ...]  # for each expert, the shared stage (1-based) whose features it fuses
+    fusion: bool  # depth-wise knowledge fusion on or off
+    classes: int  # C
+    head: str = "cosine"  # or `linear`
+    head_scale: float = 30.0  # of the cosine
+    second_head: str = "fresh"  # what the second set of classifiers is: `fresh`, or one of `SECOND_HEADS`
+    last_relu: bool = False  # after the last alignment convolution too
+    dtype: Any = jnp.float32  # of the computation
+    axis_name: Axis = None  # over which BN statistics are summed; None: a single device, or per-device statistics
 
     def setup(self) -> None:
         """Names the parts as checkpoints do: trunk, expert0, ..., heads."""
         self.trunk = Trunk(self.spec)
-        experts = [
-            Expert(self.spec, depth, self.fusion, self.last_relu, name=f"expert{m}")
-            for m, depth in enumerate(self.depths)
-        ]
-        self.experts = experts
+        depths = enumerate(self.depths)
+        self.experts = [Expert(self.spec, d, self.fusion, self.last_relu, name=f"expert{m}") for m, d in depths]
         self.heads = Heads(len(self.depths), self.classes, self.head, self.head_scale, self.second_head)
 
     def features(
         self, images: Array, *, train_trunk: bool = False, train_experts: bool = False, mask: Array | None = None
     ) -> dict[str, Any]:
-        """Images [B,H,W,3], normalised, to named features.
+        """Normalised images, float [B,H,W,3], to named features.
 
         Args:
-          images: float [B,H,W,3].
           train_trunk, train_experts: BN of the shared stages / of the experts uses and updates batch statistics.
           mask: float [B], 1 for real examples; None when all are.
 
@@ -173,10 +166,6 @@ class ExpertNetwork(nn.Module):
         """Fused maps (list over experts of [B,h,w,F]) to logits [M,B,C] in float32 (float64)."""
         kind = param_dtype(self.dtype)
         return self.heads(jnp.stack([jnp.mean(f.astype(kind), (1, 2)) for f in fused]), heads)
-
-    def sets_used_by(self, heads: str) -> tuple[str, ...]:
-        """The sets of classifiers on whose parameters the logits of the set `heads` depend."""
-        return HEAD_SETS if heads == "classifier" and self.second_head in SECOND_HEADS else (heads,)
 
     def __call__(
         self,
@@ -202,6 +191,4 @@ class ExpertNetwork(nn.Module):
             train_experts=train if train_experts is None else train_experts,
             mask=mask,
         )["fused"]
-        if self.is_initializing():
-            return jnp.stack([self.classify(fused, each) for each in HEAD_SETS])[HEAD_SETS.index(heads)]
-        return self.classify(fused, heads)
+        return self.classified(fused, heads)

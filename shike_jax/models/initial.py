@@ -26,10 +26,7 @@ def ones(key: Array, shape: tuple[int, ...], dtype: Any) -> np.ndarray:
 def he_normal(key: Array, shape: tuple[int, ...], dtype: Any) -> Array:
     """Normal with variance 2 / fan-in: the authors' `kaiming_normal_` (He et al. 2015). Not truncated, unlike Flax's.
 
-    Args:
-      key: of the draw.
-      shape: of a kernel, output features last.
-      dtype: float.
+    `shape` is that of a kernel, output features last.
     """
     return _drawn(jax.random.normal, key, shape, dtype) * np.sqrt(np.array(2 / math.prod(shape[:-1]), dtype))
 

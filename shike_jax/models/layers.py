@@ -34,7 +34,6 @@ class Conv(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
-        """Applies the convolution."""
         shape = (self.size, self.size, x.shape[-1] // self.groups, self.features)
         kernel = self.param("kernel", self.init, shape, param_dtype(self.dtype))
         return convolve(x.astype(self.dtype), kernel.astype(self.dtype), self.stride, self.groups)
@@ -67,11 +66,8 @@ class BatchNorm(nn.Module):
         if train:
             mean, var, count = _moments(x.astype(kind), mask, self.axis_name)
             if not self.is_initializing():  # a collection that is collected only when it is asked for
-                for name, value in (
-                    ("total", mean * count),
-                    ("squares", (var + mean * mean) * count),
-                    ("count", count),
-                ):
+                moments = {"total": mean * count, "squares": (var + mean * mean) * count, "count": count}
+                for name, value in moments.items():
                     self.sow(MOMENTS, name, value, reduce_fn=lambda _, new: new, init_fn=lambda: None)
             if not self.is_initializing() and self.is_mutable_collection("batch_stats"):
                 unbiased = var * (count / jnp.maximum(count - 1, 1))
@@ -127,7 +123,6 @@ class CosineClassifier(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
-        """Returns logits."""
         kind = param_dtype(x.dtype)
         kernel = self.param("kernel", _unit_columns, (x.shape[-1], self.classes), kind)
         cosine = jnp.dot(_normalise(x.astype(kind), 1), _normalise(kernel, 0), precision=lax.Precision.HIGHEST)
@@ -144,7 +139,6 @@ class LinearClassifier(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
-        """Returns logits."""
         kind, features = param_dtype(x.dtype), x.shape[-1]
         kernel = self.param("kernel", he_normal, (features, self.classes), kind)
         bias = self.param("bias", uniform(features**-0.5), (self.classes,), kind)

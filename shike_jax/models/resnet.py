@@ -18,24 +18,15 @@ Array = jax.Array
 
 @dataclasses.dataclass(frozen=True)
 class Backbone:
-    """What a ResNet is made of.
+    """What a ResNet is made of."""
 
-    Attributes:
-      blocks: residual blocks per stage.
-      width: channels of the stem; stage s has width * 2^(s-1) (times 4 after a bottleneck).
-      bottleneck: 1x1, 3x3 (carrying the stride: v1.5), 1x1 blocks instead of two 3x3.
-      groups, group_width: of the bottleneck's 3x3 convolution (ResNeXt 32x4d: 32 and 4).
-      imagenet_stem: 7x7 stride 2 and max-pool instead of one 3x3.
-      shortcut: of the basic blocks that change shape: A (zero padding) or B (1x1 convolution and BN).
-    """
-
-    blocks: tuple[int, ...]
-    width: int
-    bottleneck: bool = False
-    groups: int = 1
+    blocks: tuple[int, ...]  # residual blocks per stage
+    width: int  # channels of the stem; stage s has width * 2^(s-1) (times 4 after a bottleneck)
+    bottleneck: bool = False  # 1x1, 3x3 (carrying the stride: v1.5), 1x1 blocks instead of two 3x3
+    groups: int = 1  # of the bottleneck's 3x3 convolution (ResNeXt 32x4d: 32, each 4 wide)
     group_width: int = 64
-    imagenet_stem: bool = False
-    shortcut: str = "B"
+    imagenet_stem: bool = False  # 7x7 stride 2 and max-pool instead of one 3x3
+    shortcut: str = "B"  # of the basic blocks that change shape: A (zero padding) or B (1x1 convolution and BN)
 
     def channels(self, stage: int) -> int:
         """Channels of the features after stage 1, 2, ..."""
@@ -54,19 +45,12 @@ BACKBONES = {
 
 @dataclasses.dataclass(frozen=True)
 class Mode:
-    """How a network runs.
+    """How a network runs."""
 
-    Attributes:
-      train: BN in training mode.
-      mask: of real examples [B].
-      axis_name: as `BatchNorm` has it.
-      dtype: of the computation.
-    """
-
-    train: bool
-    mask: Array | None = None
-    axis_name: Axis = None
-    dtype: Any = jnp.float32
+    train: bool  # BN in training mode
+    mask: Array | None = None  # of real examples [B]
+    axis_name: Axis = None  # as `BatchNorm` has it
+    dtype: Any = jnp.float32  # of the computation
 
     def normalise(self, x: Array, name: str) -> Array:
         """Batch normalisation `name` of x [B,H,W,C]; for use inside compact modules."""
@@ -94,7 +78,6 @@ class BasicBlock(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array, mode: Mode) -> Array:
-        """Applies the block."""
         y = nn.relu(conv_bn(FIRST, x, mode, self.features, 3, self.stride))
         y = conv_bn(SECOND, y, mode, self.features)
         if self.stride != 1 or x.shape[-1] != self.features:
@@ -116,7 +99,6 @@ class Bottleneck(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array, mode: Mode) -> Array:
-        """Applies the block."""
         inner = self.features // 4 * self.spec.group_width * self.spec.groups // 64
         y = nn.relu(conv_bn(FIRST, x, mode, inner, 1))
         y = nn.relu(conv_bn(SECOND, y, mode, inner, 3, self.stride, self.spec.groups))
@@ -151,8 +133,7 @@ class Trunk(nn.Module):
     def __call__(self, x: Array, mode: Mode) -> list[Array]:
         """Returns the features f_1, ..., f_S after each shared stage for images [B,H,W,3]."""
         if self.spec.imagenet_stem:
-            x = nn.relu(conv_bn(FIRST, x, mode, self.spec.width, 7, 2))
-            x = max_pool(x)
+            x = max_pool(nn.relu(conv_bn(FIRST, x, mode, self.spec.width, 7, 2)))
         else:
             x = nn.relu(conv_bn(FIRST, x, mode, self.spec.width))
         features = []

@@ -22,7 +22,6 @@ class ClassScales(nn.Module):
 
     @nn.compact
     def __call__(self, logits: Array, features: Array) -> Array:
-        """Returns logits."""
         return logits * self.param("scale", ones, (self.classes,), logits.dtype)
 
 
@@ -37,7 +36,6 @@ class Alignment(nn.Module):
 
     @nn.compact
     def __call__(self, logits: Array, features: Array) -> Array:
-        """Returns logits."""
         confidence = jax.nn.sigmoid(nn.Dense(1, name="confidence", param_dtype=logits.dtype)(features))
         scale = self.param("scale", ones, (self.classes,), logits.dtype)
         bias = self.param("bias", zeros, (self.classes,), logits.dtype)
@@ -56,6 +54,5 @@ class CorrectedHeadSet(nn.Module):
 
     @nn.compact
     def __call__(self, logits: Array, pooled: Array) -> Array:
-        """Returns logits."""
         make = SECOND_HEADS[self.kind]
         return jnp.stack([make(self.classes, name=f"expert{m}")(logits[m], pooled[m]) for m in range(self.experts)])

@@ -8,26 +8,18 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from shike_jax.models.experts import HEAD_SETS, Heads
+from shike_jax.models.experts import Heads, TwoSets
 from shike_jax.models.layers import param_dtype
-from shike_jax.models.second_heads import SECOND_HEADS
 
 Array = jax.Array
 
 
-class VectorNetwork(nn.Module):
-    """M experts, each a hidden layer of its own over the vector, or none, and both sets of classifiers.
+class VectorNetwork(TwoSets):
+    """M experts, each a hidden layer of its own over the vector, or none, and both sets of classifiers."""
 
-    Attributes:
-      experts: M.
-      classes: C.
-      width: units of the hidden layers; 0: the classifiers see the vector itself.
-      head, head_scale, second_head, dtype: as of `ExpertNetwork`.
-    """
-
-    experts: int
-    classes: int
-    width: int = 0
+    experts: int  # M
+    classes: int  # C
+    width: int = 0  # units of the hidden layers; 0: the classifiers see the vector itself
     head: str = "cosine"
     head_scale: float = 30.0
     second_head: str = "fresh"
@@ -35,11 +27,10 @@ class VectorNetwork(nn.Module):
 
     def setup(self) -> None:
         """Names the parts as those of `ExpertNetwork`."""
-        hidden = [
+        self.hidden = [
             nn.Dense(self.width, dtype=self.dtype, param_dtype=param_dtype(self.dtype), name=f"expert{m}")
             for m in range(self.experts if self.width else 0)
         ]
-        self.hidden = hidden
         self.heads = Heads(self.experts, self.classes, self.head, self.head_scale, self.second_head)
 
     def features(self, images: Array, **mode: Any) -> dict[str, list[Array]]:
@@ -51,13 +42,6 @@ class VectorNetwork(nn.Module):
         """Vectors [B,F] of each expert to logits [M,B,C] in float32 (float64)."""
         return self.heads(jnp.stack(fused).astype(param_dtype(self.dtype)), heads)
 
-    def sets_used_by(self, heads: str) -> tuple[str, ...]:
-        """As `ExpertNetwork.sets_used_by`."""
-        return HEAD_SETS if heads == "classifier" and self.second_head in SECOND_HEADS else (heads,)
-
     def __call__(self, images: Array, heads: str = "representation", **mode: Any) -> Array:
         """Arrays [B,...] to logits [M,B,C]; `init` makes both sets of classifiers."""
-        fused = self.features(images)["fused"]
-        if self.is_initializing():
-            return jnp.stack([self.classify(fused, each) for each in HEAD_SETS])[HEAD_SETS.index(heads)]
-        return self.classify(fused, heads)
+        return self.classified(self.features(images)["fused"], heads)
