@@ -14,7 +14,6 @@ from PIL import Image
 
 from shike_jax import config as schema
 from shike_jax.benchmark import measure
-from shike_jax.benchmark.peers import peer
 from shike_jax.common.parser import Parser
 from shike_jax.data.host_pipeline import HostPipeline
 from shike_jax.data.splits import Part, Split
@@ -48,7 +47,7 @@ def main(argv: Sequence[str]) -> None:
     about = f"{len(encoded)} JPEGs of {WIDTH}x{HEIGHT}, {np.mean([len(e) for e in encoded]) / 1e3:.1f} KB each"
     sides = {OURS: pipeline(encoded, SIZE, threads=1)}
     if args.against:
-        sides |= peer("input_recipes", "--against").recipes(encoded, SIZE)
+        sides |= measure.peer("input_recipes", "--against").recipes(encoded, SIZE)
     seconds = measure.in_turns(sides, args.rounds, time.process_time)
     rates = {name: round(len(encoded) / statistics.median(samples), 1) for name, samples in seconds.items()}
     ours = next(iter(rates.values()))

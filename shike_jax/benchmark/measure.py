@@ -1,8 +1,9 @@
-"""Measuring several sides in turns, and what every result file says about where it was made."""
+"""Measuring several sides in turns, the other sides themselves, and what every result says about where it was made."""
 
 from __future__ import annotations
 
 import datetime
+import importlib
 import os
 import platform
 import shlex
@@ -11,6 +12,7 @@ import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from shike_jax.common.provenance import code_version, commit, versions
@@ -39,6 +41,16 @@ def in_turns(
             if number:
                 seconds[name].append(clock() - began)
     return seconds
+
+
+def peer(name: str, option: str) -> ModuleType:
+    """The module `tests.peers.NAME`, which `option` of the command line asks for; `UserError` outside a clone."""
+    root = Path(__file__).resolve().parents[2]
+    if not (root / "tests" / "peers" / f"{name}.py").is_file():
+        raise UserError(f"{option}: expected a clone of the project, whose tests/peers holds what is compared with")
+    if str(root) not in sys.path:
+        sys.path.insert(0, str(root))
+    return importlib.import_module(f"tests.peers.{name}")
 
 
 def describe(seconds: Sequence[float], images: int) -> dict[str, Any]:

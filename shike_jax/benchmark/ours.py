@@ -32,9 +32,7 @@ AUGMENTATIONS: dict[str, dict[str, Any]] = {
 class Ours:
     """Compiled when made; `run()` makes all steps of a call and returns their mean loss.
 
-    Args:
-      augmentation: a name in `AUGMENTATIONS`, inside the step.
-      seeds: trained in one program, as by `config.seeds`, each on the same images.
+    `augmentation` is a name in `AUGMENTATIONS`. So many `seeds` train in one program, each on the same images.
     """
 
     def __init__(self, workload: Workload, augmentation: str = "none", *, seeds: int = 1) -> None:

@@ -16,7 +16,6 @@ import numpy as np
 
 from shike_jax import models
 from shike_jax.benchmark import measure, workload
-from shike_jax.benchmark.peers import peer
 from shike_jax.common.parser import Parser
 from shike_jax.models.layers import BatchNorm, Conv, convolve
 
@@ -73,7 +72,7 @@ def main(argv: Sequence[str]) -> None:
     """Runs the command."""
     args = _parse(argv)
     if args.against:
-        peer("pytorch", "--against=torch").require_torch()
+        measure.peer("pytorch", "--against=torch").require_torch()
     measure.check_writable(args.json)
     result = {
         "device": measure.device(),
@@ -100,7 +99,7 @@ def compare(args: argparse.Namespace) -> dict[str, Any]:
     work = workload.make(args.model, batch=args.batch, image_size=args.image_size, width=args.width, blocks=args.blocks)
     makers: dict[str, Callable[[Layer], Parts]] = {"ours": our_parts}
     if args.against:
-        makers["torch"] = peer("pytorch", "--against=torch").layer_parts
+        makers["torch"] = measure.peer("pytorch", "--against=torch").layer_parts
     layers: list[dict[str, Any]] = []
     in_a_step = dict.fromkeys(makers, 0.0)
     for layer, count in layers_of(work).items():

@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 
 from shike_jax.benchmark import measure
 from shike_jax.common.parser import Parser
-from shike_jax.config.loading import parse_config, split_arguments
+from shike_jax.config.loading import parse_command
 
 _EPILOG = """\
 Everything happens in this process, as in `train`, but for checkpoints and logs: imports, waking the device, reading the
@@ -27,12 +27,8 @@ example:
 def main(argv: Sequence[str]) -> None:
     """Runs the command."""
     parser = Parser("python -m shike_jax benchmark start", "Times the start of a run by its parts.", _EPILOG)
-    parser.add_argument("--config", metavar="FILE[:ARGUMENTS]", help="configuration; --config.FIELD=VALUE changes it")
     parser.add_argument("--json", type=Path, metavar="FILE")
-    if {"-h", "--help"} & set(argv):
-        parser.parse_args(["--help"])
-    config, _ = parse_config(argv)
-    args = parser.parse_args(split_arguments(argv)[1])
+    config, args = parse_command(parser, argv)
     measure.check_writable(args.json)
     clocks, seconds = {"seconds": age, "processor_seconds": time.process_time}, {}
     before = dict.fromkeys(clocks, 0.0)
@@ -43,15 +39,10 @@ def main(argv: Sequence[str]) -> None:
     seconds["all"] = {name: round(value, 2) for name, value in before.items()}
     from shike_jax.cluster import compiled_cache
 
-    kept = compiled_cache.folder_in_use()
     for part, of in seconds.items():
         print(f"  {part:<16} {of['seconds']:7.2f} s, {of['processor_seconds']:6.2f} s of the processor")
-    found = {
-        "name": config.name,
-        "device": measure.device(),
-        "compiled_programs_kept": kept is not None,
-        "parts": seconds,
-    }
+    kept = compiled_cache.folder_in_use() is not None
+    found = {"name": config.name, "device": measure.device(), "compiled_programs_kept": kept, "parts": seconds}
     measure.write({**found, **measure.origin("python -m shike_jax benchmark start", argv)}, args.json)
 
 

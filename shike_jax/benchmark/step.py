@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 from shike_jax.benchmark import measure
-from shike_jax.benchmark.peers import peer
 from shike_jax.common.parser import Parser
 from shike_jax.errors import UserError
 
@@ -41,7 +40,7 @@ def main(argv: Sequence[str]) -> None:
     """Runs the command."""
     args = _parse(argv)
     if "torch" in args.against or "torch_compiled" in args.against:
-        peer("pytorch", "--against=torch").require_torch()
+        measure.peer("pytorch", "--against=torch").require_torch()
     measure.check_writable(args.json)
     # Both frameworks use one GPU in turns: neither may take all of its memory. Before JAX wakes it.
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
@@ -99,17 +98,8 @@ def compare(args: argparse.Namespace) -> dict[str, Any]:
     if chips > 1 and args.against:
         raise UserError(f"--against={','.join(args.against)}: expected one device, as these sides use, not {chips}")
     steps = args.steps_per_call or (1 if where["platform"] == "cpu" else 50)
-    workload = workloads.make(
-        args.model,
-        batch=args.batch,
-        image_size=args.image_size,
-        classes=args.classes,
-        dtype=args.dtype,
-        stage=args.stage,
-        steps=steps,
-        width=args.width,
-        blocks=args.blocks,
-    )
+    chosen = ("batch", "image_size", "classes", "dtype", "stage", "width", "blocks")
+    workload = workloads.make(args.model, steps=steps, **{name: getattr(args, name) for name in chosen})
     sides = {name: make() for name, make in _makers(args, workload).items()}
     losses: dict[str, list[float]] = {name: [] for name in sides}
     runs = {name: lambda _, n=name: losses[n].append(sides[n].run()) for name in sides}
@@ -176,9 +166,11 @@ def _makers(args: argparse.Namespace, workload: Any) -> dict[str, Callable[[], A
     if args.seeds > 1:
         makers[f"ours, {args.seeds} seeds at once"] = lambda: Ours(workload, args.augment, seeds=args.seeds)
     others = {
-        "plain": lambda: peer("plain", "--against=plain").Plain(workload),
-        "torch": lambda: peer("pytorch", "--against=torch").Torch(workload),
-        "torch_compiled": lambda: peer("pytorch", "--against=torch_compiled").Torch(workload, args.compile_mode),
+        "plain": lambda: measure.peer("plain", "--against=plain").Plain(workload),
+        "torch": lambda: measure.peer("pytorch", "--against=torch").Torch(workload),
+        "torch_compiled": lambda: measure.peer("pytorch", "--against=torch_compiled").Torch(
+            workload, args.compile_mode
+        ),
     }
     return makers | {name: others[name] for name in args.against}
 

@@ -15,7 +15,7 @@ from typing import Any
 from shike_jax.benchmark import measure
 from shike_jax.cluster.preemption import EXIT_STATUS
 from shike_jax.common.parser import Parser
-from shike_jax.config.loading import parse_config, split_arguments
+from shike_jax.config.loading import parse_command, split_arguments
 from shike_jax.errors import UserError
 
 RESULTS = "results.json"
@@ -37,42 +37,32 @@ examples:
 def main(argv: Sequence[str]) -> int | None:
     """Runs the command; returns 75 when the run was stopped and can continue."""
     parser = Parser("python -m shike_jax benchmark run", "Times a whole run by its parts.", _EPILOG)
-    parser.add_argument("--config", metavar="FILE[:ARGUMENTS]", help="configuration; --config.FIELD=VALUE changes it")
     parser.add_argument("--workdir", type=Path, help="directory of the run; default: a temporary one")
     parser.add_argument("--limit", type=measure.positive, metavar="SECONDS", help="stop and save after that long")
     parser.add_argument("--json", type=Path, metavar="FILE")
-    if {"-h", "--help"} & set(argv):
-        parser.parse_args(["--help"])
-    parse_config(argv)  # mistakes in one line, before anything starts
-    chosen, rest = split_arguments(argv)
-    args = parser.parse_args(rest)
+    _, args = parse_command(parser, argv)  # mistakes in one line, before anything starts
     measure.check_writable(args.json)
     if args.workdir and (args.workdir / RESULTS).exists():
         raise UserError(f"--workdir={args.workdir}: already finished; expected a new or an unfinished run")
     continued = args.workdir is not None and args.workdir.exists()
     with tempfile.TemporaryDirectory() as scratch:
         workdir = args.workdir or Path(scratch) / "run"
-        wall, status = _run(chosen, workdir, args.limit)
+        wall, status = _run(split_arguments(argv)[0], workdir, args.limit)
         if status == EXIT_STATUS:
             print(f"stopped after {wall:.0f} s; the same command continues" if args.workdir else "stopped")
             return EXIT_STATUS
         if status:
             raise UserError(f"the run ended with status {status}; its messages are above")
         results = json.loads((workdir / RESULTS).read_text())
-    result = {
-        **split(results, None if continued else wall),
-        **measure.origin("python -m shike_jax benchmark run", argv),
-    }
+    origin = measure.origin("python -m shike_jax benchmark run", argv)
+    result = {**split(results, None if continued else wall), **origin}
     print(_text(result))
     measure.write(result, args.json)
     return 0
 
 
 def split(results: dict[str, Any], wall: float | None) -> dict[str, Any]:
-    """The seconds of each part of a run, from its `results.json` and the wall time of its process.
-
-    Without a wall time (a continued run has several processes) the rest is not known.
-    """
+    """The seconds of each part of a run, by its `results.json`; without a wall time of its process not of the rest."""
     seconds = dict(results["seconds"])
     if wall is not None:
         seconds |= {"other": round(wall - sum(seconds.values()), 2), "wall": round(wall, 2)}

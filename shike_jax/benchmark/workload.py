@@ -74,8 +74,7 @@ def make(
 ) -> Workload:
     """Draws images, labels and weights from a fixed seed; the stage has the authors' losses and optimiser.
 
-    Raises:
-      UserError: an unknown model, or settings that no network can have.
+    `UserError` for an unknown model, or settings that no network can have.
     """
     if model not in MODELS:
         raise UserError(f"--model={model}: expected one of {', '.join(MODELS)}")
@@ -85,9 +84,7 @@ def make(
     config.model.update({"backbone": backbone, "depths": depths, "width": width, "blocks": blocks})
     schema.shike_stages(config, "official")
     settings = schema.to_plain(config.model)
-    random = np.random.default_rng(0)
-    count = BATCHES * batch
-    network = models.build_model(settings, classes)
+    random, count = np.random.default_rng(0), BATCHES * batch
     return Workload(
         model=settings,
         stage=schema.to_plain(config.stages[stage]),
@@ -99,5 +96,5 @@ def make(
         labels=random.integers(0, classes, count, np.int32),
         index=(np.arange(steps * batch, dtype=np.int32) % count).reshape(steps, batch),
         class_counts=np.maximum(500 * 0.01 ** (np.arange(classes) / max(classes - 1, 1)), 1).astype(np.int32),
-        variables=models.init_variables(network, 0, size),
+        variables=models.init_variables(models.build_model(settings, classes), 0, size),
     )
