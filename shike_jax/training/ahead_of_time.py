@@ -47,23 +47,17 @@ PUBLISHED = {
 
 @dataclasses.dataclass(frozen=True)
 class Sizes:
-    """What a compiled step depends on of the data.
+    """What a compiled step depends on of the data."""
 
-    Attributes:
-      class_counts: int64 [C] of the training images.
-      train, test: numbers of images.
-    """
-
-    class_counts: np.ndarray
-    train: int
+    class_counts: np.ndarray  # int64 [C] of the training images
+    train: int  # images
     test: int
 
 
 def published_sizes(config: ConfigDict, classes: int = 0, images: int = 0) -> Sizes:
     """Sizes of the configuration's data set; `classes` and `images` (training) win where they are given.
 
-    Raises:
-      UserError: a data set of unknown size, or a long-tailed rule that leaves a class without images.
+    `UserError` for a data set of unknown size, or a long-tailed rule that leaves a class without images.
     """
     data = config.data
     name = "digits" if data.source == "digits" else data.name
@@ -82,29 +76,17 @@ def published_sizes(config: ConfigDict, classes: int = 0, images: int = 0) -> Si
 
 @dataclasses.dataclass(frozen=True)
 class Steps:
-    """What lowers a configuration's steps over given devices.
-
-    Attributes:
-      config: validated.
-      sizes: of the data.
-      devices: to compile for.
-      platform: of the devices, in JAX's terms.
-    """
+    """What lowers a configuration's steps over given devices."""
 
     config: ConfigDict
     sizes: Sizes
-    devices: Sequence[Any]
-    platform: str
+    devices: Sequence[Any]  # to compile for
+    platform: str  # of the devices, in JAX's terms
 
     @property
     def steps_per_call(self) -> int:
-        """Optimiser steps of a training call: as configured, else one.
-
-        Raises:
-          UserError: several, of images that come from the host one batch at a time; or one, where that hides a setting.
-        """
-        train = self.config.train
-        steps = train.steps_per_call or 1
+        """Optimiser steps of a training call: as configured, else one; `UserError` where the data forbid several."""
+        steps = self.config.train.steps_per_call or 1
         if steps > 1 and is_decoded_on_host(self.config.data):
             expected = "0 or 1, as images that are decoded on the host come one batch a call"
             raise UserError(f"config.train.steps_per_call={steps}: expected {expected}")
@@ -113,27 +95,22 @@ class Steps:
     def train(self, stage: str, batch: int) -> jax.stages.Lowered:
         """A call of a stage's optimiser steps: (state, data, inputs) -> (state, sums), the state donated.
 
-        Args:
-          stage: of `config.run`.
-          batch: global number of images of a step.
-
-        Raises:
-          UserError: the batch cannot be split evenly.
+        `batch` is the global number of images of a step; `UserError` if it cannot be split evenly.
         """
         network, config, counts = self._network(), self.config, self.sizes.class_counts
         stages, own = [config.stages[name] for name in config.run], self._variables()
         sizes = models.sizes_of(network, own, self._images())
         losses = jax.eval_shape(lambda: with_losses({}, stages, sizes, counts, config.seed))
         variables = {kind: {**tree, **losses[kind]} for kind, tree in own.items()}
-        fields = self.config.stages[stage]
+        fields = config.stages[stage]
         each = sampling.steps_per_epoch(self.sizes.train, batch, fields.keep_last)
         program = make_program(
             fields,
             network,
             variables["params"],
-            self.sizes.class_counts,
-            device_augment(self.config, jnp.dtype(self.config.dtype), self.platform),
-            jax.random.key(self.config.seed),
+            counts,
+            device_augment(config, jnp.dtype(config.dtype), self.platform),
+            jax.random.key(config.seed),
             steps_per_epoch=each,
             steps=each * fields.epochs,
         )

@@ -72,12 +72,10 @@ def make_estimate(
     """Returns a function of replicated variables to BN statistics estimated again, replicated.
 
     Args:
-      feed, plan: of the images, each of which should come once.
       images_of: (a device's batch, a key for the global batch) to the images [b,H,W,3] that the network sees.
       modes: `train_trunk` and `train_experts`: which parts are estimated; the others keep their statistics.
       key: of the pass; an argument of the compiled program, which serves every seed.
       views: seed of the host's training views; None: evaluation views.
-      meter: shows how far it is.
     """
 
     def step(given: tuple[PyTree, jax.Array], data: PyTree, inputs: PyTree) -> PyTree:
@@ -117,11 +115,9 @@ def make_estimate(
 
 
 def with_moments(batch_stats: PyTree, sums: PyTree) -> PyTree:
-    """BN statistics with those replaced whose sums are given.
+    """BN statistics (each layer has `mean` and `var` [C]) with those replaced whose sums are given.
 
-    Args:
-      batch_stats: nested dicts; each layer has `mean` and `var` [C].
-      sums: the same nesting; each layer has `total` [C], `squares` [C] and `count` [] of the values that it received.
+    `sums` has for a layer `total` [C], `squares` [C] and `count` [] of the values that it received.
     """
     flat, found = flatten_dict(batch_stats, sep="/"), flatten_dict(sums, sep="/")
     new = dict(flat)

@@ -26,8 +26,7 @@ from shike_jax.training.setup import check_devices, first_variables
 def describe(config: ConfigDict, workdir: Any) -> list[str]:
     """Lines about a run of this configuration in this work directory.
 
-    Raises:
-      UserError: what would keep the run from starting: missing data, impossible batches, a directory of another run.
+    `UserError` for what would keep it from starting: missing data, impossible batches, a directory of another run.
     """
     check_devices(config)
     source = load(config.data)

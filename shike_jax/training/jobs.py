@@ -32,7 +32,6 @@ class Job:
 
     @property
     def command(self) -> list[str]:
-        """The whole command line."""
         return [sys.executable, "-m", "shike_jax", "train", *self.arguments]
 
     def results(self) -> dict | None:
@@ -45,18 +44,12 @@ class Job:
 
 
 def rows(sweep: str, config: ConfigDict, grid: Sequence[str]) -> dict[str, Settings]:
-    """Returns the settings of each row of a sweep.
-
-    Raises:
-      UserError: a configuration that the sweep does not fit, or a malformed --set.
-    """
+    """The settings of each row of a sweep; `UserError` for a configuration that does not fit, or a malformed --set."""
     if grid and sweep != "grid":
         raise UserError(f"--set={grid[0]}: belongs to the sweep `grid`, not {sweep}")
-    if sweep == "table4":
-        return _table4(config)
-    if sweep == "table5":
-        return _table5(config)
-    return {"": {}} if sweep == "seeds" else _grid(grid)
+    if sweep == "grid":
+        return _grid(grid)
+    return {"": {}} if sweep == "seeds" else {"table4": _table4, "table5": _table5}[sweep](config)
 
 
 def _table4(config: ConfigDict) -> dict[str, Settings]:
@@ -102,20 +95,11 @@ def _grid(grid: Sequence[str]) -> dict[str, Settings]:
     fields = [axis[0][0] for axis in axes]
     if len(set(fields)) < len(fields):
         raise UserError(f"--set: {', '.join(fields)} name a field twice; expected all its values in one --set")
-    short = _short_names(fields)
-    combinations = [dict(choice) for choice in itertools.product(*axes)]
-    return {"_".join(f"{short[field]}={_in_path(v)}" for field, v in c.items()): c for c in combinations}
-
-
-def _short_names(fields: Sequence[str]) -> dict[str, str]:
-    """As many of each field's last components as tell all fields (different ones) apart."""
+    # As many of each field's last components as tell all fields apart; in a directory's name (1,2,1) becomes 1-2-1.
     candidates = ({f: ".".join(f.split(".")[-length:]) for f in fields} for length in itertools.count(1))
-    return next(short for short in candidates if len(set(short.values())) == len(short))
-
-
-def _in_path(value: str) -> str:
-    """A value as part of a directory's name: (1,2,1) becomes 1-2-1."""
-    return re.sub(r"[^\w.+-]+", "-", value).strip("-")
+    short = next(names for names in candidates if len(set(names.values())) == len(names))
+    safe = {value: re.sub(r"[^\w.+-]+", "-", value).strip("-") for axis in axes for _, value in axis}
+    return {"_".join(f"{short[f]}={safe[v]}" for f, v in c): dict(c) for c in itertools.product(*axes)}
 
 
 def _tuple(values: Sequence[int]) -> str:
@@ -129,9 +113,6 @@ def make_jobs(
 
     Args:
       arguments: of the configuration, as `--config=` and `--config.FIELD=`.
-      workdir: of all runs.
-      sweep: table4, table5, seeds or grid.
-      seeds: such as `0,1,2`.
       grid: axes FIELD=VALUE,VALUE of the sweep `grid`.
       only: names of rows, with commas; `*` matches anything. Empty: all.
 

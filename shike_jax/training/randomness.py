@@ -71,11 +71,7 @@ def hook_key(step: Array, place: int) -> Array:
 
 
 def example_keys(step: Array, role: str, first: Array | int, count: int, number: int = 0) -> Array:
-    """The keys [count] of the examples at positions first, first + 1, ... of the global batch.
-
-    Args:
-      number: tells uses of one role apart.
-    """
+    """The keys [count] of examples at positions first, first + 1, ...; `number` tells uses of one role apart."""
     key = role_key(step, role)
     key = jax.random.fold_in(key, number) if number else key
     return jax.vmap(lambda position: jax.random.fold_in(key, position))(first + jnp.arange(count))

@@ -117,7 +117,9 @@ def prepare(config: ConfigDict, workdir: Path, log: RunLog) -> tuple[Run, Stage,
     history.setdefault("starts", []).append(_start(config, index, step))
     axis = parallel.bn_axis(config.train.sync_bn, config.train.bn_group)
     network = models.build_model(config.model, source.split.num_classes, dtype=jnp.dtype(config.dtype), axis_name=axis)
-    feeds = make_feeds(source, config)
+    feeds, part = make_feeds(source, config), evaluated_part(config.data)
+    seen = plain_views(config.data.mean, config.data.std, jnp.dtype(config.dtype))
+    announced = functools.partial(log.announced, what="the evaluation")
     run = Run(
         config=config,
         workdir=workdir,
@@ -125,7 +127,9 @@ def prepare(config: ConfigDict, workdir: Path, log: RunLog) -> tuple[Run, Stage,
         plans=plans,
         network=network,
         feeds=feeds,
-        evaluator=_make_evaluator(config, network, feeds, source, log),
+        evaluator=Evaluator(
+            network, feeds[part], len(source.split.parts[part]), config.eval.batch_size, seen, announced
+        ),
         log=log,
         checkpoints=checkpoints,
         stop=StopRequest(),
@@ -261,14 +265,6 @@ def _load_source(config: ConfigDict, log: RunLog) -> Source:
     if kept := compiled_cache.folder_in_use():
         log.line(f"compiled programs are kept in {kept}")
     return source
-
-
-def _make_evaluator(config: ConfigDict, network: Any, feeds: dict[str, Feed], source: Source, log: RunLog) -> Evaluator:
-    data, part = config.data, evaluated_part(config.data)
-    examples = len(source.split.parts[part])
-    announced = functools.partial(log.announced, what="the evaluation")
-    seen = plain_views(data.mean, data.std, jnp.dtype(config.dtype))
-    return Evaluator(network, feeds[part], examples, config.eval.batch_size, seen, announced)
 
 
 def _start(config: ConfigDict, index: int, step: int) -> dict[str, Any]:
