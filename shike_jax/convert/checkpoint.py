@@ -20,13 +20,13 @@ FACTS = ("model", "num_classes", "image_size", "resize", "mean", "std", "class_n
 def convert(model: str, source: Path, target: Path, num_classes: int | None = None, kind: str = "") -> int:
     """Writes the PyTorch file `source` as a checkpoint into the folder `target`, wholly or not at all.
 
+    Returns the number of tensors. `UserError` for a target with content, an unreadable source, or tensors that are not
+    those of `model`.
+
     Args:
       model: a name of `MODELS`; empty: the network that the file names, as files of `reverse` do.
       num_classes: to insist on; None: the source's.
-      kind: as for `read_state_dict`, whose number of tensors is returned.
-
-    Raises:
-      UserError: a target with content, an unreadable source, or tensors that are not those of `model`.
+      kind: as for `read_state_dict`.
     """
     if not model:
         meta = _remembered(source)
@@ -61,11 +61,8 @@ def _remembered(source: Path) -> dict[str, Any]:
 def reverse(model: str, source: Path | str, target: Path, head: str | None = None) -> int:
     """Writes the checkpoint `source` as a PyTorch state dict to the file `target`; returns the number of tensors.
 
-    Args:
-      model: a name of `MODELS`; empty: the checkpoint's own network.
-
-    Raises:
-      UserError: an unreadable checkpoint or one of another network, a target that exists, `head` is needed or unknown.
+    `model` is a name of `MODELS`; empty: the checkpoint's own network. `UserError` for an unreadable checkpoint or one
+    of another network, a target that exists, or a `head` that is needed or unknown.
     """
     if model:
         family_of(model)

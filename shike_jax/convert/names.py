@@ -121,7 +121,7 @@ def _traced(settings: str, num_classes: int) -> dict[str, tuple[int, ...]]:
     """Traces the network's initialisation: nothing is computed."""
     network = build_model(json.loads(settings), num_classes)
     images = jnp.zeros((1, 32, 32, 3))  # parameters do not depend on the image size
-    tree = jax.eval_shape(lambda key: network.init(key, images), jax.random.key(0))
+    tree = jax.eval_shape(network.init, jax.random.key(0), images)
     return {path: leaf.shape for path, leaf in flatten_dict(tree, sep="/").items()}
 
 
@@ -144,10 +144,7 @@ def _axes(family: Family, rank: int) -> tuple[int, ...]:
 
 
 def without_head(model: Model, state: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """The tensors of a backbone alone, for a warm start that discards its classifier anyway.
-
-    What lies outside the backbone's own modules goes: classifiers of any shape, projections, prototypes.
-    """
+    """The tensors of a backbone's own modules, without classifiers of any shape, projections, prototypes."""
     family = family_of(model)
     own = {torch_name(family, path).partition(".")[0] for path in _template(model, 1) if "/heads/" not in path}
     return {key: array for key, array in state.items() if key.partition(".")[0] in own}
@@ -205,12 +202,9 @@ def to_variables(
 
 
 def to_state_dict(model: Model, variables: Mapping[str, Any], head: str | None = None) -> dict[str, np.ndarray]:
-    """The inverse of `to_variables`, bit for bit.
+    """The inverse of `to_variables`, bit for bit; `UserError` for an unknown model or variables of another network.
 
     `head` is the set of classifiers to write where PyTorch's network has only one; needed if the two differ.
-
-    Raises:
-      UserError: unknown model, variables of another network, or a choice of `head` is needed.
     """
     family = family_of(model)
     flat = {path: np.asarray(leaf) for path, leaf in flatten_dict(variables, sep="/").items()}

@@ -220,11 +220,9 @@ class _Unpickler(pickle.Unpickler):
 def check_archive(archive: zipfile.ZipFile) -> None:
     """Compares the sizes in a zip archive's directory with the file's before anything is unpacked.
 
-    PyTorch and NumPy store arrays uncompressed, and weights hardly compress: an archive that promises far more than it
-    holds is a decompression bomb. `zipfile` never unpacks more of a member than the directory says.
-
-    Raises:
-      UserError: all members together are more than `MOST_EXPANSION` times as large as the file, and large.
+    PyTorch and NumPy store arrays uncompressed, and weights hardly compress: an archive that promises more than
+    `MOST_EXPANSION` times what it holds, and much, is a decompression bomb (`UserError`). `zipfile` never unpacks more
+    of a member than the directory says.
     """
     held = os.fstat(cast(IO[bytes], archive.fp).fileno()).st_size  # None only once the archive is closed
     promised = sum(member.file_size for member in archive.infolist())
@@ -291,8 +289,7 @@ def _read_legacy(file: IO[bytes]) -> object:
 def load(path: Path) -> object:
     """What `torch.save` wrote at `path`, zip or older format: containers, numbers, `Tensor` and `NumpyArray` leaves.
 
-    Raises:
-        UserError: the file is truncated or damaged, or its pickle names a global that is not admitted.
+    `UserError` when the file is truncated or damaged, or its pickle names a global that is not admitted.
     """
     with path.open("rb") as file:
         is_zip = file.read(4) == b"PK\x03\x04"

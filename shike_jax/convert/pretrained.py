@@ -20,18 +20,11 @@ def is_file(source: str) -> bool:
 
 
 def read_pretrained(source: str, backbone: str, tell: Tell = say) -> tuple[PyTree, tuple[str, ...] | None]:
-    """Variables {`params`, `batch_stats`} to start from, and the names of their classes in the order of the outputs.
+    """Variables {`params`, `batch_stats`} to start from, and their classes' names by output; None where none are known.
 
-    The names are None where the source has none.
-
-    Args:
-      source: a work directory, a folder of weights, or a PyTorch file of torchvision's or timm's `backbone` (of the
-        authors' network where the backbone is `resnet32`), converted on the way. Without its classifier, or with
-        another one than theirs, the backbone alone is read.
-      backbone: `config.model.backbone` of the network that will train.
-
-    Raises:
-      UserError: nothing there, damaged, or the tensors of another network.
+    `source` is a work directory, a folder of weights, or a PyTorch file of torchvision's or timm's `backbone` (of the
+    authors' network where the backbone is `resnet32`), converted on the way. Without its classifier, or with another
+    one than theirs, the backbone alone is read. `UserError` for nothing there, damage, or tensors of another network.
     """
     if not is_file(source):
         variables, meta = load_weights(source)

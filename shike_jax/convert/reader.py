@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import re
 import zipfile
@@ -76,13 +77,13 @@ def _state_dicts(tree: object, kind: str, tell: Tell) -> Iterator[Mapping]:
 
 
 def _read_pickled(path: Path, kind: str, tell: Tell) -> Iterator[tuple[str, np.ndarray]]:
-    for state in _state_dicts(pickles.load(path), kind, tell):
-        for name, leaf in state.items():
-            if isinstance(leaf, (pickles.Tensor, pickles.NumpyArray)):
-                try:
-                    yield str(name), leaf.array()
-                except (ValueError, MemoryError) as error:
-                    raise UserError(f"{name} cannot be read ({error})") from error
+    states = _state_dicts(pickles.load(path), kind, tell)
+    for name, leaf in itertools.chain.from_iterable(state.items() for state in states):
+        if isinstance(leaf, (pickles.Tensor, pickles.NumpyArray)):
+            try:
+                yield str(name), leaf.array()
+            except (ValueError, MemoryError) as error:
+                raise UserError(f"{name} cannot be read ({error})") from error
 
 
 def _clean(arrays: Iterable[tuple[str, np.ndarray]]) -> dict[str, np.ndarray]:
@@ -122,24 +123,20 @@ def read_state_dict(path: str | os.PathLike, kind: str = "", tell: Tell = say) -
             that names the file.
     """
     with downloaded(place(path)) as local:
-        return _read(local, kind, tell)
-
-
-def _read(path: Path, kind: str, tell: Tell) -> dict[str, np.ndarray]:
-    name = path.name.lower()
-    try:
-        if not path.is_file():
-            raise UserError("no such file")
-        if name.endswith((".npz", ".safetensors")):
-            if kind == "averaged":
-                raise UserError("no averaged weights inside; expected another --weights")
-            arrays = _read_npz(path) if name.endswith(".npz") else tensor_file.from_bytes(path.read_bytes())[0]
-            return _clean(arrays.items())
-        if name.endswith(_PICKLED):
-            return _clean(_read_pickled(path, kind, lambda line: tell(f"{path}: {line}")))
-        raise UserError(f"unknown suffix; expected {', '.join(SUFFIXES)}")
-    except (UserError, OSError) as error:
-        raise UserError(f"{path}: {error}") from error
+        name = local.name.lower()
+        try:
+            if not local.is_file():
+                raise UserError("no such file")
+            if name.endswith((".npz", ".safetensors")):
+                if kind == "averaged":
+                    raise UserError("no averaged weights inside; expected another --weights")
+                arrays = _read_npz(local) if name.endswith(".npz") else tensor_file.from_bytes(local.read_bytes())[0]
+                return _clean(arrays.items())
+            if name.endswith(_PICKLED):
+                return _clean(_read_pickled(local, kind, lambda line: tell(f"{local}: {line}")))
+            raise UserError(f"unknown suffix; expected {', '.join(SUFFIXES)}")
+        except (UserError, OSError) as error:
+            raise UserError(f"{local}: {error}") from error
 
 
 def read_remark(path: str | os.PathLike, name: str) -> str:
@@ -158,8 +155,7 @@ def write_state_dict(
 ) -> None:
     """Writes name -> array to a new `.npz` or `.safetensors`, wholly or not at all; only the latter keeps remarks.
 
-    Raises:
-        UserError: the file exists, its folder does not, the suffix is unknown, or a dtype does not fit the format.
+    `UserError` when the file exists, its folder does not, the suffix is unknown, or a dtype does not fit the format.
     """
     target = place(path)
     try:

@@ -24,17 +24,12 @@ class WarmStart:
     classifiers: str = ""  # how the classes of both were matched; empty where the source has no classifier to take
 
     def summary(self) -> str:
-        """Lines: how many arrays of which parts, and what became of the classifiers."""
-        lines = [
-            f"{what}: {len(paths)} arrays ({', '.join(_parts(paths)) or 'none'})"
-            for what, paths in (("loaded", self.loaded), ("left out", self.left_out), ("fresh", self.fresh))
-        ]
+        """Lines: how many arrays of which parts (`expert0/align`, ...), and what became of the classifiers."""
+        lines = []
+        for what, paths in (("loaded", self.loaded), ("left out", self.left_out), ("fresh", self.fresh)):
+            parts = sorted({"/".join(path.split("/")[1:3]) for path in paths})
+            lines.append(f"{what}: {len(paths)} arrays ({', '.join(parts) or 'none'})")
         return "\n".join([*lines, f"classifiers: {self.classifiers}"] if self.classifiers else lines)
-
-
-def _parts(paths: list[str]) -> list[str]:
-    """The two leading components below the collection, once each: `expert0/align`, `trunk/stage1`."""
-    return sorted({"/".join(path.split("/")[1:3]) for path in paths})
 
 
 def warm_start(
@@ -50,8 +45,7 @@ def warm_start(
     shared stages are taken over, its last stage goes into every expert; alignment and classifiers stay fresh.
 
     Args:
-      source: variables {`params`, `batch_stats`} to start from.
-      fresh: initialised variables of the network that is about to train, which give the structure.
+      source, fresh: variables {`params`, `batch_stats`} to start from, and of the network that is about to train.
       source_classes, classes: names of the classes of both, in the order of their outputs; None: not known.
 
     Raises:
