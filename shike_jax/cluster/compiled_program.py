@@ -73,11 +73,9 @@ def parse(text: str) -> Iterator[Instruction]:
             computation, entry = header.group(1) if header else "", line.startswith("ENTRY")
             continue
         match = _INSTRUCTION.match(line)
-        if computation and match:
-            name, rest = match.groups()
-            opcode = _OPCODE.search(rest)
-            if opcode:
-                yield Instruction(computation, entry, name, opcode.group(1), rest[: opcode.start(1)], line)
+        opcode = _OPCODE.search(match[2]) if computation and match else None
+        if match and opcode:
+            yield Instruction(computation, entry, match[1], opcode[1], match[2][: opcode.start(1)], line)
 
 
 def array_bytes(text: str) -> int:
@@ -125,12 +123,11 @@ def _collectives(instructions: list[Instruction]) -> dict[str, dict[str, int]]:
 def _moves(instructions: list[Instruction], opcode: str, pixels: int) -> dict[str, int]:
     """Gathers or scatters, and those of them that move an image pixel by pixel."""
     every = [one for one in instructions if one.opcode == opcode]
-    return {"count": len(every), "of_pixels": sum(_is_of_pixels(one, pixels, instructions) for one in every)}
+    of_pixels = sum(_is_of_pixels(one, pixels, instructions) for one in every) if pixels else 0
+    return {"count": len(every), "of_pixels": of_pixels}
 
 
 def _is_of_pixels(one: Instruction, pixels: int, instructions: list[Instruction]) -> bool:
-    if not pixels:
-        return False
     if one.opcode == "gather":
         each = math.prod(_attribute("slice_sizes", one.text))
         moved = math.prod(_shape(one.result))

@@ -55,10 +55,21 @@ def compile_step(function: Callable, *, replicated_in: tuple[bool, ...], donate:
         leading axis of local devices.
       donate: the first argument's buffers are given up to the result.
     """
-    if _backend == "shard_map":
-        return _shard_mapped(function, replicated_in, donate)
-    in_axes = tuple(None if whole else 0 for whole in replicated_in)
-    return jax.pmap(function, AXIS, in_axes=in_axes, out_axes=None, donate_argnums=(0,) if donate else ())
+    if _backend == "pmap":
+        in_axes = tuple(None if whole else 0 for whole in replicated_in)
+        return jax.pmap(function, AXIS, in_axes=in_axes, out_axes=None, donate_argnums=(0,) if donate else ())
+    compiled, shardings = _over_mesh(function, replicated_in, donate, jax.devices())
+
+    def placed(*arguments: PyTree) -> list[PyTree]:
+        pairs = zip(arguments, shardings, strict=True)
+        return [jax.tree.map(functools.partial(_on_mesh, sharding=sharding), x) for x, sharding in pairs]
+
+    def call(*arguments: PyTree) -> PyTree:
+        return compiled(*placed(*arguments))
+
+    lowerable: Any = call
+    lowerable.lower = lambda *arguments: compiled.lower(*placed(*arguments))
+    return lowerable
 
 
 def lower_step(
@@ -97,19 +108,8 @@ def _over_mesh(
     return compiled, tuple(NamedSharding(mesh, spec) for spec in specs)
 
 
-def _shard_mapped(function: Callable, replicated_in: tuple[bool, ...], donate: bool) -> Any:
-    compiled, shardings = _over_mesh(function, replicated_in, donate, jax.devices())
-
-    def placed(*arguments: PyTree) -> list[PyTree]:
-        pairs = zip(arguments, shardings, strict=True)
-        return [jax.tree.map(functools.partial(_on_mesh, sharding=sharding), x) for x, sharding in pairs]
-
-    def call(*arguments: PyTree) -> PyTree:
-        return compiled(*placed(*arguments))
-
-    lowerable: Any = call
-    lowerable.lower = lambda *arguments: compiled.lower(*placed(*arguments))
-    return lowerable
+def _over_all_devices(*spec: str) -> NamedSharding:
+    return NamedSharding(Mesh(np.array(jax.devices()), (AXIS,)), PartitionSpec(*spec))
 
 
 def _on_mesh(leaf: Any, sharding: NamedSharding) -> jax.Array:
@@ -159,8 +159,8 @@ def rows_of_all(array: Any, positions: Any) -> Any:
 def replicate(tree: PyTree) -> PyTree:
     """Copies host arrays to every device; the result passes into `compile_step` functions without further copies."""
     if _backend == "shard_map":
-        sharding = NamedSharding(Mesh(np.array(jax.devices()), (AXIS,)), PartitionSpec())
-        return jax.tree.map(lambda leaf: _on_mesh(np.array(leaf), sharding), tree)
+        everywhere = _over_all_devices()
+        return jax.tree.map(lambda leaf: _on_mesh(np.array(leaf), everywhere), tree)
     # As `pmap` returns its results. No memory is shared with the arrays given: a step may overwrite its copies.
     sharding = NamedSharding(Mesh(np.array(jax.local_devices()), (AXIS,)), PartitionSpec())
     return jax.device_put(jax.tree.map(np.asarray, tree), sharding, may_alias=False)
@@ -173,8 +173,8 @@ def send(tree: PyTree) -> PyTree:
     """
     if jax.process_count() > 1 and _backend == "pmap":
         return tree
-    sharding = NamedSharding(Mesh(np.array(jax.devices()), (AXIS,)), PartitionSpec(AXIS))
-    return jax.tree.map(lambda leaf: _on_mesh(leaf, sharding), tree)
+    split = _over_all_devices(AXIS)
+    return jax.tree.map(lambda leaf: _on_mesh(leaf, split), tree)
 
 
 def first_part(leaf: Any) -> np.ndarray:
@@ -194,13 +194,13 @@ def to_global(tree: PyTree) -> PyTree:
     """
     if jax.process_count() == 1:
         return tree
-    sharding = NamedSharding(Mesh(np.array(jax.devices()), (AXIS,)), PartitionSpec())
+    everywhere = _over_all_devices()
 
     def spoken_for(leaf: Any) -> Any:
         if not isinstance(leaf, jax.Array) or not leaf.is_fully_addressable:
             return leaf
         parts = [shard.data for shard in leaf.addressable_shards]
-        return jax.make_array_from_single_device_arrays(leaf.shape, sharding, parts)
+        return jax.make_array_from_single_device_arrays(leaf.shape, everywhere, parts)
 
     return jax.tree.map(spoken_for, tree)
 

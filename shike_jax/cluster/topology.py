@@ -86,12 +86,9 @@ class Topology:
 
 
 def describe(text: str) -> Topology:
-    """The devices of `tpu:GENERATION:SHAPE` or `gpu:NAME`.
+    """The devices of `tpu:GENERATION:SHAPE` or `gpu:NAME`; `UserError` if unknown, or without a compiler for them.
 
     To be called before this process first uses JAX: JAX itself computes on the CPU.
-
-    Raises:
-      UserError: an unknown topology, or the compiler for it is not installed.
     """
     platform, _, rest = text.partition(":")
     jax.config.update("jax_platforms", "cpu")
