@@ -58,16 +58,12 @@ def age() -> float:
 def parts(config: ConfigDict) -> Iterator[str]:
     """Does one part of a start after the other, and yields its name when it is done."""
     import jax
-    import jax.numpy as jnp
 
-    from shike_jax import models
     from shike_jax.cluster import compiled_cache, cpu, parallel
     from shike_jax.data import sampling, sources
     from shike_jax.data.feeds import make_feeds
-    from shike_jax.data.views import device_augment
     from shike_jax.training import randomness, setup
     from shike_jax.training.plan import plan_stages
-    from shike_jax.training.program import make_program
     from shike_jax.training.state import start_stage
     from shike_jax.training.steps import compile_train
 
@@ -83,16 +79,12 @@ def parts(config: ConfigDict) -> Iterator[str]:
     feed = make_feeds(source, config)["train"]
     yield "data"
     settings, labels = config.stages[config.run[0]], source.split.parts["train"].labels
-    axis = parallel.bn_axis(config.train.sync_bn, config.train.bn_group)
-    network = models.build_model(config.model, source.split.num_classes, dtype=jnp.dtype(config.dtype), axis_name=axis)
+    network = setup.network_of(config, source.split.num_classes)
     plan = plan_stages(config, len(labels))[0]
     variables = setup.first_variables(config, source, [plan], network)
-    key = randomness.stage_key(config.seed, 0)
-    augment, counts = device_augment(config, jnp.dtype(config.dtype)), source.split.class_counts
-    lengths = plan.steps_per_epoch, plan.steps
-    program = make_program(settings, network, variables["params"], counts, augment, key, *lengths)
+    program = setup.make_stage(config, plan, network, variables["params"], source.split.class_counts).program
     state = parallel.replicate(start_stage(variables, program))
-    order = randomness.order_key(key)
+    order = randomness.order_key(program.key)
     rows = sampling.epoch_plan(settings.sampler, order, 0, labels, settings.batch_size, settings.keep_last)
     views = randomness.host_seed(config.seed, 0, 0)
     [(_, inputs)] = itertools.islice(feed.calls(rows, 0, 1, views), 1)

@@ -160,14 +160,15 @@ def _leased(path: Any, waiting: Iterator[None]) -> Iterator[None]:
         _leases.pop(path).release()
 
 
-def discard_untrained(path: Path) -> None:
-    """Removes what a run that has saved no step wrote, so that a corrected command can begin."""
-    if not _has_saved(path):
-        _remove_start(path)
-        if not buckets.in_bucket(path) and path.exists() and not any(path.iterdir()):
-            path.rmdir()
-    if path in _leases:  # this process may end without coming to the end of `claimed`
-        _leases[path].release()
+def discard_untrained(*paths: Path) -> None:
+    """Removes what runs that have saved no step wrote, so that a corrected command can begin."""
+    for path in paths:
+        if not _has_saved(path):
+            _remove_start(path)
+            if not buckets.in_bucket(path) and path.exists() and not any(path.iterdir()):
+                path.rmdir()
+        if path in _leases:  # this process may end without coming to the end of `claimed`
+            _leases[path].release()
 
 
 def _has_saved(path: Path) -> bool:

@@ -17,17 +17,17 @@ from ml_collections import ConfigDict
 
 from shike_jax import models
 from shike_jax.cluster import parallel
-from shike_jax.data import sampling
 from shike_jax.data.feeds import DeviceFeed
 from shike_jax.data.splits import longtail_counts
-from shike_jax.data.views import device_augment, is_decoded_on_host
+from shike_jax.data.views import is_decoded_on_host
 from shike_jax.errors import UserError
 from shike_jax.evaluation.evaluator import PREDICT_CALL, make_predict, plain_views, predict_call
 from shike_jax.methods import SAMPLERS
 from shike_jax.methods.loss_registry import further_views
 from shike_jax.training import steps
 from shike_jax.training.loss_variables import with_losses
-from shike_jax.training.program import make_program
+from shike_jax.training.plan import plan_stages
+from shike_jax.training.setup import make_stage, network_of
 from shike_jax.training.state import TrainState
 from shike_jax.training.trainable import select
 
@@ -102,18 +102,9 @@ class Steps:
         sizes = models.sizes_of(network, own, self._images())
         losses = jax.eval_shape(lambda: with_losses({}, stages, sizes, counts, config.seed))
         variables = {kind: {**tree, **losses[kind]} for kind, tree in own.items()}
-        fields = config.stages[stage]
-        each = sampling.steps_per_epoch(self.sizes.train, batch, fields.keep_last)
-        program = make_program(
-            fields,
-            network,
-            variables["params"],
-            counts,
-            device_augment(config, jnp.dtype(config.dtype), self.platform),
-            jax.random.key(config.seed),
-            steps_per_epoch=each,
-            steps=each * fields.epochs,
-        )
+        fields, plan = config.stages[stage], plan_stages(config, self.sizes.train)[config.run.index(stage)]
+        # A compiled step serves any length.
+        program = make_stage(config, plan, network, variables["params"], counts, self.platform).program
         moved = select(variables["params"], program.updated)
         opt_state = jax.eval_shape(program.optimizer.init, moved)
         average = moved if program.newest_share is not None else None
@@ -136,10 +127,7 @@ class Steps:
         return self._lower(predict_call(predict, self._fetch), arguments, PREDICT_CALL)
 
     def _network(self) -> Any:
-        axis = parallel.bn_axis(self.config.train.sync_bn, self.config.train.bn_group)
-        return models.build_model(
-            self.config.model, len(self.sizes.class_counts), dtype=jnp.dtype(self.config.dtype), axis_name=axis
-        )
+        return network_of(self.config, len(self.sizes.class_counts))
 
     def _variables(self) -> PyTree:
         found = jax.eval_shape(self._network().init, jax.random.key(0), self._images())

@@ -103,7 +103,7 @@ def _grid(grid: Sequence[str]) -> dict[str, Settings]:
 
 
 def _tuple(values: Sequence[int]) -> str:
-    return f"({','.join(map(str, values))}{',' if len(values) == 1 else ''})"
+    return repr(tuple(values)).replace(" ", "")
 
 
 def make_jobs(

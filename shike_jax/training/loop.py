@@ -78,7 +78,8 @@ class Member:
 
     def next_stage(self, variables: PyTree) -> None:
         """Begins the next stage with the variables that the last one handed over; a checkpoint holds its start."""
-        self.stage = make_stage(self.run, self.stage.index + 1, variables["params"])
+        run, plan = self.run, self.run.plans[self.stage.index + 1]
+        self.stage = make_stage(run.config, plan, run.network, variables["params"], run.source.split.class_counts)
         self.state, self.step, self.variables = start_stage(variables, self.stage.program), 0, None
         self._variables_of = bn_estimation.make_outcome(self.run, self.stage)
         outcome.save_checkpoint(self.run, self.stage, self.state, 0)
@@ -131,16 +132,18 @@ def train(
         results: dict[Path, dict[str, Any]] = {}
         members: list[Member] = []
         for place, own in runs.items():
-            finished = _finished(own, place, held)
-            if finished is None:
-                mine = [*(member.run.workdir for member in members), place]
-                name = f"seed {own.seed}: " if config.seeds else ""
-                members.append(_member(own, place, held, mine, name))
-                if config.seeds and members[-1].run.source.images is None:
-                    expected = "a data source whose images lie on the device"
-                    raise UserError(f"config.seeds: expected {expected}, not {config.data.source!r}")
-            else:
-                results[place] = finished
+            # Kept from other processes while this one is here.
+            found = held.enter_context(opened(place, to_plain(own))) if parallel.is_main() else None
+            if (found := parallel.from_main(found)) is not None:
+                results[place] = found
+                if parallel.is_main():
+                    print(f"{place} is finished (top-1 {found['top1']:.2f} %): nothing to do")
+                continue
+            mine = [*(member.run.workdir for member in members), place]
+            members.append(_member(own, place, held, mine, f"seed {own.seed}: " if config.seeds else ""))
+            if config.seeds and members[-1].run.source.images is None:
+                expected = "a data source whose images lie on the device"
+                raise UserError(f"config.seeds: expected {expected}, not {config.data.source!r}")
         compiling = CompileTime.total - compiled
         starting = time.monotonic() - started - compiling
         for member in members:  # time spent for all is divided among them
@@ -170,15 +173,6 @@ def _of_seed(config: ConfigDict, seed: int) -> ConfigDict:
     return own
 
 
-def _finished(config: ConfigDict, workdir: Path, held: contextlib.ExitStack) -> dict[str, Any] | None:
-    """Opens the work directory, held against other processes; returns the results of a run that is finished already."""
-    found = held.enter_context(opened(workdir, to_plain(config))) if parallel.is_main() else None
-    found = parallel.from_main(found)
-    if found is not None and parallel.is_main():
-        print(f"{workdir} is finished (top-1 {found['top1']:.2f} %): nothing to do")
-    return found
-
-
 def _member(config: ConfigDict, workdir: Path, held: contextlib.ExitStack, mine: Sequence[Path], name: str) -> Member:
     """The run where it stands; what it opens is closed with `held`.
 
@@ -188,7 +182,7 @@ def _member(config: ConfigDict, workdir: Path, held: contextlib.ExitStack, mine:
     log = RunLog(workdir, config.log, parallel.is_main(), config.train.tensorboard, name, config.train.loggers)
     held.callback(_quietly, log.close, OSError)
     if parallel.is_main() and jax.process_count() == 1:
-        preemption.leave_at_once(functools.partial(_discard_untrained, mine))
+        preemption.leave_at_once(functools.partial(discard_untrained, *mine))
     member = Member(*prepare(config, workdir, log))
     held.callback(member.run.profile.close)
     held.callback(_quietly, member.run.checkpoints.latest, Exception)  # waits for a save that is under way
@@ -198,11 +192,6 @@ def _member(config: ConfigDict, workdir: Path, held: contextlib.ExitStack, mine:
 def _quietly(call: Callable[[], Any], errors: type[Exception]) -> None:
     with contextlib.suppress(errors):  # what cannot be written has been said already
         call()
-
-
-def _discard_untrained(folders: Sequence[Path]) -> None:
-    for folder in folders:
-        discard_untrained(folder)
 
 
 def _train(members: list[Member], results: dict[Path, dict[str, Any]]) -> None:

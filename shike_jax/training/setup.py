@@ -115,8 +115,7 @@ def prepare(config: ConfigDict, workdir: Path, log: RunLog) -> tuple[Run, Stage,
     if parallel.is_main():
         _record(workdir, source, log, fresh=tree is None)
     history.setdefault("starts", []).append(_start(config, index, step))
-    axis = parallel.bn_axis(config.train.sync_bn, config.train.bn_group)
-    network = models.build_model(config.model, source.split.num_classes, dtype=jnp.dtype(config.dtype), axis_name=axis)
+    network = network_of(config, source.split.num_classes)
     feeds, part = make_feeds(source, config), evaluated_part(config.data)
     seen = plain_views(config.data.mean, config.data.std, jnp.dtype(config.dtype))
     announced = functools.partial(log.announced, what="the evaluation")
@@ -144,7 +143,7 @@ def prepare(config: ConfigDict, workdir: Path, log: RunLog) -> tuple[Run, Stage,
     variables = first_variables(config, source, plans, network, warm)
     if tree is None:
         _show_parameters(run, variables["params"])
-    stage = make_stage(run, index, variables["params"])
+    stage = make_stage(config, plans[index], network, variables["params"], source.split.class_counts)
     log.continue_after(stage.steps_before + step)
     state = start_stage(variables, stage.program)
     if tree is not None:
@@ -228,20 +227,25 @@ def _show_parameters(run: Run, params: PyTree) -> None:
         run.log.debug(overview.get_parameter_overview(params, include_stats=False))
 
 
-def make_stage(run: Run, index: int, params: PyTree) -> Stage:
-    """The stage at place `index` of the run, from its configuration; `params` give the names of the parameters."""
-    plan = run.plans[index]
-    program = make_program(
-        plan.settings,
-        run.network,
-        params,
-        run.source.split.class_counts,
-        device_augment(run.config, jnp.dtype(run.config.dtype)),
-        randomness.stage_key(run.config.seed, index),
-        plan.steps_per_epoch,
-        plan.steps,
+def network_of(config: ConfigDict, classes: int) -> Any:
+    """The network of a run, with the device axis of its BN statistics."""
+    axis = parallel.bn_axis(config.train.sync_bn, config.train.bn_group)
+    return models.build_model(config.model, classes, dtype=jnp.dtype(config.dtype), axis_name=axis)
+
+
+def make_stage(
+    config: ConfigDict, plan: StagePlan, network: Any, params: PyTree, class_counts: np.ndarray, platform: str = ""
+) -> Stage:
+    """A planned stage with its program; `params` (or shapes) give the names of the parameters.
+
+    `platform` is what the steps are compiled for; empty: the one that JAX computes on.
+    """
+    augment = device_augment(config, jnp.dtype(config.dtype), platform)
+    key = randomness.stage_key(config.seed, plan.index)
+    lengths = plan.steps_per_epoch, plan.steps
+    return Stage(
+        **vars(plan), program=make_program(plan.settings, network, params, class_counts, augment, key, *lengths)
     )
-    return Stage(**vars(plan), program=program)
 
 
 def new_history() -> dict[str, Any]:
