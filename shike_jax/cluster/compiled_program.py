@@ -39,7 +39,6 @@ def analyse(compiled: jax.stages.Compiled, pixels: int = 0) -> dict[str, Any]:
     """Counts of one compiled program, all for one device.
 
     Args:
-      compiled: on any platform.
       pixels: of one image; a gather or scatter of single pixels moves at least so many slices. 0: no image.
 
     Returns:

@@ -22,10 +22,8 @@ def use_cores(devices: int = 0, batch_sizes: Iterable[int] = ()) -> None:
     job of several processes, which has as many devices as its processes. Where JAX is awake already, or computes on
     something else, nothing changes.
 
-    Args:
-      devices: that many; 0: one for each core that this process may use, but no more than divide each batch into equal
-        shares of at least `EXAMPLES_EACH` examples.
-      batch_sizes: of the steps to come.
+    `devices` is that number; 0: one for each core that this process may use, but no more than divide each batch of the
+    steps to come into equal shares of at least `EXAMPLES_EACH` examples.
     """
     chosen = "xla_force_host_platform_device_count" in os.environ.get("XLA_FLAGS", "")
     if chosen or jax.config.values["jax_num_cpu_devices"] > 0 or jax.distributed.is_initialized():

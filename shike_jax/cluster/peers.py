@@ -34,10 +34,8 @@ _PROBE_AFTER = 3  # seconds without an answer of the coordinator's service befor
 def watched(timeout: float) -> Iterator[None]:
     """Watches the other processes while the body runs, and tells them when it fails; nothing on a single process.
 
-    A failure ends this process at once: leaving in the ordinary way would wait for the others, who wait for it.
-
-    Args:
-      timeout: seconds without a sign of life after which a process counts as lost.
+    A failure ends this process at once: leaving in the ordinary way would wait for the others, who wait for it. A
+    process counts as lost after `timeout` seconds without a sign of life.
     """
     if jax.process_count() == 1:
         yield

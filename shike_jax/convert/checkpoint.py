@@ -20,13 +20,9 @@ FACTS = ("model", "num_classes", "image_size", "resize", "mean", "std", "class_n
 def convert(model: str, source: Path, target: Path, num_classes: int | None = None, kind: str = "") -> int:
     """Writes the PyTorch file `source` as a checkpoint into the folder `target`, wholly or not at all.
 
-    Returns the number of tensors. `UserError` for a target with content, an unreadable source, or tensors that are not
-    those of `model`.
-
-    Args:
-      model: a name of `MODELS`; empty: the network that the file names, as files of `reverse` do.
-      num_classes: to insist on; None: the source's.
-      kind: as for `read_state_dict`.
+    Returns the number of tensors. `model` is a name of `MODELS`; empty: the network that the file names, as files of
+    `reverse` do. `num_classes` is insisted on; None: the source's. `kind`: see `read_state_dict`. `UserError` for a
+    target with content, an unreadable source, or tensors that are not those of `model`.
     """
     if not model:
         meta = _remembered(source)

@@ -165,16 +165,11 @@ def to_variables(
     dtype: Any = np.float32,
     head: bool = True,
 ) -> tuple[dict[str, Any], int]:
-    """A PyTorch state dict as variables {`params`, `batch_stats`}, and C.
+    """A PyTorch state dict of any float dtype as variables {`params`, `batch_stats`}, and C.
 
-    Args:
-      state: name -> array in PyTorch's layouts, of any float dtype.
-      num_classes: C; None takes it from the classifier's shape.
-      head: False: neither state nor variables have classifiers (`without_head`), and C is 1. A single classifier
-        (torchvision) fills both sets of heads.
-
-    Raises:
-      UserError: unknown model; missing, unexpected, misshapen tensors; tensors that are not of a float dtype.
+    `num_classes` is C; None takes it from the classifier's shape. Without `head` neither state nor variables have
+    classifiers (`without_head`), and C is 1. A single classifier (torchvision) fills both sets of heads. `UserError`
+    for an unknown model; missing, unexpected, misshapen tensors; tensors that are not of a float dtype.
     """
     family = family_of(model)
     num_classes = num_classes if head else 1

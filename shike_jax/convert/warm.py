@@ -44,12 +44,8 @@ def warm_start(
     classes stay fresh. A source without names is matched by the numbers of its classes. From a plain backbone stem and
     shared stages are taken over, its last stage goes into every expert; alignment and classifiers stay fresh.
 
-    Args:
-      source, fresh: variables {`params`, `batch_stats`} to start from, and of the network that is about to train.
-      source_classes, classes: names of the classes of both, in the order of their outputs; None: not known.
-
-    Raises:
-      UserError: the source is another network.
+    `source` are the variables to start from, `fresh` those of the network that is about to train. Their classes are
+    named in the order of the outputs; None: not known. `UserError` for the variables of another network.
     """
     have, want = flatten_dict(source, sep="/"), flatten_dict(fresh, sep="/")
     body, said = {path for path in want if not path.startswith("params/heads/")}, ""

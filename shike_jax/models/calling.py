@@ -71,13 +71,8 @@ def sizes_of(
 ) -> tuple[int, int | None]:
     """How many experts a network has, M, and how many pooled features each has, F; None without `features`.
 
-    Args:
-      variables: {`params`, `batch_stats`}, or shapes.
-      images: [B,...], or their shape.
-      classes: C; None: any number.
-
-    Raises:
-      UserError: a network that fails, or returns something else than logits [M,B,C].
+    Variables {`params`, `batch_stats`} and images [B,...] may be shapes. `UserError` for a network that fails, or
+    returns something else than logits [M,B,C], of any C where `classes` is None.
     """
     if isinstance(network, ExpertNetwork):
         return len(network.depths), network.spec.channels(len(network.spec.blocks))

@@ -44,15 +44,9 @@ def fit_epoch(
 ) -> tuple[TrainState, list[EpochReport]]:
     """Trains from `step` to the end of its epoch; saves, logs and stops on the way as the configuration asks.
 
-    Args:
-      runs, stages: of each run, the stage that it stands in. The first speaks for what is equal in all of them.
-      call: of `steps.compile_train`.
-      state: replicated; of several runs with a leading axis [S].
-      step: of the stage.
-
-    Raises:
-      Preempted: a stop was requested; the states are saved.
-      UserError: a loss is not finite.
+    `stages` are those that the runs stand in; the first speaks for what is equal in all of them. `state` is replicated;
+    that of several runs has a leading axis [S]. Raises `Preempted` when a stop was requested and the states are saved,
+    and `UserError` when a loss is not finite.
     """
     run, stage, began, compiled = runs[0], stages[0], time.monotonic(), CompileTime.total
     epoch = step // stage.steps_per_epoch

@@ -111,13 +111,8 @@ def make_jobs(
 ) -> list[Job]:
     """Returns one job for each row and seed; every configuration is read and checked before anything starts.
 
-    Args:
-      arguments: of the configuration, as `--config=` and `--config.FIELD=`.
-      grid: axes FIELD=VALUE,VALUE of the sweep `grid`.
-      only: names of rows, with commas; `*` matches anything. Empty: all.
-
-    Raises:
-      UserError: a bad configuration, or a directory that belongs to another one.
+    `grid` has the axes FIELD=VALUE,VALUE of the sweep `grid`; `only` names rows, with commas and `*` for anything
+    (empty: all). `UserError` for a bad configuration, or a directory that belongs to another one.
     """
     config, _ = parse_config(arguments)
     jobs = []

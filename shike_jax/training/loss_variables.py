@@ -41,13 +41,8 @@ def with_losses(
 ) -> dict[str, PyTree]:
     """A network's first variables with those of the losses that are modules.
 
-    Args:
-      variables: {`params`, `batch_stats`} of the network; returned as they are where no loss is a module.
-      stages: fields of `config.stages.NAME`; the first stage with a loss gives its parameters and the batch size.
-      sizes: M and F, as for `zeros_like_a_batch`.
-
-    Raises:
-      UserError: a module that fails.
+    `stages` are fields of `config.stages.NAME`, of which the first with a loss gives its parameters and the batch size;
+    `sizes` are M and F, as for `zeros_like_a_batch`. `UserError` for a module that fails.
     """
     found: dict[str, dict[str, PyTree]] = {}
     for stage in stages:

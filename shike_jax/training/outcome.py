@@ -63,9 +63,8 @@ def save_checkpoint(run: Run, stage: Stage, state: TrainState, step: int) -> Non
 
 def stage_record(stage: Stage, evaluation: dict[str, Any]) -> dict[str, Any]:
     """What the history and results.json keep of a finished stage."""
-    scores = {name: evaluation[name] for name in (*SCORES, *KEPT)}
-    epochs = -(-stage.steps // stage.steps_per_epoch)
-    return {"name": stage.name, "epochs": epochs, "steps": stage.steps, **scores}
+    record = {"name": stage.name, "epochs": -(-stage.steps // stage.steps_per_epoch), "steps": stage.steps}
+    return record | {name: evaluation[name] for name in (*SCORES, *KEPT)}
 
 
 def save_stage_weights(run: Run, stage: Stage, variables: PyTree) -> None:

@@ -104,8 +104,6 @@ def make_program(
     Args:
       settings: the fields of `config.stages.NAME`.
       params: the network's parameters, or shapes; their names decide what trains.
-      class_counts, augment, key: as in `Program`.
-      steps_per_epoch, steps: length of the stage.
 
     Raises:
       UserError: patterns that match no parameter, an unknown schedule or optimiser.
