@@ -162,14 +162,13 @@ def main(argv: Sequence[str]) -> None:
     source, part = checkpoint.load_data(classifier, config, args.part)
     sets = {"trained": checkpoint.trained_of(classifier), "both": checkpoint.sets_of(classifier)}
     heads = sets.get(args.heads, (args.heads,))
-    asked, adjusting = (args.prior, args.adjust, args.tau, args.tune), None
+    asked, what = (args.prior, args.adjust, args.tau, args.tune), (classifier, config, source, part, heads)
     if any(value is not None for value in asked):
-        adjusting = checkpoint.Adjusting(classifier, source, heads, *asked)
-    summary, found = checkpoint.evaluate(classifier, config, source, part, heads, args.logits or adjusting is not None)
-    if adjusting is not None:
-        adjusting.add(summary, found, config)
-        if not args.logits:
-            found = {name: {k: v for k, v in arrays.items() if k != "logits"} for name, arrays in found.items()}
+        summary, found = checkpoint.evaluate_adjusted(*what, *asked)
+    else:
+        summary, found = checkpoint.evaluate(*what, keep_logits=args.logits)
+    if not args.logits:
+        found = {name: {k: v for k, v in arrays.items() if k != "logits"} for name, arrays in found.items()}
     for line in source.report.lines():
         say(line)
     say(describe(summary))

@@ -26,26 +26,23 @@ _EPILOG = """\
 example:
   python -m shike_jax inspect --config=folder_lt:root=photos --json=split.json --figure=photos.png --check
 
-JSON keys: train_size, test_size, num_classes, class_counts (training images of each class), many, medium, few (numbers
-of classes), hash; name, rule, parts and class_names besides. test_size is that of the part that is evaluated:
-val with config.data.validation, else config.data.test_part.
+JSON keys: train_size, test_size (of the part that is evaluated: val with config.data.validation, else
+config.data.test_part), num_classes, class_counts (training images of each class), many, medium, few (numbers of
+classes), hash, name, rule, parts and class_names.
 """
 VIEWS = 7  # augmented views of one image on the sheet
 
 
 def summary(split: Split, test_part: str) -> dict[str, Any]:
     """What the JSON file holds: plain numbers, strings and lists."""
+    about = split.summary()
     return {
-        "name": split.name,
-        "rule": split.rule,
-        "train_size": len(split.parts["train"]),
-        "test_size": len(split.parts[test_part]),
-        "parts": {name: len(part) for name, part in split.parts.items()},
+        **{name: about[name] for name in ("name", "rule", "hash", "class_counts", "class_names")},
+        "parts": about["sizes"],
+        "train_size": about["sizes"]["train"],
+        "test_size": about["sizes"][test_part],
         "num_classes": split.num_classes,
-        "class_counts": split.class_counts.tolist(),
         **{name: len(classes) for name, classes in split.divisions.items()},
-        "hash": split.hash,
-        "class_names": list(split.class_names),
     }
 
 
@@ -76,13 +73,6 @@ def histogram(counts: np.ndarray, rows: int = 10, width: int = 50) -> list[str]:
         mean = ranked[part].mean()
         lines.append([ranks, f"{mean:,.0f}", "#" * max(1, round(width * mean / ranked[0]))])
     return aligned(lines, left=(0, 2))
-
-
-def check_images(source: Source, config: ConfigDict) -> None:
-    """Decodes every image of every part; `source.report` then names those that cannot be read."""
-    for name, part in source.split.parts.items():
-        for _ in HostPipeline(source, name, config).batches(sampling.in_order(len(part), 64)):
-            pass
 
 
 def sample_sheet(source: Source, config: ConfigDict) -> tuple[list[str], np.ndarray]:
@@ -143,8 +133,9 @@ def main(argv: Sequence[str]) -> None:
     if options.figure:
         optional("matplotlib", f"--figure={options.figure}")
     source = sources.load(config.data)
-    if options.check and source.read is not None:
-        check_images(source, config)
+    for name, part in source.split.parts.items() if options.check and source.read is not None else ():
+        for _ in HostPipeline(source, name, config).batches(sampling.in_order(len(part), 64)):
+            pass  # `source.report` names the images that cannot be decoded
     say(describe(source.split, evaluated_part(config.data)))
     for line in source.report.lines():
         say(line)

@@ -148,9 +148,8 @@ def _open(classifier: Classifier, images: Sequence[str], batch_size: int) -> tup
         raise UserError(
             f"--images={images[0]}: this network takes {one.dtype} {list(one.shape)}; expected one .npy file"
         )
-    files = pictures.find(images)
-    reader = pictures.Reader(files, size, resize, min(batch_size, len(files)))
-    return len(files), iter(reader), reader.skipped
+    files, skipped = pictures.find(images), dict[str, str]()
+    return len(files), pictures.batches(files, size, resize, batch_size, skipped), skipped
 
 
 def main(argv: Sequence[str]) -> int:

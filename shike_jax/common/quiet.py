@@ -22,13 +22,10 @@ def quiet_third_parties(level: str) -> None:
     warnings.filterwarnings("ignore")
     logging.getLogger().setLevel(logging.ERROR)
     sys.unraisablehook = _unraisable
-    try:
-        from absl import logging as absl_logging
+    from absl import logging as absl_logging
 
-        # Errors reach us as exceptions, and Orbax prints a traceback of its own for each.
-        absl_logging.set_verbosity(absl_logging.FATAL)
-    except ImportError:
-        pass
+    # Errors reach us as exceptions, and Orbax prints a traceback of its own for each.
+    absl_logging.set_verbosity(absl_logging.FATAL)
 
 
 @contextlib.contextmanager

@@ -33,8 +33,7 @@ Images = tuple[np.ndarray, np.ndarray]  # labels int32 [N], images uint8 [N,32,3
 
 def load(data: ConfigDict) -> Source:
     """The archive `config.data.root` of the data set `config.data.name`."""
-    if data.image_size != SIDE:
-        raise UserError(f"config.data.image_size={data.image_size}: {data.name} has {SIDE} px images")
+    check_side(data)
     path = Path(data.root)
     with naming(f"config.data.root={path}", "an archive of CIFAR"):
         if data.verify:
@@ -43,6 +42,12 @@ def load(data: ConfigDict) -> Source:
     if data.name != (name := f"cifar{len(class_names)}"):
         raise UserError(f"config.data.root={path}: is {name}; expected {data.name} (config.data.name)")
     return longtailed_source(data, class_names, found)
+
+
+def check_side(data: ConfigDict) -> None:
+    """UserError for another `config.data.image_size` than CIFAR's."""
+    if data.image_size != SIDE:
+        raise UserError(f"config.data.image_size={data.image_size}: {data.name} has {SIDE} px images")
 
 
 def longtailed_source(

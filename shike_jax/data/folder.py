@@ -11,18 +11,10 @@ from ml_collections import ConfigDict
 from shike_jax.common.class_names import comparable
 from shike_jax.common.paths import EXTENSIONS, files_below, is_image, subfolders
 from shike_jax.data.files import reader
-from shike_jax.data.held_out import drawn_for_testing, each_class
+from shike_jax.data.held_out import PART_OF, PARTS, drawn_for_testing, each_class
 from shike_jax.data.splits import Part, longtailed_split
 from shike_jax.data.types import Report, Source
 from shike_jax.errors import UserError, naming
-
-# The names that people give to parts, in any case.
-_PARTS = {
-    "train": ("train", "training"),
-    "val": ("val", "valid", "validation", "dev", "eval"),
-    "test": ("test", "testing"),
-}
-_PART_OF = {name: part for part, names in _PARTS.items() for name in names}
 
 
 def load(data: ConfigDict) -> Source:
@@ -69,18 +61,18 @@ def part_folders(root: str) -> dict[str, str]:
     """
     try:
         names = subfolders(root)
-        nested = [name for name in names if name.lower() in _PART_OF and subfolders(os.path.join(root, name))]
+        nested = [name for name in names if name.lower() in PART_OF and subfolders(os.path.join(root, name))]
     except OSError:  # said when the folder is listed
         return {"train": "train"}
-    if not nested and set(names) - _PARTS.keys():
+    if not nested and set(names) - PARTS.keys():
         return {}
     found: dict[str, str] = {}
     for name in nested or names:
-        part = _PART_OF[name.lower()]
+        part = PART_OF[name.lower()]
         if part in found:
             raise UserError(f"{root} holds {found[part]} and {name}: expected one folder for the part {part}")
         found[part] = name
-    return {part: found[part] for part in _PARTS if part in found} or {"train": "train"}
+    return {part: found[part] for part in PARTS if part in found} or {"train": "train"}
 
 
 def _class_names(root: str, part: str) -> tuple[str, ...]:

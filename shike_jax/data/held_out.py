@@ -21,6 +21,13 @@ from shike_jax.data.types import Source
 from shike_jax.errors import UserError
 
 COLUMNS = ("path", "label", "part")  # of split.csv; `config.data.source='table'` reads them
+# The names that people give to parts, in small letters.
+PARTS = {
+    "train": ("train", "training"),
+    "val": ("val", "valid", "validation", "dev", "eval"),
+    "test": ("test", "testing"),
+}
+PART_OF = {name: part for part, names in PARTS.items() for name in names}
 
 
 def evaluated_part(data: ConfigDict) -> str:

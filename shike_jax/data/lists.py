@@ -44,21 +44,20 @@ def parse_list(path: str, report: Report | None = None) -> ListFile:
     """
     split = ((number, line.strip().rsplit(None, 1)) for number, line in enumerate(lines_of(read_text(path)), 1))
     rows = ((number, fields[0], "".join(fields[1:])) for number, fields in split if fields)
-    members, lines, labels = usable_lines(path, rows, _line_fault, report or Report(), "`relative/path label`")
+    members, lines, labels = usable_lines(path, rows, _label_fault, report or Report(), "`relative/path label`")
     return ListFile(path, members, np.array(labels, np.int32), lines)
 
 
 def usable_lines(
     path: str,
     rows: Iterable[tuple[int, str, Value]],
-    fault: Callable[[str, Value, Mapping[str, int]], str],
+    fault: Callable[[str, Value], str],
     report: Report,
     expected: str,
 ) -> tuple[np.ndarray, np.ndarray, list[Value]]:
     """Paths [N] in their shortest form (object), line numbers int64 [N] and values of the lines that are not bad.
 
-    Rows are the number of a line, its path and what else it holds. `fault` says what is wrong with a path and its
-    value, given the lines of the paths before.
+    Rows are the number of a line, its path and what else it holds, of which `fault` says what is wrong with it.
     """
     first_line: dict[str, int] = {}
     values: list[Value] = []
@@ -66,7 +65,7 @@ def usable_lines(
     for number, member, value in rows:
         if "./" in member or "//" in member:  # one image has one name
             member = posixpath.normpath(member)
-        if reason := fault(member, value, first_line):
+        if reason := _path_fault(member, first_line) or fault(member, value):
             report.bad_line(path, number, reason)
             bad += 1
             continue
@@ -91,17 +90,18 @@ def read_text(path: str) -> str:
     return content.decode("utf-8-sig", errors="surrogateescape")
 
 
-def _line_fault(member: str, label: str, seen: Mapping[str, int]) -> str:
-    fault = path_fault(member, seen)
-    if not fault and not label:
+def _label_fault(member: str, label: str) -> str:
+    if not label:
         return f"{member!r} has no label; expected `relative/path label`"
-    if not fault and not (label.isascii() and label.isdecimal() and len(label) < 10):
+    if not (label.isascii() and label.isdecimal() and len(label) < 10):
         return f"label {label[:40]!r} of {member!r}; expected an integer of at least 0"
-    return fault
+    return ""
 
 
-def path_fault(member: str, seen: Mapping[str, int]) -> str:
+def _path_fault(member: str, seen: Mapping[str, int]) -> str:
     """What is wrong with a listed path, given the lines of those seen before; empty when it will do."""
+    if not member:
+        return "no path"
     if "\0" in member or len(member) > LONGEST:
         shown = member if len(member) <= LONGEST else f"{member[:40]}..."
         return f"{shown!r} is no path: {len(member)} characters, expected at most {LONGEST} and no NUL"

@@ -72,30 +72,28 @@ def read_array(path: str, one: jax.ShapeDtypeStruct | None = None) -> np.ndarray
     return array
 
 
-class Reader:
-    """Iterates over batches of pictures in the evaluation view: short side `resize`, then the central `size` pixels."""
+def batches(
+    files: Sequence[str], size: int, resize: int, batch_size: int, skipped: dict[str, str]
+) -> Iterator[tuple[list[str], np.ndarray]]:
+    """Yields (names, uint8 [b,S,S,3]) of pictures in the evaluation view: short side `resize`, then the central square.
 
-    def __init__(self, files: Sequence[str], size: int, resize: int, batch_size: int) -> None:
-        self._files, self._size, self._resize, self._batch_size = files, size, resize, batch_size
-        self.skipped: dict[str, str] = {}  # file -> reason, for what could not be read so far
+    b <= batch size; one batch is decoded ahead. `skipped` gets each file that cannot be read, and why.
+    """
 
-    def __iter__(self) -> Iterator[tuple[list[str], np.ndarray]]:
-        """Yields (names, uint8 [b,S,S,3]) with b <= batch size; one batch is decoded ahead."""
-        chunks = (self._files[i : i + self._batch_size] for i in range(0, len(self._files), self._batch_size))
-        with ThreadPoolExecutor(thread_name_prefix="pictures") as pool:
-            for tasks in ahead(([(file, pool.submit(self._view, file)) for file in chunk] for chunk in chunks), 1):
-                found = [(file, task.result()) for file, task in tasks]
-                self.skipped |= {file: view for file, view in found if isinstance(view, str)}
-                if good := [(file, view) for file, view in found if not isinstance(view, str)]:
-                    yield [file for file, _ in good], np.stack([view for _, view in good])
-
-    def _view(self, file: str) -> np.ndarray | str:
-        """The picture, or why there is none."""
+    def view_of(file: str) -> np.ndarray | str:
         try:
             with open(file, "rb") as opened:
-                return center_crop(opened.read(), self._size, self._resize)
+                return center_crop(opened.read(), size, resize)
         except Exception as error:  # an ImageError, an OSError, a ValueError (a NUL in the name), ...
             return reason(error)
+
+    chunks = (files[i : i + batch_size] for i in range(0, len(files), batch_size))
+    with ThreadPoolExecutor(thread_name_prefix="pictures") as pool:
+        for tasks in ahead(([(file, pool.submit(view_of, file)) for file in chunk] for chunk in chunks), 1):
+            found = [(file, task.result()) for file, task in tasks]
+            skipped |= {file: view for file, view in found if isinstance(view, str)}
+            if good := [(file, view) for file, view in found if not isinstance(view, str)]:
+                yield [file for file, _ in good], np.stack([view for _, view in good])
 
 
 def array_batches(array: np.ndarray, name: str, size: int, resize: int, batch_size: int) -> Iterator:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import csv
 import io
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -16,15 +16,13 @@ from ml_collections import ConfigDict
 
 from shike_jax.common.text import lines_of, parse_json
 from shike_jax.data.files import reader
-from shike_jax.data.held_out import COLUMNS, drawn_for_testing
-from shike_jax.data.lists import ListFile, drop_missing, path_fault, read_text, report_of, usable_lines
+from shike_jax.data.held_out import COLUMNS, PART_OF, PARTS, drawn_for_testing
+from shike_jax.data.lists import ListFile, drop_missing, read_text, report_of, usable_lines
 from shike_jax.data.splits import Part, longtailed_split
 from shike_jax.data.types import Report, Source
 from shike_jax.errors import UserError
 
-PARTS = ("train", "val", "test")
 PART_COLUMNS = ("part", "split", "set", "subset")  # names that people give to the column of the parts
-_PART_NAMES = {"training": "train", "valid": "val", "validation": "val", "dev": "val", "testing": "test"}
 
 
 def load(data: ConfigDict) -> Source:
@@ -72,8 +70,15 @@ def _rows(path: str) -> Iterator[tuple[int, dict[str, Any]]]:
     text = read_text(path)
     if text.lstrip().startswith("{"):
         for number, line in enumerate(lines_of(text), 1):
-            if line.strip():
-                yield number, _json_object(path, number, line)
+            if not line.strip():
+                continue
+            try:
+                row = parse_json(line)
+            except ValueError as error:
+                raise UserError(f"{path}:{number}: not JSON ({error})") from None
+            if not isinstance(row, dict):
+                raise UserError(f"{path}:{number}: expected a JSON object with path, label[, part]")
+            yield number, {key.lower(): value for key, value in row.items()}
         return
     table = csv.DictReader(io.StringIO(text, newline=""), restkey="")
     exact = text.lstrip().startswith('"')
@@ -96,27 +101,14 @@ def _values(path: str, number: int, row: dict[str, Any]) -> tuple[str, tuple[str
     if len(there) > 1 and there[0] != "part":
         raise UserError(f"{path}:{number}: columns {' and '.join(there)}; expected one that names the parts, `part`")
     part = str(row[there[0]] or "").strip().lower() if there else ""
-    return member, (label, _PART_NAMES.get(part, part))
+    return member, (label, PART_OF.get(part, part))
 
 
-def _json_object(path: str, number: int, line: str) -> dict[str, Any]:
-    try:
-        row = parse_json(line)
-    except ValueError as error:
-        raise UserError(f"{path}:{number}: not JSON ({error})") from None
-    if not isinstance(row, dict):
-        raise UserError(f"{path}:{number}: expected a JSON object with path, label[, part]")
-    return {key.lower(): value for key, value in row.items()}
-
-
-def _fault(member: str, value: tuple[str, str], seen: Mapping[str, int]) -> str:
+def _fault(member: str, value: tuple[str, str]) -> str:
     label, part = value
-    if not member:
-        return "no path"
-    fault = path_fault(member, seen)
-    if not fault and not label:
+    if not label:
         return f"{member!r} has no label"
-    if not fault and part not in ("", *PARTS):
+    if part not in ("", *PARTS):
         expected = f"{', '.join(PARTS)} in a column {', '.join(PART_COLUMNS)} (rename one that holds something else)"
         return f"part {part[:40]!r} of {member!r}; expected {expected}"
-    return fault
+    return ""

@@ -13,13 +13,12 @@ from ml_collections import ConfigDict
 
 from shike_jax.cluster.cpu import usable_cores
 from shike_jax.data import tfds_large
-from shike_jax.data.cifar_archive import longtailed_source
+from shike_jax.data.cifar_archive import SIDE, check_side, longtailed_source
 from shike_jax.data.tensorflow_data import damage, find_builder, import_tensorflow, named_damage, shards, splits_of
 from shike_jax.data.types import Source
 from shike_jax.errors import UserError
 
 SMALL = ("cifar10", "cifar100")
-CIFAR_SIDE = 32
 
 
 def load(data: ConfigDict) -> Source:
@@ -33,8 +32,7 @@ def load(data: ConfigDict) -> Source:
 
 
 def _load_cifar(data: ConfigDict) -> Source:
-    if data.image_size != CIFAR_SIDE:
-        raise UserError(f"config.data.image_size={data.image_size}: {data.name} has {CIFAR_SIDE} px images")
+    check_side(data)
     builder = find_builder(data.name, data.data_dir, try_gcs=data.try_gcs)
     class_names = tuple(builder.info.features["label"].names)
     ids, labels, encoded = {}, {}, {}
@@ -75,7 +73,7 @@ def _decode(encoded: np.ndarray) -> np.ndarray:
     """Decodes PNG bytes [N] to uint8 [N, 32, 32, 3]; only the images that are kept come here."""
     tf = import_tensorflow()
     images = tf.data.Dataset.from_tensor_slices(encoded).map(
-        lambda png: tf.ensure_shape(tf.io.decode_png(png, channels=3), (CIFAR_SIDE, CIFAR_SIDE, 3)),
+        lambda png: tf.ensure_shape(tf.io.decode_png(png, channels=3), (SIDE, SIDE, 3)),
         usable_cores(),  # by itself TensorFlow begins with one, and needs twice as long
     )
     return np.concatenate(list(images.batch(1000).as_numpy_iterator()))

@@ -54,7 +54,7 @@ def evaluate(
       {set: per-example arrays} and, under "", `label` [N] of the examples that could be read.
     """
     source, heads = with_classes_of(classifier, source), heads or sets_of(classifier)
-    split, classes = source.split, source.split.num_classes
+    split, classes, known = source.split, source.split.num_classes, source.split.summary()
     if part not in split.parts or not len(split.parts[part]):
         raise UserError(f"--part={part}: expected one of {', '.join(k for k, v in split.parts.items() if len(v))}")
     if config.eval.mirror:
@@ -67,16 +67,12 @@ def evaluate(
     summary = {
         "checkpoint": {fact: classifier.meta.get(fact) for fact in facts},
         "data": {
-            "name": split.name,
+            **{name: known[name] for name in ("name", "hash", "class_names", "class_counts", "divisions")},
             "part": part,
             "examples": len(label),
             "bad_images": {"count": len(bad), "limit": config.data.bad_image_limit, "list": bad},
-            "hash": split.hash,
             "same_split": split.hash == classifier.meta.get("split_hash"),
-            "class_names": list(split.class_names),
             "classes_by": "name" if classifier.meta.get("class_names") else "number",
-            "class_counts": split.class_counts.tolist(),
-            "divisions": {name: classes.tolist() for name, classes in split.divisions.items()},
         },
         "heads": {name: metrics.analyse(found[name], label, classes, split.divisions) for name in heads},
         "scores": describe_scores(),
@@ -198,63 +194,57 @@ def _trained_on(config: ConfigDict, classifier: Classifier) -> bool:
         return False
 
 
-class Adjusting:
-    """An adjustment to the shares of the classes in the images to classify, checked before anything is computed.
+def evaluate_adjusted(
+    classifier: Classifier,
+    config: ConfigDict,
+    source: sources.Source,
+    part: str,
+    heads: Sequence[str],
+    prior: str | None,
+    adjust: str | None,
+    tau: float | None,
+    tune: str | None,
+) -> tuple[dict[str, Any], dict[str, Arrays]]:
+    """`evaluate` with logits, and with `post_hoc` in the summary and in each of its sets of classifiers.
 
-    The source has the checkpoint's classes (`with_classes_of`). None stands for the prior `uniform`, the adjustment
-    `auto` (by the losses that trained), and for a tau of 1, or one chosen on the part `tune`.
+    That holds an adjustment to the shares of the classes in the images to classify, checked before anything is
+    computed. The source has the checkpoint's classes. None stands for the prior `uniform`, the adjustment `auto` (by
+    the losses that trained), and for a tau of 1, or one chosen on the part `tune`.
     """
+    if tau is not None and tune:
+        raise UserError(f"--tau={tau:g} with --tune: expected one of them")
+    if not math.isfinite(tau := 1.0 if tau is None else tau):
+        raise UserError(f"--tau={tau}: expected a finite number")
+    split, tune, prior = source.split, tune or "", prior or "uniform"
+    sizes = {name: len(one) for name, one in split.parts.items()}
+    if tune and not sizes.get(tune):
+        known = ", ".join(name for name, size in sizes.items() if size)
+        more = " (runs with config.data.validation have a part val)" if tune == "val" else ""
+        raise UserError(f"--tune={tune}: {split.name} has no such part; expected one of {known}{more}")
+    shares = post_hoc.read_prior(prior, split.class_names, split.class_counts)
+    run = classifier.meta.get("config")
+    chosen = {name: post_hoc.choose_adjustment(adjust or "auto", name, run) for name in heads}
+    summary, found = evaluate(classifier, config, source, part, heads, keep_logits=True)
+    further = max(ADJUSTMENTS[name].options["views"] for name in chosen.values()) - 1
+    augment = device_augment(config, classifier.dtype)
 
-    def __init__(
-        self,
-        classifier: Classifier,
-        source: sources.Source,
-        heads: Sequence[str],
-        prior: str | None,
-        adjust: str | None,
-        tau: float | None,
-        tune: str | None,
-    ) -> None:
-        if tau is not None and tune:
-            raise UserError(f"--tau={tau:g} with --tune: expected one of them")
-        self.tau, self.tune, self.text = 1.0 if tau is None else tau, tune or "", prior or "uniform"
-        if not math.isfinite(self.tau):
-            raise UserError(f"--tau={self.tau}: expected a finite number")
-        self._classifier, self._source, split = classifier, source, source.split
-        sizes = {name: len(part) for name, part in split.parts.items()}
-        if tune and not sizes.get(tune):
-            known = ", ".join(name for name, size in sizes.items() if size)
-            more = " (runs with config.data.validation have a part val)" if tune == "val" else ""
-            raise UserError(f"--tune={tune}: {split.name} has no such part; expected one of {known}{more}")
-        self.prior = post_hoc.read_prior(self.text, split.class_names, split.class_counts)
-        run = classifier.meta.get("config")
-        self.adjust = {name: post_hoc.choose_adjustment(adjust or "auto", name, run) for name in heads}
+    def labelled(arrays: dict[str, Arrays], name: str) -> dict[str, post_hoc.Labelled]:
+        """What each set of classifiers says of a part, of its further views too."""
+        predict = _predictor(classifier, config, source, name, heads)
+        seen = [augmented_view(augment, config.seed, number) for number in range(1, further + 1)]
+        views = [predict(view, f", view {i}", True, i) for i, view in enumerate(seen, 1)]
+        label = arrays[""]["label"]
+        return {
+            of: post_hoc.Labelled(arrays[of]["logits"], label, tuple(view[of]["logits"] for view in views))
+            for of in heads
+        }
 
-    def add(self, summary: dict[str, Any], found: dict[str, dict[str, np.ndarray]], config: ConfigDict) -> None:
-        """Adds `post_hoc` to the summary and to each of its sets of classifiers; `found` must hold logits."""
-        classifier, source = self._classifier, self._source
-        tuning = evaluate(classifier, config, source, self.tune, tuple(self.adjust), True)[1] if self.tune else None
-        wanted = max(ADJUSTMENTS[adjust].options["views"] for adjust in self.adjust.values()) - 1
-        part, heads = summary["data"]["part"], tuple(self.adjust)
-        augment = device_augment(config, classifier.dtype)
-        views: dict[str, dict[str, tuple[np.ndarray, ...]]] = {}  # of each part and set of classifiers
-        for name in {part, self.tune} - {""}:
-            predict = _predictor(classifier, config, source, name, heads)
-            seen = [augmented_view(augment, config.seed, number) for number in range(1, wanted + 1)]
-            each = [predict(view, f", view {i}", True, i) for i, view in enumerate(seen, 1)]
-            views[name] = {of: tuple(arrays[of]["logits"] for arrays in each) for of in heads}
-
-        def labelled(arrays: dict[str, dict[str, np.ndarray]], name: str, of: str) -> post_hoc.Labelled:
-            return post_hoc.Labelled(arrays[name]["logits"], arrays[""]["label"], views[of][name])
-
-        for name, adjust in self.adjust.items():
-            summary["heads"][name]["post_hoc"] = post_hoc.scores(
-                labelled(found, name, part),
-                adjust,
-                self.tau,
-                self.prior,
-                source.split.class_counts,
-                classifier.variables["params"].get("heads", {}).get(name),
-                labelled(tuning, name, self.tune) if tuning is not None else None,
-            )
-        summary["post_hoc"] = {"prior": self.text, "shares": self.prior.tolist(), "tuned_on": self.tune}
+    test = labelled(found, part)
+    tuning = labelled(evaluate(classifier, config, source, tune, heads, keep_logits=True)[1], tune) if tune else {}
+    for name in heads:
+        parameters = classifier.variables["params"].get("heads", {}).get(name)
+        summary["heads"][name]["post_hoc"] = post_hoc.scores(
+            test[name], chosen[name], tau, shares, split.class_counts, parameters, tuning.get(name)
+        )
+    summary["post_hoc"] = {"prior": prior, "shares": shares.tolist(), "tuned_on": tune}
+    return summary, found

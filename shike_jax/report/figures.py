@@ -58,7 +58,14 @@ def accuracy_by_count(results: Mapping[str, Any], path: Path) -> Path:
 @style.styled
 def best_expert_per_class(summary: Mapping[str, Any], model: Mapping[str, Any], path: Path) -> Path:
     """Figures 1 and 3a: the highest accuracy among the experts, class by class from head to tail."""
-    classes, rank, best, winner, divisions = _best(summary)
+    experts = np.stack([_array(row) for row in _scores(summary)["experts_per_class"]])
+    order = np.argsort(-np.array(summary["data"]["class_counts"]), kind="stable")
+    rank = np.empty(len(order), int)
+    rank[order] = np.arange(1, len(order) + 1)
+    divisions = {name: rank[classes] for name, classes in summary["data"]["divisions"].items() if len(classes)}
+    seen = ~np.isnan(experts[0])
+    rank, best = rank[seen], experts[:, seen].max(0)
+    winner = np.where((experts[:, seen] == best).sum(0) > 1, -1, experts[:, seen].argmax(0))  # -1: a tie
     drawn, axes = style.figure(3.4)
     size = 28 if len(rank) <= 100 else 8
     for m, label in enumerate(expert_labels(model)):
@@ -76,7 +83,7 @@ def best_expert_per_class(summary: Mapping[str, Any], model: Mapping[str, Any], 
     axes.set(xlabel="class, from most to fewest training images", ylabel="accuracy of its best expert (%)")
     axes.set(ylim=(-3, 114), yticks=range(0, 101, 20), xlim=(0.48 - 0.02 * len(rank), 0.52 + 1.02 * len(rank)))
     if len(rank) <= FEW_CLASSES:
-        axes.set_xticks(rank, np.array(fonts.names_or_numbers(summary["data"]["class_names"]))[classes])
+        axes.set_xticks(rank, np.array(fonts.names_or_numbers(summary["data"]["class_names"]))[seen])
     style.legend_below(drawn, axes, 2)
     return style.save(drawn, path)
 
@@ -188,19 +195,6 @@ def expert_labels(model: Mapping[str, Any]) -> list[str]:
     """`expert 1 (stage 1)`: with the shared stage whose features it fuses."""
     fused = model["fusion"]
     return [f"expert {m + 1}" + (f" (stage {depth})" if fused else "") for m, depth in enumerate(model["depths"])]
-
-
-def _best(summary: Mapping[str, Any]) -> tuple[Any, ...]:
-    """Index, rank by training images from 1, best accuracy and expert (-1: a tie) of classes; {division: ranks}."""
-    experts = np.stack([_array(row) for row in _scores(summary)["experts_per_class"]])
-    order = np.argsort(-np.array(summary["data"]["class_counts"]), kind="stable")
-    rank = np.empty(len(order), int)
-    rank[order] = np.arange(1, len(order) + 1)
-    seen = ~np.isnan(experts[0])
-    best = experts[:, seen].max(0)
-    winner = np.where((experts[:, seen] == best).sum(0) > 1, -1, experts[:, seen].argmax(0))
-    divisions = {name: rank[classes] for name, classes in summary["data"]["divisions"].items() if len(classes)}
-    return np.flatnonzero(seen), rank[seen], best, winner, divisions
 
 
 def _scores(summary: Mapping[str, Any]) -> Mapping[str, Any]:

@@ -70,8 +70,9 @@ def test_further_formats(tmp_path, suffix):
     source = load(tmp_path)
     assert len(source.split.parts["train"]) == 4
     assert len(pictures.find([str(tmp_path)])) == 8
-    reader = pictures.Reader(pictures.find([str(tmp_path)]), 8, 8, 8)
-    assert sum(len(images) for _, images in reader) == 8 and not reader.skipped
+    skipped: dict[str, str] = {}
+    found = pictures.batches(pictures.find([str(tmp_path)]), 8, 8, 8, skipped)
+    assert sum(len(images) for _, images in found) == 8 and not skipped
 
 
 def test_images_one_level_deeper_are_found(tmp_path):
@@ -110,8 +111,8 @@ def test_impossible_paths_in_lists_are_one_line(tmp_path, member, reason):
     assert len(str(caught.value)) < 400
     (tmp_path / "paths.txt").write_text(f"{member}\n")
     files = pictures.find([str(tmp_path / "paths.txt")])
-    reader = pictures.Reader(files, 8, 8, 8)
-    assert list(reader) == [] and list(reader.skipped) == [member]
+    skipped: dict[str, str] = {}
+    assert list(pictures.batches(files, 8, 8, 8, skipped)) == [] and list(skipped) == [member]
 
 
 def test_a_byte_order_mark_is_no_part_of_the_first_path(tmp_path):
