@@ -10,7 +10,7 @@ from shike_jax.common.extras import optional
 from shike_jax.common.parser import Parser
 from shike_jax.common.text import parse_json, printable, say
 from shike_jax.config import own_files
-from shike_jax.errors import UserError
+from shike_jax.errors import naming
 
 _EPILOG = """\
 example:
@@ -30,13 +30,9 @@ def main(argv: Sequence[str]) -> None:
     own_files.register(args.config)
     workdir = args.workdir
     path = workdir / "results.json"
-    if not path.is_file():
-        raise UserError(f"{path}: no such file; expected the work directory of a finished run")
-    optional("matplotlib", "report.summary")
-    try:
+    optional("matplotlib", "summary")
+    with naming(path, "the results of a finished run (training again into this folder writes damaged ones again)"):
         results = parse_json(path.read_text())
-    except ValueError as error:
-        raise UserError(f"{path}: damaged ({error}); training again into this folder writes it again") from None
     from shike_jax.report.figures import accuracy_by_count
     from shike_jax.report.tables import stage_table
 

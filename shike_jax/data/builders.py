@@ -20,13 +20,11 @@ folders that they unpack to, into DATA_DIR/downloads/manual (or `--manual_dir`).
 
 from __future__ import annotations
 
-import gzip
 import io
 import itertools
 import os
 import tarfile
 import zipfile
-import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -35,7 +33,7 @@ from shike_jax.config import base
 from shike_jax.data import lists, tfds_source
 from shike_jax.data.tensorflow_data import import_tfds
 from shike_jax.data.types import Report
-from shike_jax.errors import UserError, reason
+from shike_jax.errors import UserError, naming
 
 FACTORS = (10, 20, 50, 100, 200)
 LISTED = {  # name: that of the configuration's split, and the list file of each part
@@ -44,7 +42,6 @@ LISTED = {  # name: that of the configuration's split, and the list file of each
     "inaturalist18_lt": ("i_naturalist2018", {part: f"iNaturalist18_{part}.txt" for part in ("train", "val")}),
 }
 _ARCHIVES = (".tar", ".tar.gz", ".tgz", ".zip")
-_DAMAGES = (tarfile.TarError, zipfile.BadZipFile, gzip.BadGzipFile, zlib.error, EOFError)
 _PARTS = {"train": "train", "val": "validation", "test": "test"}  # as tfds calls them
 
 
@@ -164,11 +161,8 @@ def _images(folder: Path) -> Iterator[tuple[str, bytes]]:
     for path in sorted(folder.rglob("*")):
         name = path.relative_to(folder).as_posix()
         if path.name.endswith(_ARCHIVES):
-            try:
-                with path.open("rb") as file:
-                    yield from _members(name, file)
-            except _DAMAGES as error:
-                raise UserError(f"{path}: a damaged archive ({reason(error)}); expected a whole one") from error
+            with naming(path, "a whole archive"), path.open("rb") as file:
+                yield from _members(name, file)
         elif path.is_file() and path.suffix not in (".txt", ".gz"):
             yield name, path.read_bytes()
 

@@ -149,7 +149,7 @@ def test_help_of_the_command_lists_all(capsys):
         (cli.main, "trian", "; did you mean 'train'? see python -m shike_jax --help"),
         (benchmark.main, "steps", "'steps' is no command; expected one of step, parts, input, start, run"),
         (summary.main, "--fast", "the following arguments are required: workdir"),
-        (summary.main, "absent", "absent/results.json: no such file; expected the work directory of a finished run"),
+        (summary.main, "absent", "absent/results.json: No such file or directory; expected the results of a"),
     ],
 )
 def test_mistyped_commands_are_answered_by_one_line(main, typed, words, capsys):
