@@ -59,12 +59,7 @@ _COLOURS: dict[str, Any] = {"items": float, "length": (1, 4096)}
 FIELDS: dict[str, Field] = {
     "name": Field("run", "of the run, in logs and reports", rule=_NAME),
     "seed": Field(0, "of the weights, the order of examples and the augmentation", **_SEED),
-    "seeds": Field(
-        (),
-        "several in one program, each a run in WORKDIR/seedN, for accelerators; empty: seed alone",
-        items=int,
-        **_SEED,
-    ),
+    "seeds": Field((), "several runs in one program, each in WORKDIR/seedN; empty: seed alone", items=int, **_SEED),
     "dtype": Field(
         "float32",
         "of the computation; weights, BN statistics and losses stay float32 (float64: all of it)",
@@ -120,11 +115,7 @@ FIELDS: dict[str, Field] = {
     "data.test_per_class": Field(30, "digits only: balanced test images of each class", low=1, high=10**6),
     "data.image_size": Field(32, "side of what the network sees", "pixels", low=8, high=4096),
     "data.resize": Field(
-        0,
-        "file pipeline, evaluation: short side before the centre crop; 0: image_size * 8 / 7",
-        "pixels",
-        low=0,
-        high=8192,
+        0, "evaluation of files: short side before the centre crop; 0: image_size * 8 / 7", "pixels", low=0, high=8192
     ),
     "data.mean": Field(CIFAR_MEAN, "of the RGB values in 0..1", low=0, high=1, **_COLOURS),
     "data.std": Field(CIFAR_STD, "of the RGB values in 0..1", above=0, high=1, **_COLOURS),
@@ -133,9 +124,7 @@ FIELDS: dict[str, Field] = {
     ),
     "data.bad_image": Field("skip", "unreadable images: skip (count, report) or stop", choices=("skip", "stop")),
     "data.bad_line": Field(
-        "stop",
-        "bad lines of list files, missing files included: skip (count, report) or stop",
-        choices=("skip", "stop"),
+        "stop", "bad lines of lists, missing files included: skip (count, report) or stop", choices=("skip", "stop")
     ),
     "data.bad_image_limit": Field(
         0.01, "share of unreadable images, or bad lines, beyond which even skip stops", low=0, high=1
@@ -143,12 +132,7 @@ FIELDS: dict[str, Field] = {
     "augment.crop": Field("pad", "of training images", choices=("pad", "random_resized", "none")),
     "augment.pad": Field(4, "border of crop pad", "pixels", low=0, high=4096),
     "augment.scale": Field(
-        (0.08, 1.0),
-        "smallest and largest share of the area, crop random_resized only",
-        items=float,
-        length=(2, 2),
-        above=0,
-        high=1,
+        (0.08, 1.0), "random_resized: smallest and largest share of area", items=float, length=(2, 2), above=0, high=1
     ),
     "augment.flip": Field(True, "mirror with probability 1/2"),
     "augment.policy": Field("none", "colours and shapes", choices=lambda: dict.fromkeys((*_POLICIES, *POLICIES))),
@@ -164,12 +148,7 @@ FIELDS: dict[str, Field] = {
     "augment.cutout": Field(0, "side of the erased square; 0: off", "pixels", low=0, high=4096),
     "model.backbone": Field("resnet32", "the network, such as resnet32 or resnet50"),
     "model.depths": Field(
-        (1, 2, 1),
-        "one expert each: the shared stage whose features it fuses (sec. 3.2)",
-        items=int,
-        length=(1, 64),
-        low=1,
-        high=9,
+        (1, 2, 1), "of each expert: the shared stage that it fuses (sec. 3.2)", items=int, length=(1, 64), low=1, high=9
     ),
     "model.fusion": Field(True, "depth-wise knowledge fusion; False: experts classify their deep features alone"),
     "model.shortcut": Field("B", "CIFAR networks: A (zero padding) or B (1x1 convolution)", choices=("A", "B")),
@@ -200,19 +179,12 @@ FIELDS: dict[str, Field] = {
     ),
     "train.loggers": Field((), "where curves go too", items=str, choices=("wandb", "mlflow"), length=(0, 2), free=True),
     "train.pictures": Field(
-        16,
-        "augmented training images that TensorBoard gets from each stage's first step; 0: off",
-        low=0,
-        high=10**4,
-        free=True,
+        16, "augmented images of each stage's first step that TensorBoard gets; 0: off", low=0, high=10**4, free=True
     ),
     "train.profile": Field("", "steps that are traced into WORKDIR/profile", rule=_PROFILE, free=True),
     "train.profile_all": Field(False, "every process is traced, not the first alone", free=True),
     "train.backend": Field(
-        "pmap",
-        "how a step is compiled over devices: pmap, or jit over shard_map",
-        choices=("pmap", "shard_map"),
-        free=True,
+        "pmap", "how a step is compiled: pmap, or jit over shard_map", choices=("pmap", "shard_map"), free=True
     ),
     "train.cpu_devices": Field(
         0, "XLA devices on a CPU; 0: one for each core, as far as batches divide", low=0, high=1024, free=True
@@ -264,9 +236,7 @@ _STAGE: dict[str, Field] = {
         0.0, "sharpness-aware minimisation: radius of the uphill step, 0.05 to 0.1; 0: off; twice the work", low=0
     ),
     "average": Field(
-        "none",
-        "of the weights, evaluated and handed over instead of the last ones",
-        choices=lambda: ("none", *AVERAGES),
+        "none", "of the weights, evaluated and handed over in place of the last", choices=lambda: ("none", *AVERAGES)
     ),
     "average_decay": Field(0.999, "of average ema, for each step", above=0, below=1),
     "average_epochs": Field(10, "average uniform takes the last ones", low=1, high=10**6),

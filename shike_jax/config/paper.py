@@ -82,27 +82,19 @@ class Ablation:
 
     name: str
     title: str
-    moe: bool
-    dkf: bool
-    mu: bool
-    nt: bool
+    components: tuple[bool, bool, bool, bool]  # several experts, fusion, mutual and non-target distillation
     top1: float
-
-    @property
-    def components(self) -> tuple[bool, bool, bool, bool]:
-        """(several experts, fusion, mutual distillation, non-target distillation)."""
-        return self.moe, self.dkf, self.mu, self.nt
 
 
 TABLE4_DATASET = _IF100
 TABLE4 = (
-    Ablation("plain", "plain network", False, False, False, False, 50.04),
-    Ablation("moe", "MoE", True, False, False, False, 54.23),
-    Ablation("moe_dkf", "MoE + DKF", True, True, False, False, 55.26),
-    Ablation("moe_dkf_mu", "MoE + DKF + mu", True, True, True, False, 55.59),
-    Ablation("moe_dkf_nt", "MoE + DKF + nt", True, True, False, True, 55.79),
-    Ablation("moe_mu_nt", "MoE + mu + nt, no DKF", True, False, True, True, 54.82),
-    Ablation("shike", "SHIKE (all)", True, True, True, True, 56.34),
+    Ablation("plain", "plain network", (False, False, False, False), 50.04),
+    Ablation("moe", "MoE", (True, False, False, False), 54.23),
+    Ablation("moe_dkf", "MoE + DKF", (True, True, False, False), 55.26),
+    Ablation("moe_dkf_mu", "MoE + DKF + mu", (True, True, True, False), 55.59),
+    Ablation("moe_dkf_nt", "MoE + DKF + nt", (True, True, False, True), 55.79),
+    Ablation("moe_mu_nt", "MoE + mu + nt, no DKF", (True, False, True, True), 54.82),
+    Ablation("shike", "SHIKE (all)", (True, True, True, True), 56.34),
 )
 
 # Table 5 (ImageNet-LT, ResNet-50): experts by the depth of the features that they fuse; A, B, C = stage 1, 2, 3.

@@ -107,7 +107,7 @@ class Split:
             digest.update(part.labels.astype("<i4").tobytes())
         return digest.hexdigest()
 
-    def reordered(self, places: Sequence[int], trained: Sequence[int] = ()) -> Split:
+    def reordered(self, places: Sequence[int], trained: Sequence[int]) -> Split:
         """The split with its classes in another order: class c is what `places[c]` was; `trained` is in that order."""
         moved = np.argsort(places).astype(np.int32)
         parts = {name: Part(part.members, moved[part.labels]) for name, part in self.parts.items()}

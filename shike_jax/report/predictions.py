@@ -16,6 +16,7 @@ from shike_jax.report.tables import Table
 CONFUSED = 10  # pairs of classes that are listed
 SHOWN = 8  # images of each kind
 LISTED_CLASSES = 1000
+COMPARED = 3  # pairs of runs
 
 
 @dataclasses.dataclass(frozen=True)
@@ -135,14 +136,14 @@ def disagreement(label: str, found: Predictions) -> Table | None:
     return Table(f"{label}: disagreement of the experts", header, rows, "Percent of the test images.")
 
 
-def comparisons(found: Mapping[str, Predictions], most: int = 3) -> list[Table]:
-    """Two runs on the same images, image by image; the first `most` pairs."""
+def comparisons(found: Mapping[str, Predictions]) -> list[Table]:
+    """Two runs on the same images, image by image; the first `COMPARED` pairs."""
     pairs = [
         (one, other)
         for one, other in itertools.combinations(found, 2)
         if np.array_equal(found[one].labels, found[other].labels)
     ]
-    return [_comparison(one, found[one], other, found[other]) for one, other in pairs[:most]]
+    return [_comparison(one, found[one], other, found[other]) for one, other in pairs[:COMPARED]]
 
 
 def _comparison(one: str, a: Predictions, other: str, b: Predictions) -> Table:

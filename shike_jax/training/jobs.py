@@ -58,9 +58,10 @@ def _table4(config: ConfigDict) -> dict[str, Settings]:
         raise UserError("table4: expected a configuration with all components: several experts and fusion")
     found = {}
     for row in paper.TABLE4:
-        settings = {} if row.moe else {"model.depths": _tuple(config.model.depths[:1])}
-        settings |= {} if row.dkf else {"model.fusion": "False"}
-        found[row.name] = settings | _terms_off(config, [term for term in ("mu", "nt") if not getattr(row, term)])
+        experts, fusion, mu, nt = row.components
+        settings = {} if experts else {"model.depths": _tuple(config.model.depths[:1])}
+        settings |= {} if fusion else {"model.fusion": "False"}
+        found[row.name] = settings | _terms_off(config, [term for term, on in (("mu", mu), ("nt", nt)) if not on])
     return found
 
 
