@@ -112,7 +112,21 @@ def predict(
     The images are files, folders, .txt lists, or a single .npy. The batch size never changes the result; `show` tells
     how far it is, on stderr.
     """
-    total, batches, skipped = _open(classifier, images, batch_size)
+    size, resize, one = classifier.image_size, classifier.resize, classifier.input
+    skipped: dict[str, str] = {}
+    arrays = [path for path in images if path.endswith(".npy") and os.path.isfile(path)]
+    if arrays and len(images) > 1:
+        raise UserError(f"--images: {len(images)} paths with {arrays[0]} among them; expected one .npy, or no .npy")
+    if arrays:
+        array = pictures.read_array(arrays[0], None if classifier.is_of_images else one)
+        total = len(array)
+        batches = pictures.array_batches(array, os.path.basename(arrays[0]), size, resize, batch_size)
+    elif classifier.is_of_images:
+        files = pictures.find(images)
+        total, batches = len(files), pictures.batches(files, size, resize, batch_size, skipped)
+    else:
+        takes = f"this network takes {one.dtype} {list(one.shape)}"
+        raise UserError(f"--images={images[0]}: {takes}; expected one .npy file")
     run = BatchedLogits(classifier, min(batch_size, total))
 
     def found() -> Batches:
@@ -131,25 +145,6 @@ def predict(
             raise UserError(f"none of the {total} images could be classified; the first: {file}: {reason}")
 
     return found(), skipped
-
-
-def _open(classifier: Classifier, images: Sequence[str], batch_size: int) -> tuple[int, Batches, dict[str, str]]:
-    """How many images, their batches, and the dict that will name the unreadable ones."""
-    size, resize = classifier.image_size, classifier.resize
-    arrays = [path for path in images if path.endswith(".npy") and os.path.isfile(path)]
-    if arrays:
-        if len(images) > 1:
-            raise UserError(f"--images: {len(images)} paths with {arrays[0]} among them; expected one .npy, or no .npy")
-        array = pictures.read_array(arrays[0], None if classifier.is_of_images else classifier.input)
-        batches = pictures.array_batches(array, os.path.basename(arrays[0]), size, resize, batch_size)
-        return len(array), batches, {}
-    if not classifier.is_of_images:
-        one = classifier.input
-        raise UserError(
-            f"--images={images[0]}: this network takes {one.dtype} {list(one.shape)}; expected one .npy file"
-        )
-    files, skipped = pictures.find(images), dict[str, str]()
-    return len(files), pictures.batches(files, size, resize, batch_size, skipped), skipped
 
 
 def main(argv: Sequence[str]) -> int:

@@ -46,11 +46,8 @@ def without_registering(meta: Mapping[str, Any], arguments: Sequence[str]) -> li
     """The --config arguments without the files that only register: those that a checkpoint remembers, and those that
     build no configuration."""
     files = {*(meta.get("files") or {}), *_WITHOUT_CONFIGURATION}
-
-    def only_registers(item: str) -> bool:
-        return item.startswith("--config=") and Path(item.removeprefix("--config=").partition(":")[0]).name in files
-
-    return [item for item in arguments if not only_registers(item)]
+    names = {item: Path(item.removeprefix("--config=").partition(":")[0]).name for item in arguments}
+    return [item for item in arguments if not (item.startswith("--config=") and names[item] in files)]
 
 
 _WITHOUT_CONFIGURATION: set[str] = set()  # base names of files that have been registered
