@@ -103,10 +103,9 @@ def array_batches(array: np.ndarray, name: str, size: int, resize: int, batch_si
     """
     for start in range(0, len(array), batch_size):
         images = np.asarray(array[start : start + batch_size])
+        are_pictures = images.dtype == np.uint8 and images.ndim == 4 and images.shape[-1] == 3
         if images.dtype.kind == "f":
             images = images.astype(np.float32)
-        elif images.ndim != 4 or images.shape[-1] != 3 or images.dtype != np.uint8:
-            pass
-        elif images.shape[1:3] != (size, size):
+        elif are_pictures and images.shape[1:3] != (size, size):
             images = np.stack([center_crop_pixels(one, size, resize) for one in images])
         yield [f"{name}[{i}]" for i in range(start, start + len(images))], images
