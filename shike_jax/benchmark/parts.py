@@ -36,20 +36,13 @@ Parts = dict[str, Callable[[int], Any]]
 
 
 class Layer(NamedTuple):
-    """A kind of layer: a convolution, or batch normalisation with a ReLU where there is no kernel.
+    """A kind of layer: a convolution, or batch normalisation with a ReLU where there is no kernel."""
 
-    Attributes:
-      inputs: its shape, [B,H,W,C].
-      kernel: [size,size,C/groups,F], or empty.
-      stride, groups: of the convolution.
-      first: its input is the images.
-    """
-
-    inputs: tuple[int, ...]
-    kernel: tuple[int, ...] = ()
+    inputs: tuple[int, ...]  # its shape, [B,H,W,C]
+    kernel: tuple[int, ...] = ()  # [size,size,C/groups,F], or empty
     stride: int = 1
     groups: int = 1
-    first: bool = False
+    first: bool = False  # its input is the images
 
     def __str__(self) -> str:
         size = " x ".join(map(str, self.inputs[1:]))

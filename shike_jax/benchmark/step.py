@@ -39,7 +39,7 @@ examples:
 def main(argv: Sequence[str]) -> None:
     """Runs the command."""
     args = _parse(argv)
-    if "torch" in args.against or "torch_compiled" in args.against:
+    if {"torch", "torch_compiled"} & set(args.against):
         measure.peer("pytorch", "--against=torch").require_torch()
     measure.check_writable(args.json)
     # Both frameworks use one GPU in turns: neither may take all of its memory. Before JAX wakes it.
@@ -165,12 +165,14 @@ def _makers(args: argparse.Namespace, workload: Any) -> dict[str, Callable[[], A
         makers["ours without augmentation"] = lambda: Ours(workload)
     if args.seeds > 1:
         makers[f"ours, {args.seeds} seeds at once"] = lambda: Ours(workload, args.augment, seeds=args.seeds)
+
+    def torch(*mode: str) -> Any:
+        return measure.peer("pytorch", "--against=torch").Torch(workload, *mode)
+
     others = {
         "plain": lambda: measure.peer("plain", "--against=plain").Plain(workload),
-        "torch": lambda: measure.peer("pytorch", "--against=torch").Torch(workload),
-        "torch_compiled": lambda: measure.peer("pytorch", "--against=torch_compiled").Torch(
-            workload, args.compile_mode
-        ),
+        "torch": torch,
+        "torch_compiled": lambda: torch(args.compile_mode),
     }
     return makers | {name: others[name] for name in args.against}
 

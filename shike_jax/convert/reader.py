@@ -113,14 +113,10 @@ def read_state_dict(path: str | os.PathLike, kind: str = "", tell: Tell = say) -
     the whole file. Prefixes of wrappers (`module.`, `_orig_mod.`) and `num_batches_tracked` are removed; of a larger
     module the network's own part is read (`backbone.`, `encoder_q.`, `model.`, ...).
 
-    Args:
-        kind: of a file with both, the `averaged` or the `raw` weights; empty: the averaged ones, and `tell` says so.
-        tell: gets lines for the user.
-
-    Raises:
-        UserError: missing file, unknown suffix, damaged content, a pickle that asks for more than tensors, containers
-            and numbers, two different tensors of one name, no tensors at all, or none of the kind asked for. One line
-            that names the file.
+    `kind` says whether the `averaged` or the `raw` weights of a file with both are read; empty: the averaged ones, and
+    `tell` says so. `UserError`, which names the file, for a missing one, an unknown suffix, damaged content, a pickle
+    that asks for more than tensors, containers and numbers, two different tensors of one name, no tensors at all, or
+    none of the kind asked for.
     """
     with downloaded(place(path)) as local:
         name = local.name.lower()

@@ -125,17 +125,10 @@ _ACCEPTED: dict[str, tuple[Callable[[Any], bool], str]] = {
 
 
 def build_model(model: Mapping[str, Any], num_classes: int, *, dtype: Any = jnp.float32, axis_name: Axis = None) -> Any:
-    """Builds the network that `config.model` describes.
+    """The network that `config.model` describes: an `ExpertNetwork`, or what a registered network's function makes.
 
-    Args:
-      model: the fields of `config.model` (a ConfigDict or a plain dict, as checkpoints keep it).
-      num_classes, dtype, axis_name: as for `create_model`.
-
-    Returns:
-      A Flax module: an `ExpertNetwork`, or what a registered network's function makes (see `models.calling`).
-
-    Raises:
-      UserError: unknown backbone, a depth that is not one of its shared stages, a registered function that fails.
+    `model` has those fields (a ConfigDict or a plain dict, as checkpoints keep it); the rest is as for `create_model`.
+    `UserError` for an unknown backbone, a depth that is not one of its shared stages, a registered function that fails.
     """
     name = model["backbone"]
     if name in NETWORKS and name not in BACKBONES:

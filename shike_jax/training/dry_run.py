@@ -5,10 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import jax.numpy as jnp
 from ml_collections import ConfigDict
 
-from shike_jax import models
 from shike_jax.cluster import parallel
 from shike_jax.common.text import aligned
 from shike_jax.config import to_plain
@@ -20,7 +18,7 @@ from shike_jax.storage.workdir import examine
 from shike_jax.training.overview import parameter_table
 from shike_jax.training.plan import plan_stages
 from shike_jax.training.program import trained_in
-from shike_jax.training.setup import check_devices, first_variables
+from shike_jax.training.setup import check_devices, first_variables, network_of
 
 
 def describe(config: ConfigDict, workdir: Any) -> list[str]:
@@ -32,7 +30,7 @@ def describe(config: ConfigDict, workdir: Any) -> list[str]:
     source = load(config.data)
     split = source.split
     examples, part = len(split.parts["train"]), evaluated_part(config.data)
-    network = models.build_model(config.model, split.num_classes, dtype=jnp.dtype(config.dtype))
+    network = network_of(config, split.num_classes)
     plans = plan_stages(config, examples)
     params = first_variables(config, source, plans, network)["params"]
     rows = [["stage", "epochs", "steps", "batch", "peak lr", "losses"]]

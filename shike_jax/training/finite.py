@@ -41,9 +41,8 @@ class EpochSums:
         self._collect(len(self._pending))
         if self._broken is not None:
             step, means = self._broken
-            raise _refusal(
-                f"{_name(means)} is", self._where, step, self._last_good(), _RATE if step > 1 else _NO_RATE, means
-            )
+            advice = _RATE if step > 1 else _NO_RATE
+            raise _refusal(f"{_name(means)} is", self._where, step, self._last_good(), advice, means)
         return self._total
 
     def finished_loss(self) -> float:

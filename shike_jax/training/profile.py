@@ -19,8 +19,8 @@ class Profile:
 
     def __init__(self, text: str, folder: Path, active: bool) -> None:
         """Args: text: `STEP:COUNT` or empty. folder: of the trace. active: False on processes that are not traced."""
-        self._range = tuple(map(int, text.split(":"))) if text and active else None
-        self._folder, self._running = folder, False
+        first, count = map(int, text.split(":")) if text and active else (0, 0)
+        self._steps, self._folder, self._running = range(first, first + count), folder, False
         self._held = contextlib.ExitStack()
 
     def before(self, step: int, done: int) -> None:
@@ -28,7 +28,7 @@ class Profile:
 
         The trace holds whole calls: those that make one of the steps asked for.
         """
-        if self._range and not self._running and step < sum(self._range) and step + done > self._range[0]:
+        if self._steps and not self._running and step < self._steps.stop and step + done > self._steps.start:
             jax.profiler.start_trace(str(self._held.enter_context(buckets.staged(self._folder))))
             self._running = True
 
@@ -38,7 +38,7 @@ class Profile:
 
     def after(self, step: int, result: Any) -> bool:
         """Call with the result of the call that has reached `step`; True when the trace was written now."""
-        if not self._running or self._range is None or step < sum(self._range):
+        if not self._running or step < self._steps.stop:
             return False
         jax.block_until_ready(result)
         self.close()
@@ -49,4 +49,4 @@ class Profile:
         if self._running:
             jax.profiler.stop_trace()
             self._held.close()
-            self._range, self._running = None, False
+            self._steps, self._running = range(0), False

@@ -99,14 +99,10 @@ def make_program(
     steps_per_epoch: int,
     steps: int,
 ) -> Program:
-    """Builds the program of a stage from its configuration.
+    """Builds the program of a stage from the fields of `config.stages.NAME`.
 
-    Args:
-      settings: the fields of `config.stages.NAME`.
-      params: the network's parameters, or shapes; their names decide what trains.
-
-    Raises:
-      UserError: patterns that match no parameter, an unknown schedule or optimiser.
+    The names of `params` (or shapes) decide what trains. `UserError` for patterns that match no parameter, an unknown
+    schedule or optimiser.
     """
     trained = trained_in(settings, network, params)
     updated = jax.tree.map(lambda _: True, trained) if settings.decay_frozen else trained

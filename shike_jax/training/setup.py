@@ -117,7 +117,10 @@ def prepare(config: ConfigDict, workdir: Path, log: RunLog) -> tuple[Run, Stage,
     history.setdefault("starts", []).append(_start(config, index, step))
     network = network_of(config, source.split.num_classes)
     feeds, part = make_feeds(source, config), evaluated_part(config.data)
-    seen = plain_views(config.data.mean, config.data.std, jnp.dtype(config.dtype))
+    images, seen = (
+        len(source.split.parts[part]),
+        plain_views(config.data.mean, config.data.std, jnp.dtype(config.dtype)),
+    )
     announced = functools.partial(log.announced, what="the evaluation")
     run = Run(
         config=config,
@@ -126,9 +129,7 @@ def prepare(config: ConfigDict, workdir: Path, log: RunLog) -> tuple[Run, Stage,
         plans=plans,
         network=network,
         feeds=feeds,
-        evaluator=Evaluator(
-            network, feeds[part], len(source.split.parts[part]), config.eval.batch_size, seen, announced
-        ),
+        evaluator=Evaluator(network, feeds[part], images, config.eval.batch_size, seen, announced),
         log=log,
         checkpoints=checkpoints,
         stop=StopRequest(),
@@ -243,9 +244,8 @@ def make_stage(
     augment = device_augment(config, jnp.dtype(config.dtype), platform)
     key = randomness.stage_key(config.seed, plan.index)
     lengths = plan.steps_per_epoch, plan.steps
-    return Stage(
-        **vars(plan), program=make_program(plan.settings, network, params, class_counts, augment, key, *lengths)
-    )
+    program = make_program(plan.settings, network, params, class_counts, augment, key, *lengths)
+    return Stage(**vars(plan), program=program)
 
 
 def new_history() -> dict[str, Any]:

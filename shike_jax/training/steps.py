@@ -141,9 +141,7 @@ class Seen:
     """What the network sees of a batch: augmented and mixed. No gradient flows through it."""
 
     images: Array  # normalised [b,H,W,3]
-    partners: (
-        Any  # the same of the images that a sampler of pairs has drawn; None where no mixing or hook asks for them
-    )
+    partners: Any  # the same of the images that a sampler of pairs has drawn; None where nothing asks for them
     views: tuple[Array, ...]  # further augmented copies of the images, as many as the losses ask for
     mixing: Mixing | None
 
