@@ -280,7 +280,7 @@ def gaussian_clouded(
 ) -> Array:
     """Gaussian clouded logit adjustment (GCL, Li et al. 2022, eqs. 7 to 9), by the size of the noise as the authors do.
 
-    Class c loses scale * strength * |noise| * (log n_max - log n_c) / (log n_max - log n_min), and the label's class
+    Class c loses scale * strength * abs(noise) * (log n_max - log n_c) / (log n_max - log n_min), and the label's class
     scale * margin besides: more noise widens the space that features of rare classes take. With equal class counts
     there is no cloud. The logits are cosines times `scale`, the noise [B,C] is the same for all experts; the authors
     use the strength 0.5 on CIFAR100-LT.
