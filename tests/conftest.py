@@ -36,6 +36,15 @@ def pytest_unconfigure(config: pytest.Config) -> None:
         shutil.rmtree(config.stash[_MADE_HERE], ignore_errors=True)
 
 
+# Files whose runs take longest, two processes or whole commands: begun last, one would keep a single worker busy.
+LONGEST = ("test_restarts", "test_library", "test_everything", "test_older_runs", "test_parallel", "test_stopping")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begins with the longest files; `launch/test.sh` has the workers keep to this order."""
+    items.sort(key=lambda item: item.path.stem not in LONGEST)
+
+
 @pytest.fixture(autouse=True)
 def no_job_outlives_its_test() -> Iterator[None]:
     """A run that a failed test did not wait for would train on, and slow down every test after it."""
