@@ -23,6 +23,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from shike_jax.cluster import coordination
 from shike_jax.cluster.axis import Axis, Neighbours, axis_size, sum_over
+from shike_jax.cluster.joining import start_distributed as start_distributed  # found here since version 0.1
 from shike_jax.errors import UserError
 
 AXIS = "devices"
