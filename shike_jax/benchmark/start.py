@@ -62,10 +62,11 @@ def parts(config: ConfigDict) -> Iterator[str]:
     from shike_jax.cluster import compiled_cache, cpu, parallel
     from shike_jax.data import sampling, sources
     from shike_jax.data.feeds import make_feeds
-    from shike_jax.training import randomness, setup
-    from shike_jax.training.plan import plan_stages
+    from shike_jax.training import randomness
+    from shike_jax.training.setup import check_devices
     from shike_jax.training.state import start_stage
     from shike_jax.training.steps import compile_train
+    from shike_jax.training.task import Task
 
     parallel.use_backend(config.train.backend)
     yield "imports"
@@ -73,19 +74,16 @@ def parts(config: ConfigDict) -> Iterator[str]:
         jax.config.update("jax_enable_x64", True)
     compiled_cache.use_default_folder()
     cpu.use_cores(config.train.cpu_devices, [config.stages[name].batch_size for name in config.run])
-    setup.check_devices(config)
+    check_devices(config)
     yield "device"
-    source = sources.load(config.data)
-    feed = make_feeds(source, config)["train"]
+    task = Task(config, sources.load(config.data))
+    feed = make_feeds(task.source, config)["train"]
     yield "data"
-    settings, labels = config.stages[config.run[0]], source.split.parts["train"].labels
-    network = setup.network_of(config, source.split.num_classes)
-    plan = plan_stages(config, len(labels))[0]
-    variables = setup.first_variables(config, source, [plan], network)
-    program = setup.make_stage(config, plan, network, variables["params"], source.split.class_counts).program
+    variables = task.first_variables()
+    program, settings = task.stage(0, variables["params"]).program, task.plans[0].settings
     state = parallel.replicate(start_stage(variables, program))
     order = randomness.order_key(program.key)
-    rows = sampling.epoch_plan(settings.sampler, order, 0, labels, settings.batch_size, settings.keep_last)
+    rows = sampling.epoch_plan(settings.sampler, order, 0, task.labels, settings.batch_size, settings.keep_last)
     views = randomness.host_seed(config.seed, 0, 0)
     [(_, inputs)] = itertools.islice(feed.calls(rows, 0, 1, views), 1)
     call = compile_train(program, feed.fetch)

@@ -234,18 +234,18 @@ def _stamp(path: Path) -> tuple[int, int]:
 
 
 class Progress:
-    """Rate and time left of a whole run of so many examples, from the epochs done since this process started.
+    """Rate and time left of a run with `examples_left` to train on, from the epochs done since this process started.
 
     The time left is not known (NaN) before two epochs or half a minute are done: what the first epoch spends on warming
     up would be counted for all.
     """
 
-    def __init__(self, examples_left: int) -> None:
-        self._left, self._done, self._seconds, self._pieces = examples_left, 0, 0.0, 0
+    def __init__(self, examples_left: int = 0) -> None:
+        self.examples_left, self._done, self._seconds, self._pieces = examples_left, 0, 0.0, 0
 
     def advance(self, examples: int, seconds: float) -> tuple[float, float]:
         """Adds work done; returns (examples per second of this piece, seconds left for all)."""
-        self._left -= examples
+        self.examples_left -= examples
         self._done += examples
         self._seconds += seconds
         self._pieces += 1
@@ -255,4 +255,4 @@ class Progress:
         """Seconds left for all after further work that is not added yet; NaN where they are not known."""
         if self._pieces < 2 and self._seconds + seconds < 30:
             return math.nan
-        return max(self._left - examples, 0) * (self._seconds + seconds) / max(self._done + examples, 1)
+        return max(self.examples_left - examples, 0) * (self._seconds + seconds) / max(self._done + examples, 1)

@@ -27,8 +27,8 @@ from shike_jax.methods.loss_registry import further_views
 from shike_jax.training import steps
 from shike_jax.training.loss_variables import with_losses
 from shike_jax.training.plan import plan_stages
-from shike_jax.training.setup import make_stage, network_of
 from shike_jax.training.state import TrainState
+from shike_jax.training.task import make_stage, network_of
 from shike_jax.training.trainable import select
 
 PyTree = Any

@@ -29,8 +29,9 @@ from shike_jax.models.calling import has_features, name_of
 from shike_jax.models.layers import MOMENTS
 from shike_jax.training import randomness, steps, trainable
 from shike_jax.training.loss_variables import of_network
-from shike_jax.training.setup import Run, Stage
+from shike_jax.training.setup import Run
 from shike_jax.training.state import TrainState, variables_of
+from shike_jax.training.task import Stage
 
 PyTree = Any
 

@@ -16,9 +16,9 @@ from shike_jax.methods.loss_registry import describe_losses
 from shike_jax.storage.checkpoints import newest_checkpoint
 from shike_jax.storage.workdir import examine
 from shike_jax.training.overview import parameter_table
-from shike_jax.training.plan import plan_stages
 from shike_jax.training.program import trained_in
-from shike_jax.training.setup import check_devices, first_variables, network_of
+from shike_jax.training.setup import check_devices
+from shike_jax.training.task import Task
 
 
 def describe(config: ConfigDict, workdir: Any) -> list[str]:
@@ -27,26 +27,23 @@ def describe(config: ConfigDict, workdir: Any) -> list[str]:
     `UserError` for what would keep it from starting: missing data, impossible batches, a directory of another run.
     """
     check_devices(config)
-    source = load(config.data)
-    split = source.split
-    examples, part = len(split.parts["train"]), evaluated_part(config.data)
-    network = network_of(config, split.num_classes)
-    plans = plan_stages(config, examples)
-    params = first_variables(config, source, plans, network)["params"]
+    task = Task(config, load(config.data))
+    split, part = task.source.split, evaluated_part(config.data)
+    params = task.first_variables()["params"]
     rows = [["stage", "epochs", "steps", "batch", "peak lr", "losses"]]
-    for plan in plans:
+    for plan in task.plans:
         losses = " + ".join(f"{one['weight']:g} {one['name']}" for one in describe_losses(plan.settings.loss))
         size, rate = plan.settings.batch_size, f"{plan.settings.lr:g}"
         rows.append([plan.name, f"{plan.settings.epochs}", f"{plan.steps:,}", f"{size:,}", rate, losses])
     return [
         f"{split.name}: {split.rule}",
-        f"{examples:,} training images of {split.num_classes} classes, {split.class_counts.max():,} to "
+        f"{len(task.labels):,} training images of {split.num_classes} classes, {split.class_counts.max():,} to "
         f"{split.class_counts.min():,} of a class",
         f"evaluated on {len(split.parts[part]):,} images of part {part}",
-        *source.report.lines(),
+        *task.source.report.lines(),
         parallel.describe(),
         "",
-        *parameter_table(params, {plan.name: trained_in(plan.settings, network, params) for plan in plans}),
+        *parameter_table(params, {plan.name: trained_in(plan.settings, task.network, params) for plan in task.plans}),
         "",
         *aligned(rows, left=(0, 5)),
         "",

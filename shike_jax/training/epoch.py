@@ -24,8 +24,9 @@ from shike_jax.methods.loss_registry import further_views
 from shike_jax.storage.trouble import check_present
 from shike_jax.training import outcome, randomness
 from shike_jax.training.finite import EpochSums, check_variables
-from shike_jax.training.setup import Run, Stage
+from shike_jax.training.setup import Run
 from shike_jax.training.state import TrainState, variables_of
+from shike_jax.training.task import Stage
 
 PyTree = Any
 

@@ -40,8 +40,9 @@ from shike_jax.storage.workdir import discard_untrained, opened
 from shike_jax.training import bn_estimation, outcome, steps
 from shike_jax.training.epoch import EpochReport, calls, fit_epoch, is_evaluated, of_each, side_by_side
 from shike_jax.training.finite import check_logits, check_variables
-from shike_jax.training.setup import Run, Stage, check_devices, make_stage, prepare
+from shike_jax.training.setup import Run, check_devices, prepare
 from shike_jax.training.state import TrainState, start_stage
+from shike_jax.training.task import Stage
 
 PyTree = Any
 
@@ -78,8 +79,7 @@ class Member:
 
     def next_stage(self, variables: PyTree) -> None:
         """Begins the next stage with the variables that the last one handed over; a checkpoint holds its start."""
-        run, plan = self.run, self.run.plans[self.stage.index + 1]
-        self.stage = make_stage(run.config, plan, run.network, variables["params"], run.source.split.class_counts)
+        self.stage = self.run.stage(self.stage.index + 1, variables["params"])
         self.state, self.step, self.variables = start_stage(variables, self.stage.program), 0, None
         self._variables_of = bn_estimation.make_outcome(self.run, self.stage)
         outcome.save_checkpoint(self.run, self.stage, self.state, 0)

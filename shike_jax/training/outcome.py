@@ -21,8 +21,9 @@ from shike_jax.methods.scores import describe_scores
 from shike_jax.storage.trouble import check_present
 from shike_jax.storage.weights import save_weights
 from shike_jax.training.loss_variables import of_network
-from shike_jax.training.setup import Run, Stage
+from shike_jax.training.setup import Run
 from shike_jax.training.state import TrainState
+from shike_jax.training.task import Stage
 
 PyTree = Any
 PER_CLASS = ("per_class", "experts_per_class")

@@ -7,16 +7,14 @@ import dataclasses
 import functools
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from ml_collections import ConfigDict
 
-from shike_jax import models
 from shike_jax.cluster import compiled_cache, parallel
 from shike_jax.cluster.coordination import CompileTime
 from shike_jax.cluster.preemption import StopRequest
@@ -28,49 +26,37 @@ from shike_jax.convert.warm import warm_start
 from shike_jax.data.feeds import Feed, make_feeds
 from shike_jax.data.held_out import evaluated_part, write_csv
 from shike_jax.data.sources import Source, load
-from shike_jax.data.views import device_augment, images_seen
 from shike_jax.errors import UserError
 from shike_jax.evaluation.evaluator import Evaluator, plain_views
 from shike_jax.methods.own_files import changed, remembered
-from shike_jax.methods.scores import check_scores
 from shike_jax.storage.checkpoints import Checkpoints
 from shike_jax.storage.logs import Progress, RunLog
 from shike_jax.storage.trees import restore_into
 from shike_jax.storage.weights import remove_unfinished
-from shike_jax.training import randomness
-from shike_jax.training.loss_variables import with_losses
 from shike_jax.training.overview import parameter_table
-from shike_jax.training.plan import StagePlan, examples_left, plan_stages
+from shike_jax.training.plan import examples_left
 from shike_jax.training.profile import Profile
-from shike_jax.training.program import Program, check_stage, make_program, trained_in
+from shike_jax.training.program import trained_in
 from shike_jax.training.same_files import changed_files, record_files
 from shike_jax.training.state import TrainState, start_stage, upgraded
+from shike_jax.training.task import Stage, Task
 
 PyTree = Any
 
 
 @dataclasses.dataclass(frozen=True)
-class Run:
-    """What all stages of a run share."""
+class Run(Task):
+    """A task that is trained in a work directory, and what all of its stages share there."""
 
-    config: ConfigDict
     workdir: Path
-    source: Source
-    plans: tuple[StagePlan, ...]  # of its stages, in order
-    network: Any
+    log: RunLog
     feeds: dict[str, Feed]
     evaluator: Evaluator
-    log: RunLog
     checkpoints: Checkpoints
-    stop: StopRequest
-    progress: Progress
     profile: Profile
     history: dict[str, Any]  # finished `stages`, `seconds` spent, `starts` of the program; saved with every checkpoint
-
-    @property
-    def labels(self) -> np.ndarray:
-        """Labels of the training examples, int32 [N]."""
-        return self.source.split.parts["train"].labels
+    progress: Progress = dataclasses.field(default_factory=Progress)
+    stop: StopRequest = dataclasses.field(default_factory=StopRequest)
 
     @contextlib.contextmanager
     def timed(self, name: str) -> Iterator[None]:
@@ -80,13 +66,6 @@ class Run:
         compiling = CompileTime.total - compiled
         seconds["compile"] += compiling
         seconds[name] += time.monotonic() - began - compiling
-
-
-@dataclasses.dataclass(frozen=True)
-class Stage(StagePlan):
-    """A stage that is trained: its place and length, and what its steps do."""
-
-    program: Program
 
 
 def check_devices(config: ConfigDict) -> None:
@@ -106,76 +85,44 @@ def prepare(config: ConfigDict, workdir: Path, log: RunLog) -> tuple[Run, Stage,
     Returns the run, the stage that it stands in, and that stage's state on the host; `UserError` for anything a user
     can fix in the data, the configuration or the work directory.
     """
-    source = _load_source(config, log)
-    plans = plan_stages(config, len(source.split.parts["train"]))
-    starts = [plan.steps_before for plan in plans[1:]]  # of stages: the ends of those before
-    checkpoints = Checkpoints(workdir, config.train.keep_checkpoints, config.train.keep_every_steps, starts)
-    position, tree = _restored(checkpoints, workdir, source, log, config)
-    index, step, history = (position[name] for name in ("stage_index", "step", "history"))
+    run = _make_run(Task(config, _load_source(config, log)), workdir, log)
+    index, step, tree = _restored(run)
     if parallel.is_main():
-        _record(workdir, source, log, fresh=tree is None)
-    history.setdefault("starts", []).append(_start(config, index, step))
-    network = network_of(config, source.split.num_classes)
-    feeds, part = make_feeds(source, config), evaluated_part(config.data)
-    images, seen = (
-        len(source.split.parts[part]),
-        plain_views(config.data.mean, config.data.std, jnp.dtype(config.dtype)),
-    )
-    announced = functools.partial(log.announced, what="the evaluation")
-    run = Run(
-        config=config,
-        workdir=workdir,
-        source=source,
-        plans=plans,
-        network=network,
-        feeds=feeds,
-        evaluator=Evaluator(network, feeds[part], images, config.eval.batch_size, seen, announced),
-        log=log,
-        checkpoints=checkpoints,
-        stop=StopRequest(),
-        progress=Progress(examples_left(plans, index, step)),
-        profile=_profile(config, workdir),
-        history=history,
-    )
-    warm = None
-    if tree is None and config.init_from:  # read before anything is computed: a missing file is named at once
-        weights = read_pretrained(config.init_from, config.model.backbone, log.line)
-        warm = functools.partial(_warm_started, run, weights)
-    variables = first_variables(config, source, plans, network, warm)
+        _record(run, fresh=tree is None)
+    run.history.setdefault("starts", []).append(_start(run, index, step))
+    run.progress.examples_left = examples_left(run.plans, index, step)
+    warm = _warm_start(run) if tree is None else None  # before anything is computed: a missing file is named at once
+    variables = run.first_variables(warm)
     if tree is None:
         _show_parameters(run, variables["params"])
-    stage = make_stage(config, plans[index], network, variables["params"], source.split.class_counts)
+    stage = run.stage(index, variables["params"])
     log.continue_after(stage.steps_before + step)
     state = start_stage(variables, stage.program)
     if tree is not None:
-        state = restore_into(state, upgraded(tree, state), str(checkpoints.root))
+        state = restore_into(state, upgraded(tree, state), str(run.checkpoints.root))
         log.line(f"continuing in stage {stage.name} at step {step}")
     return run, stage, state
 
 
-def first_variables(
-    config: ConfigDict,
-    source: Source,
-    plans: Sequence[StagePlan],
-    network: Any,
-    warm: Callable[[PyTree], PyTree] | None = None,
-) -> PyTree:
-    """The variables {`params`, `batch_stats`} that a run begins with, on the host, those of losses included.
-
-    `warm` puts the weights of another run in place of the network's own. Raises `UserError` for a network, score, loss
-    or feature hook of the planned stages that does not work with the others.
-    """
-    split, images = source.split, images_seen(source, config)
-    variables = models.init_variables(network, config.seed, images)
-    sizes = models.sizes_of(network, variables, images, split.num_classes)
-    check_scores(split.num_classes, split.divisions, sizes[0])
-    if warm is not None:
-        variables = warm(variables)
-    for plan in plans:
-        check_stage(plan.name, plan.settings, network, sizes, split.class_counts)
-    stages = [plan.settings for plan in plans]
-    variables = with_losses(variables, stages, sizes, split.class_counts, config.seed)
-    return jax.tree.map(np.asarray, variables)
+def _make_run(task: Task, workdir: Path, log: RunLog) -> Run:
+    """The run of a task in a work directory, as if nothing had been trained there."""
+    config, split = task.config, task.source.split
+    feeds, part = make_feeds(task.source, config), evaluated_part(config.data)
+    seen = plain_views(config.data.mean, config.data.std, jnp.dtype(config.dtype))
+    announced = functools.partial(log.announced, what="the evaluation")
+    size = config.eval.batch_size
+    starts = [plan.steps_before for plan in task.plans[1:]]  # of stages: the ends of those before
+    return Run(
+        config=config,
+        source=task.source,
+        workdir=workdir,
+        log=log,
+        feeds=feeds,
+        evaluator=Evaluator(task.network, feeds[part], len(split.parts[part]), size, seen, announced),
+        checkpoints=Checkpoints(workdir, config.train.keep_checkpoints, config.train.keep_every_steps, starts),
+        profile=_profile(config, workdir),
+        history=new_history(),
+    )
 
 
 def _profile(config: ConfigDict, workdir: Path) -> Profile:
@@ -184,38 +131,38 @@ def _profile(config: ConfigDict, workdir: Path) -> Profile:
     return Profile(config.train.profile, folder, config.train.profile_all or not index)
 
 
-def _restored(
-    checkpoints: Checkpoints, workdir: Path, source: Source, log: RunLog, config: ConfigDict
-) -> tuple[dict[str, Any], PyTree | None]:
-    """Where the newest checkpoint that can be read stands (`outcome.save_checkpoint`), and its arrays; None for a run
-    that has not begun.
+def _restored(run: Run) -> tuple[int, int, PyTree | None]:
+    """The stage and the step of the newest checkpoint that can be read (`outcome.save_checkpoint`), and its arrays.
+
+    The run's history goes on with the checkpoint's. The start of the first stage and None where nothing was saved yet.
     """
-    restored = checkpoints.restore(log.line)
+    restored = run.checkpoints.restore(run.log.line)
     if restored is None:
-        return {"stage_index": 0, "step": 0, "history": new_history()}, None
+        return 0, 0, None
     tree, meta = restored
-    if meta["split_hash"] != source.split.hash:
+    if meta["split_hash"] != run.source.split.hash:
         raise UserError(
-            f"{workdir}: its checkpoint was trained on split {meta['split_hash'][:12]}, the data now give "
-            f"{source.split.hash[:12]}; expected the same data"
+            f"{run.workdir}: its checkpoint was trained on split {meta['split_hash'][:12]}, the data now give "
+            f"{run.source.split.hash[:12]}; expected the same data"
         )
-    for line in changed(meta, remembered(to_plain(config))):
-        log.line(line)
+    for line in changed(meta, remembered(to_plain(run.config))):
+        run.log.line(line)
+    run.history.update(meta["history"])
     # Images that could not be read before the run was stopped count once.
-    known = {(one["part"], one["name"]): one["reason"] for one in meta["history"].get("bad_images", ())}
-    source.report.unreadable.update(known)
-    return meta, tree
+    known = {(one["part"], one["name"]): one["reason"] for one in run.history.get("bad_images", ())}
+    run.source.report.unreadable.update(known)
+    return meta["stage_index"], meta["step"], tree
 
 
-def _record(workdir: Path, source: Source, log: RunLog, fresh: bool) -> None:
+def _record(run: Run, fresh: bool) -> None:
     """Puts the work directory in order, and notes which images were drawn and what their files were like."""
-    remove_unfinished(workdir / "weights")
-    if source.drawn:
-        write_csv(workdir / "split.csv", source.split)
+    remove_unfinished(run.workdir / "weights")
+    if run.source.drawn:
+        write_csv(run.workdir / "split.csv", run.source.split)
     if fresh:
-        record_files(workdir, source)
-    elif changed := changed_files(workdir, source):
-        log.line(changed)
+        record_files(run.workdir, run.source)
+    elif changed := changed_files(run.workdir, run.source):
+        run.log.line(changed)
 
 
 def _show_parameters(run: Run, params: PyTree) -> None:
@@ -226,26 +173,6 @@ def _show_parameters(run: Run, params: PyTree) -> None:
     if run.config.log == "debug":
         overview = optional("clu.parameter_overview", "no list of all parameters")
         run.log.debug(overview.get_parameter_overview(params, include_stats=False))
-
-
-def network_of(config: ConfigDict, classes: int) -> Any:
-    """The network of a run, with the device axis of its BN statistics."""
-    axis = parallel.bn_axis(config.train.sync_bn, config.train.bn_group)
-    return models.build_model(config.model, classes, dtype=jnp.dtype(config.dtype), axis_name=axis)
-
-
-def make_stage(
-    config: ConfigDict, plan: StagePlan, network: Any, params: PyTree, class_counts: np.ndarray, platform: str = ""
-) -> Stage:
-    """A planned stage with its program; `params` (or shapes) give the names of the parameters.
-
-    `platform` is what the steps are compiled for; empty: the one that JAX computes on.
-    """
-    augment = device_augment(config, jnp.dtype(config.dtype), platform)
-    key = randomness.stage_key(config.seed, plan.index)
-    lengths = plan.steps_per_epoch, plan.steps
-    program = make_program(plan.settings, network, params, class_counts, augment, key, *lengths)
-    return Stage(**vars(plan), program=program)
 
 
 def new_history() -> dict[str, Any]:
@@ -271,23 +198,30 @@ def _load_source(config: ConfigDict, log: RunLog) -> Source:
     return source
 
 
-def _start(config: ConfigDict, index: int, step: int) -> dict[str, Any]:
+def _start(run: Run, index: int, step: int) -> dict[str, Any]:
     """Where and on what the program was started, for results.json."""
     return {
-        "stage": config.run[index],
+        "stage": run.plans[index].name,
         "step": step,
         "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         "devices": jax.device_count(),
         "processes": jax.process_count(),
-        "backend": config.train.backend,
-        "steps_per_call": config.train.steps_per_call,
+        "backend": run.config.train.backend,
+        "steps_per_call": run.config.train.steps_per_call,
         "version": code_version(),
     }
 
 
-def _warm_started(run: Run, weights: tuple[PyTree, tuple[str, ...] | None], fresh: PyTree) -> PyTree:
-    variables, names = weights
-    merged, report = warm_start(variables, fresh, names, run.source.split.class_names)
-    for line in report.summary().splitlines():
-        run.log.line(f"{run.config.init_from}: {line}")
-    return merged
+def _warm_start(run: Run) -> Callable[[PyTree], PyTree] | None:
+    """What puts the weights of `config.init_from`, read here, in place of fresh ones; None without that field."""
+    if not run.config.init_from:
+        return None
+    weights, names = read_pretrained(run.config.init_from, run.config.model.backbone, run.log.line)
+
+    def warm(fresh: PyTree) -> PyTree:
+        merged, report = warm_start(weights, fresh, names, run.source.split.class_names)
+        for line in report.summary().splitlines():
+            run.log.line(f"{run.config.init_from}: {line}")
+        return merged
+
+    return warm
