@@ -1,4 +1,4 @@
-"""One XLA device for each core of a CPU.
+"""What makes a CPU train faster: one XLA device for each core, and memory that stays in the process.
 
 XLA:CPU gives a convolution to several threads of one device poorly: on two cores one device trains ResNet-32 SHIKE a
 quarter faster than on one core, two devices 1.6 times as fast (docs/speed.md).
@@ -7,11 +7,15 @@ quarter faster than on one core, two devices 1.6 times as fast (docs/speed.md).
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import os
+import sys
 from collections.abc import Iterable
+from importlib import metadata, util
 
 import jax
 
+_TRIM_THRESHOLD, _MMAP_MAX, _ARENA_MAX = -1, -4, -8  # as glibc's malloc.h has them
 EXAMPLES_EACH = 16  # of a batch: smaller shares spend their time waiting for each other
 
 
@@ -25,6 +29,7 @@ def use_cores(devices: int = 0, batch_sizes: Iterable[int] = ()) -> None:
     `devices` is that number; 0: one for each core that this process may use, but no more than divide each batch of the
     steps to come into equal shares of at least `EXAMPLES_EACH` examples.
     """
+    _keep_memory()
     chosen = "xla_force_host_platform_device_count" in os.environ.get("XLA_FLAGS", "")
     if chosen or jax.config.values["jax_num_cpu_devices"] > 0 or jax.distributed.is_initialized():
         return
@@ -33,6 +38,24 @@ def use_cores(devices: int = 0, batch_sizes: Iterable[int] = ()) -> None:
     # one after the other, and more threads (NPROC) make a step slower (docs/speed.md).
     with contextlib.suppress(RuntimeError):  # JAX is awake
         jax.config.update("jax_num_cpu_devices", devices)
+
+
+def _keep_memory() -> None:
+    """Lets the process keep the memory that XLA frees after a step, where JAX will compute on the CPU and C is glibc.
+
+    XLA takes the temporary arrays of a step as one piece. glibc hands so large a piece back to the kernel, which clears
+    its pages again for the next step: up to a sixth of a step (docs/speed.md). A user's GLIBC_TUNABLES of malloc win.
+    """
+    accelerated = metadata.entry_points(group="jax_plugins") or util.find_spec("libtpu")
+    platforms = jax.config.values["jax_platforms"] or ("any" if accelerated else "cpu")
+    chosen = "glibc.malloc" in os.environ.get("GLIBC_TUNABLES", "")
+    if chosen or not platforms.startswith("cpu") or sys.platform != "linux":
+        return
+    with contextlib.suppress(AttributeError):  # another library of C has no such function
+        set_option = ctypes.CDLL(None).mallopt
+        set_option(_TRIM_THRESHOLD, -1)  # never
+        set_option(_MMAP_MAX, 0)
+        set_option(_ARENA_MAX, 1)  # the arena of a thread cannot hold large pieces, so all threads share one
 
 
 def devices_for(cores: int, batch_sizes: Iterable[int]) -> int:

@@ -1,5 +1,9 @@
-"""How many devices JAX makes of a CPU: one for each core where batches divide, unless the user or a job has chosen."""
+"""How many devices JAX makes of a CPU: one for each core where batches divide, unless the user or a job has chosen.
 
+And that a step's memory stays in the process.
+"""
+
+import platform
 import subprocess
 import sys
 
@@ -42,6 +46,47 @@ def test_the_users_choice_wins(arguments, variables, expected):
     command = [sys.executable, "-c", PRINT.format(arguments)]
     found = subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout
     assert found.startswith(expected)
+
+
+FAULTS = """
+import ctypes, resource, threading
+from shike_jax.cluster import cpu
+cpu.use_cores()
+libc = ctypes.CDLL(None)
+libc.malloc.restype, libc.malloc.argtypes, libc.free.argtypes = ctypes.c_void_p, [ctypes.c_size_t], [ctypes.c_void_p]
+
+def touch():
+    piece = libc.malloc(1 << 27)
+    ctypes.memset(piece, 1, 1 << 27)
+    libc.free(piece)
+
+def twice():
+    touch()
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    touch()
+    print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+
+thread = threading.Thread(target=twice)
+thread.start()
+thread.join()
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="memory is kept by glibc")
+@pytest.mark.parametrize(
+    ("variables", "kept"),
+    [
+        ({"JAX_PLATFORMS": "cpu"}, True),
+        ({"JAX_PLATFORMS": "cuda"}, False),
+        ({"JAX_PLATFORMS": "cpu", "GLIBC_TUNABLES": "glibc.malloc.mmap_max=65536"}, False),
+    ],
+)
+def test_large_pieces_of_memory_stay_in_the_process(variables, kept):
+    """A thread frees 128 MiB and takes them again: 32,768 page faults of 4 KiB where the kernel got them back."""
+    environment = {**untouched(), "PYTHONPATH": str(ROOT), **variables}
+    command = [sys.executable, "-c", FAULTS]
+    faults = int(subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout)
+    assert faults < 100 if kept else faults > 1000
 
 
 MAIN = """
