@@ -73,7 +73,7 @@ def parts(config: ConfigDict) -> Iterator[str]:
     if config.dtype == "float64":
         jax.config.update("jax_enable_x64", True)
     compiled_cache.use_default_folder()
-    cpu.use_cores(config.train.cpu_devices, [config.stages[name].batch_size for name in config.run])
+    cpu.prepare(config.train.cpu_devices)
     check_devices(config)
     yield "device"
     task = Task(config, sources.load(config.data))

@@ -90,7 +90,7 @@ def compare(args: argparse.Namespace) -> dict[str, Any]:
     from shike_jax.benchmark.flops import forward_flops, measure_ceilings
     from shike_jax.cluster import cpu
 
-    cpu.use_cores(batch_sizes=[args.batch])
+    cpu.prepare()
     where = measure.device()
     chips = 1 if where["platform"] == "cpu" else where["count"]  # the devices of a CPU share its cores
     if args.batch % where["count"]:

@@ -12,7 +12,8 @@ import functools
 import hashlib
 import json
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 import jax
@@ -21,7 +22,7 @@ import numpy as np
 from jax import lax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from shike_jax.cluster import coordination
+from shike_jax.cluster import coordination, cpu
 from shike_jax.cluster.axis import Axis, Neighbours, axis_size, sum_over
 from shike_jax.cluster.joining import start_distributed as start_distributed  # found here since version 0.1
 from shike_jax.errors import UserError
@@ -56,10 +57,12 @@ def compile_step(function: Callable, *, replicated_in: tuple[bool, ...], donate:
         leading axis of local devices.
       donate: the first argument's buffers are given up to the result.
     """
-    if _backend == "pmap":
+    # pmap hands no options to the compiler; on one device both ways are the same program.
+    options = cpu.compiler_options(jax.default_backend()) if jax.device_count() == 1 else {}
+    if _backend == "pmap" and not options:
         in_axes = tuple(None if whole else 0 for whole in replicated_in)
         return jax.pmap(function, AXIS, in_axes=in_axes, out_axes=None, donate_argnums=(0,) if donate else ())
-    compiled, shardings = _over_mesh(function, replicated_in, donate, jax.devices())
+    compiled, shardings = _over_mesh(function, replicated_in, donate, jax.devices(), options)
 
     def placed(*arguments: PyTree) -> list[PyTree]:
         pairs = zip(arguments, shardings, strict=True)
@@ -95,7 +98,11 @@ def lower_step(
 
 
 def _over_mesh(
-    function: Callable, replicated_in: tuple[bool, ...], donate: bool, devices: Sequence[Any]
+    function: Callable,
+    replicated_in: tuple[bool, ...],
+    donate: bool,
+    devices: Sequence[Any],
+    options: Mapping[str, str] = MappingProxyType({}),
 ) -> tuple[Any, tuple[NamedSharding, ...]]:
     mesh = Mesh(np.array(devices), (AXIS,))
     specs = tuple(PartitionSpec() if whole else PartitionSpec(AXIS) for whole in replicated_in)
@@ -105,7 +112,7 @@ def _over_mesh(
         return function(*(x if keep else jax.tree.map(lambda leaf: leaf[0], x) for x, keep in whole))
 
     mapped = jax.shard_map(on_one_device, mesh=mesh, in_specs=specs, out_specs=PartitionSpec(), check_vma=False)
-    compiled = jax.jit(mapped, donate_argnums=(0,) if donate else ())
+    compiled = jax.jit(mapped, donate_argnums=(0,) if donate else (), compiler_options=dict(options) or None)
     return compiled, tuple(NamedSharding(mesh, spec) for spec in specs)
 
 

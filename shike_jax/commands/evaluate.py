@@ -154,7 +154,7 @@ def main(argv: Sequence[str]) -> None:
     if args.logits and (not args.output or args.output.suffix != ".npz"):
         raise UserError("--logits: expected --output=FILE.npz with it")
     quiet_third_parties("info")
-    cpu.use_cores()
+    cpu.prepare()
     compiled_cache.use_default_folder()
     own_files.register([item.removeprefix("--config=") for item in changes if item.startswith("--config=")])
     classifier = load(args.checkpoint)

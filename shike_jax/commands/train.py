@@ -84,7 +84,7 @@ def main(argv: Sequence[str]) -> int:
     if not args.dry_run:
         place(compiled_cache.folder_in_use() or ".")  # in a bucket, JAX reaches it by the same packages as we
     compiled_cache.use_default_folder()
-    cpu.use_cores(config.train.cpu_devices, [config.stages[name].batch_size for name in config.run])
+    cpu.prepare(config.train.cpu_devices)
     with peers.watched(config.train.peer_timeout):
         if args.dry_run:
             from shike_jax.training import dry_run

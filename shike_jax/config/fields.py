@@ -187,7 +187,7 @@ FIELDS: dict[str, Field] = {
         "pmap", "how a step is compiled: pmap, or jit over shard_map", choices=("pmap", "shard_map"), free=True
     ),
     "train.cpu_devices": Field(
-        0, "XLA devices on a CPU; 0: one for each core, as far as batches divide", low=0, high=1024, free=True
+        0, "XLA devices on a CPU; 0: one, which computes with all cores", low=0, high=1024, free=True
     ),
     "train.peer_timeout": Field(
         60, "without a sign of life after which a multi-process run stops", "seconds", low=1, high=86_400, free=True

@@ -2,9 +2,8 @@
 
 XLA computes the weight gradient as a convolution of transposed operands. On the CPU it fuses those transposes with the
 element-wise work before them (batch normalisation, ReLU) into strided loops that take longer than the convolution
-itself. Here a loop goes through small parts of the operands, which are transposed inside it: nothing before the loop
-fuses with them, and each part fits a core's cache. Between many channels the weight gradient is a matrix product for
-each offset of the kernel instead, and a 1x1 convolution is a single one.
+itself. Here a loop goes through two halves of the operands, which are transposed inside it: nothing before the loop
+fuses with them. The weight gradient of a 1x1 convolution is a matrix product.
 
 With few channels a CPU's vector units are partly idle, so the 7x7 stem folds each 2x2 block of pixels into the channels
 (space to depth). docs/speed.md has what each of these gains.
@@ -13,7 +12,6 @@ With few channels a CPU's vector units are partly idle, so the 7x7 stem folds ea
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
@@ -21,9 +19,7 @@ from jax import lax
 
 Array = jax.Array
 NHWC = ("NHWC", "HWIO", "NHWC")
-# How the weight gradient is computed on a CPU (all measured).
-PART_BYTES = 300_000  # of the gradient after the convolution, at most; two threads may share a second-level cache
-MANY_CHANNELS = 256  # from here on, on both sides, matrix products are faster
+FEWEST_EXAMPLES = 16  # of a half: they become the innermost dimension, and fewer leave vector units idle (measured)
 
 
 def convolve(x: Array, kernel: Array, stride: int, groups: int = 1) -> Array:
@@ -101,42 +97,24 @@ def _gradients(x: Array, kernel: Array, grad: Array, stride: int) -> tuple[Array
 
 def _weight_gradient(x: Array, grad: Array, size: int, stride: int) -> Array:
     """Correlates x [B,H,W,C] with grad [B,h,w,F] over batch and positions: [size,size,C,F]."""
+    if size == 1:
+        return jnp.einsum("bhwc,bhwf->cf", x[:, ::stride, ::stride], grad)[None, None]
+    batch, height, width, features = grad.shape
+    examples, rows = _half(batch, height)
     low = size // 2
     padding = [(low, (g - 1) * stride + size - n - low) for n, g in zip(x.shape[1:3], grad.shape[1:3], strict=True)]
-    if size == 1 or min(x.shape[3], grad.shape[3]) >= MANY_CHANNELS:
-        return _by_offsets(x, grad, size, stride, padding)
-    return _by_parts(x, grad, size, stride, padding)
-
-
-def _by_offsets(x: Array, grad: Array, size: int, stride: int, padding: Sequence[tuple[int, int]]) -> Array:
-    """For each offset of the kernel, the product of the values it met with the gradient."""
-    _, height, width, features = grad.shape
-    x = lax.pad(x, jnp.zeros((), x.dtype), [(0, 0, 0), *((*pad, 0) for pad in padding), (0, 0, 0)])
-    grad = grad.reshape(-1, features)
-
-    def at(row: int, column: int) -> Array:
-        met = x[:, row : row + (height - 1) * stride + 1 : stride, column : column + (width - 1) * stride + 1 : stride]
-        return lax.dot_general(met.reshape(-1, x.shape[3]), grad, (((0,), (0,)), ((), ())))
-
-    return jnp.stack([jnp.stack([at(row, column) for column in range(size)]) for row in range(size)])
-
-
-def _by_parts(x: Array, grad: Array, size: int, stride: int, padding: Sequence[tuple[int, int]]) -> Array:
-    """The sum over parts of the batch and of the rows; in each, channels take the batch's place and the other way."""
-    batch, height, width, features = grad.shape
-    examples, rows = _part(grad)
     above_and_below = padding[0]
-    if rows < height:  # parts share the rows between them: padded before, not within each
+    if rows < height:  # halves share the rows between them: padded before, not within each
         x = jnp.pad(x, ((0, 0), (max(0, above_and_below[0]), max(0, above_and_below[1])), (0, 0), (0, 0)))
         above_and_below = (0, 0)
     rows_of_x = (rows - 1) * stride + size if rows < height else x.shape[1]
     down = height // rows
 
-    def add_part(number: int | Array, total: Array) -> Array:
+    def add_half(number: int | Array, total: Array) -> Array:
         example, row = lax.div(number, down) * examples, lax.rem(number, down) * rows  # plain: nothing is negative
         images = lax.dynamic_slice(x, (example, row * stride, 0, 0), (examples, rows_of_x, *x.shape[2:]))
         filters = lax.dynamic_slice(grad, (example, row, 0, 0), (examples, rows, width, features))
-        part = lax.conv_general_dilated(
+        half = lax.conv_general_dilated(
             images.transpose(3, 1, 2, 0),
             filters.transpose(1, 2, 0, 3),
             (1, 1),
@@ -144,30 +122,20 @@ def _by_parts(x: Array, grad: Array, size: int, stride: int, padding: Sequence[t
             rhs_dilation=(stride, stride),
             dimension_numbers=NHWC,
         )
-        return total + part  # in float32 even where bfloat16 is computed in: there may be many parts
+        return total + half  # in float32 even where bfloat16 is computed in
 
     total = jnp.zeros((x.shape[3], size, size, features), jnp.promote_types(x.dtype, jnp.float32))
-    total = lax.fori_loop(0, batch // examples * down, add_part, total)
+    total = lax.fori_loop(0, batch // examples * down, add_half, total)
     return total.transpose(1, 2, 0, 3).astype(x.dtype)
 
 
-def _part(grad: Array) -> tuple[int, int]:
-    """Examples and rows of a part of a gradient [B,h,w,F]: at most `PART_BYTES`, or the fewest that pay.
-
-    The whole part is read once for each input channel and offset. Fewer examples than 8 (with few channels: 32), which
-    become the innermost dimension, or fewer rows than 4 gain nothing more (measured).
-    """
-    examples, rows, _, features = grad.shape
-    fewest = 32 if features <= 16 else 8
-    bytes_of_a_row = grad.nbytes // (examples * rows)
-    while examples * rows * bytes_of_a_row > PART_BYTES:
-        if examples % 2 == 0 and examples // 2 >= fewest:
-            examples //= 2
-        elif rows % 2 == 0 and rows // 2 >= 4:
-            rows //= 2
-        else:
-            break
-    return examples, rows
+def _half(examples: int, rows: int) -> tuple[int, int]:
+    """Examples and rows of half a gradient [B,h,w,F]; all of both where neither can be halved."""
+    if examples % 2 == 0 and examples // 2 >= FEWEST_EXAMPLES:
+        return examples // 2, rows
+    if rows % 2 == 0:
+        return examples, rows // 2
+    return (examples // 2, rows) if examples % 2 == 0 else (examples, rows)
 
 
 _convolve.defvjp(_forward, _backward)

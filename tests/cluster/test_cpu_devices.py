@@ -1,7 +1,4 @@
-"""How many devices JAX makes of a CPU: one for each core where batches divide, unless the user or a job has chosen.
-
-And that a step's memory stays in the process.
-"""
+"""How JAX computes on a CPU: so many devices, convolutions by Eigen, memory that stays; the user's choice wins."""
 
 import platform
 import subprocess
@@ -9,7 +6,6 @@ import sys
 
 import pytest
 
-from shike_jax.cluster.cpu import devices_for
 from tests.conftest import ROOT
 from tests.jobs import digits, untouched
 
@@ -18,24 +14,16 @@ pytestmark = pytest.mark.usefixtures("quickly_compiled")
 PRINT = """
 import jax, os
 from shike_jax.cluster import cpu
-cpu.use_cores({})
+cpu.prepare({})
 print(jax.device_count(), os.getenv("NPROC"))
 """
-
-
-@pytest.mark.parametrize(
-    ("cores", "batches", "expected"),
-    [(2, [128], 2), (4, [128, 96], 4), (8, [128], 8), (64, [128], 8), (3, [128], 2), (2, [33], 1), (8, [], 8)],
-)
-def test_shares_are_equal_and_not_too_small(cores, batches, expected):
-    assert devices_for(cores, batches) == expected
 
 
 @pytest.mark.parametrize(
     ("arguments", "variables", "expected"),
     [
         ("3", {}, "3 None"),
-        ("batch_sizes=[31]", {}, "1 "),
+        ("", {}, "1 None"),
         ("3", {"XLA_FLAGS": "--xla_force_host_platform_device_count=2"}, "2 None"),
         ("3", {"JAX_NUM_CPU_DEVICES": "2"}, "2 None"),
         ("3", {"NPROC": "9"}, "3 9"),
@@ -48,10 +36,36 @@ def test_the_users_choice_wins(arguments, variables, expected):
     assert found.startswith(expected)
 
 
+_OPTION = "--xla_cpu_experimental_ynn_fusion_type"
+CONVOLUTION = """
+import jax.numpy as jnp
+from shike_jax.cluster import cpu, parallel
+from shike_jax.kernels.convolution import convolve
+call = parallel.compile_step(lambda x, w: convolve(x, w, 1), replicated_in=(False, True), donate=False)
+program = call.lower(jnp.ones((1, 64, 16, 16, 32)), jnp.ones((3, 3, 32, 32))).compile().as_text()
+print("ynn" in program, "convolution(" in program)
+"""
+
+
+@pytest.mark.parametrize(
+    ("flags", "expected"),
+    [
+        ("", "False True"),
+        ("--xla_cpu_experimental_ynn_fusion_type=LIBRARY_FUSION_TYPE_INDIVIDUAL_CONVOLUTION", "True True"),
+    ],
+)
+def test_convolutions_are_left_to_eigen(flags, expected):
+    """YNNPACK's are a fusion around the convolution, in the program's text."""
+    environment = {**untouched(), "PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags}
+    command = [sys.executable, "-c", CONVOLUTION]
+    found = subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout
+    assert found.strip() == expected
+
+
 FAULTS = """
 import ctypes, resource, threading
 from shike_jax.cluster import cpu
-cpu.use_cores()
+cpu.prepare()
 libc = ctypes.CDLL(None)
 libc.malloc.restype, libc.malloc.argtypes, libc.free.argtypes = ctypes.c_void_p, [ctypes.c_size_t], [ctypes.c_void_p]
 
