@@ -12,7 +12,7 @@ from importlib import metadata, util
 import jax
 
 _TRIM_THRESHOLD, _MMAP_MAX, _ARENA_MAX = -1, -4, -8  # as glibc's malloc.h has them
-# What XLA hands to YNNPACK by default, less convolutions: those of float32 take longer there than with Eigen.
+# What XLA hands to YNNPACK: not convolutions, which take longer there than with Eigen (docs/notes/cpu_speed.md).
 _TO_YNNPACK = "LIBRARY_FUSION_TYPE_REDUCE,LIBRARY_FUSION_TYPE_INDIVIDUAL_DOT"
 
 
@@ -50,7 +50,7 @@ def _keep_memory() -> None:
     """Lets the process keep the memory that XLA frees after a step, where JAX will compute on the CPU and C is glibc.
 
     XLA takes the temporary arrays of a step as one piece. glibc hands so large a piece back to the kernel, which clears
-    its pages again for the next step: up to a sixth of a step (docs/speed.md). A user's GLIBC_TUNABLES of malloc win.
+    its pages again for the next step: docs/notes/cpu_speed.md has what that costs. A user's GLIBC_TUNABLES of malloc win.
     """
     accelerated = metadata.entry_points(group="jax_plugins") or util.find_spec("libtpu")
     platforms = jax.config.values["jax_platforms"] or ("any" if accelerated else "cpu")

@@ -41,7 +41,7 @@ class Task:
 
     @functools.cached_property
     def plans(self) -> tuple[StagePlan, ...]:
-        """Of the stages, in order."""
+        """The plan of each stage, in order."""
         return plan_stages(self.config, len(self.labels))
 
     @functools.cached_property

@@ -36,7 +36,6 @@ def test_the_users_choice_wins(arguments, variables, expected):
     assert found.startswith(expected)
 
 
-_OPTION = "--xla_cpu_experimental_ynn_fusion_type"
 CONVOLUTION = """
 import jax.numpy as jnp
 from shike_jax.cluster import cpu, parallel
