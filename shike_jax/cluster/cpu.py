@@ -50,7 +50,7 @@ def _keep_memory() -> None:
     """Lets the process keep the memory that XLA frees after a step, where JAX will compute on the CPU and C is glibc.
 
     XLA takes the temporary arrays of a step as one piece. glibc hands so large a piece back to the kernel, which clears
-    its pages again for the next step: docs/notes/cpu_speed.md has what that costs. A user's GLIBC_TUNABLES of malloc win.
+    its pages again for the next step (its cost: docs/notes/cpu_speed.md). A user's GLIBC_TUNABLES of malloc win.
     """
     accelerated = metadata.entry_points(group="jax_plugins") or util.find_spec("libtpu")
     platforms = jax.config.values["jax_platforms"] or ("any" if accelerated else "cpu")
