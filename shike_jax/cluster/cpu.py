@@ -11,7 +11,8 @@ from importlib import metadata, util
 
 import jax
 
-_TRIM_THRESHOLD, _MMAP_MAX, _ARENA_MAX = -1, -4, -8  # as glibc's malloc.h has them
+_TRIM_THRESHOLD, _MMAP_THRESHOLD, _ARENA_MAX = -1, -3, -8  # as glibc's malloc.h has them
+_MOST_KEPT = 2**31 - 1  # bytes, the most that mallopt takes
 # What XLA hands to YNNPACK: not convolutions, which take longer there than with Eigen (docs/notes/cpu_speed.md).
 _TO_YNNPACK = "LIBRARY_FUSION_TYPE_REDUCE,LIBRARY_FUSION_TYPE_INDIVIDUAL_DOT"
 
@@ -50,7 +51,9 @@ def _keep_memory() -> None:
     """Lets the process keep the memory that XLA frees after a step, where JAX will compute on the CPU and C is glibc.
 
     XLA takes the temporary arrays of a step as one piece. glibc hands so large a piece back to the kernel, which clears
-    its pages again for the next step (its cost: docs/notes/cpu_speed.md). A user's GLIBC_TUNABLES of malloc win.
+    its pages again for the next step (its cost: docs/notes/cpu_speed.md). Pieces of 2 GiB and more are still the
+    kernel's, so that one which is larger than the machine's memory is refused, not given bit by bit until there is none
+    left. A user's GLIBC_TUNABLES of malloc win.
     """
     accelerated = metadata.entry_points(group="jax_plugins") or util.find_spec("libtpu")
     platforms = jax.config.values["jax_platforms"] or ("any" if accelerated else "cpu")
@@ -59,9 +62,9 @@ def _keep_memory() -> None:
         return
     with contextlib.suppress(AttributeError):  # another library of C has no such function
         set_option = ctypes.CDLL(None).mallopt
-        set_option(_TRIM_THRESHOLD, -1)  # never
-        set_option(_MMAP_MAX, 0)
-        set_option(_ARENA_MAX, 1)  # the arena of a thread cannot hold large pieces, so all threads share one
+        if set_option(_MMAP_THRESHOLD, _MOST_KEPT):  # glibc before 2.35 refuses: 32 MiB are the most there
+            set_option(_TRIM_THRESHOLD, _MOST_KEPT)
+            set_option(_ARENA_MAX, 1)  # the arena of a thread cannot hold large pieces, so all threads share one
 
 
 def usable_cores() -> int:

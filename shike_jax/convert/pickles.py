@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import math
 import os
-import pickle
 import re
 import struct
 import zipfile
@@ -20,6 +19,7 @@ from typing import IO, Any, cast
 import ml_dtypes
 import numpy as np
 
+from shike_jax.common.pickled import Unpickler
 from shike_jax.errors import UserError
 
 _LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
@@ -198,7 +198,7 @@ for _module in ("numpy.core.multiarray", "numpy._core.multiarray"):
     _ADMITTED[f"{_module}._reconstruct"] = _Call(lambda *_: NumpyArray())  # type and shape come with the state
 
 
-class _Unpickler(pickle.Unpickler):
+class _Unpickler(Unpickler):
     def __init__(self, file: IO[bytes], storage_of: Callable[[str, object, object], _Storage] | None = None) -> None:
         super().__init__(file, encoding="latin1")
         self._storage_of = storage_of

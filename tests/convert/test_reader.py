@@ -151,6 +151,14 @@ def test_tensor_written_by_hand(tmp_path):
     assert_same(read_state_dict(path), {"w": ramp(2, 3)})
 
 
+def test_the_number_of_a_remembered_object_takes_no_memory(tmp_path):
+    """A table up to that number, as Python's unpickler in C makes it, would have 32 GiB."""
+    remembered = b"(dr" + struct.pack("<I", 2**31)  # the dictionary, by a number of four bytes
+    pickled = tensor_pickle().replace(b"(d", remembered, 1)
+    path = zip_file(tmp_path / "w.pth", pickled, **{"data/0": SIX, "byteorder": "little"})
+    assert_same(read_state_dict(path), {"w": ramp(2, 3)})
+
+
 @pytest.mark.parametrize(
     ("pickled", "records", "problem"),
     [
