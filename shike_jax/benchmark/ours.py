@@ -19,7 +19,7 @@ from shike_jax.data.views import device_augment
 from shike_jax.training.epoch import side_by_side
 from shike_jax.training.program import make_program
 from shike_jax.training.state import start_stage
-from shike_jax.training.steps import compile_train
+from shike_jax.training.steps import compile_train, gains_by_onednn
 
 # name: fields of `config.augment`
 AUGMENTATIONS: dict[str, dict[str, Any]] = {
@@ -56,7 +56,8 @@ class Ours:
         start = start_stage(workload.variables, program)
         self._state = parallel.replicate(side_by_side([start] * seeds, axis=0))
         keys = None if seeds == 1 else jax.random.split(program.key, seeds)
-        call = compile_train(program, feed.fetch, keys)
+        by_onednn = gains_by_onednn((workload.index.shape[1], *workload.images.shape[1:]))
+        call = compile_train(program, feed.fetch, keys, by_onednn=by_onednn)
         began = time.perf_counter()
         self._call = call.compiled_from(call.lower(self._state, self._data, self._inputs))
         self.compile_seconds = time.perf_counter() - began

@@ -86,7 +86,7 @@ def parts(config: ConfigDict) -> Iterator[str]:
     rows = sampling.epoch_plan(settings.sampler, order, 0, task.labels, settings.batch_size, settings.keep_last)
     views = randomness.host_seed(config.seed, 0, 0)
     [(_, inputs)] = itertools.islice(feed.calls(rows, 0, 1, views), 1)
-    call = compile_train(program, feed.fetch)
+    call = compile_train(program, feed.fetch, by_onednn=task.by_onednn(0))
     yield "initialisation"
     lowered = call.lower(state, feed.data, inputs)
     yield "trace"

@@ -189,6 +189,9 @@ FIELDS: dict[str, Field] = {
     "train.cpu_devices": Field(
         0, "XLA devices on a CPU; 0: one, which computes with all cores", low=0, high=1024, free=True
     ),
+    "train.onednn": Field(
+        True, "oneDNN computes the convolutions of large batches on one CPU device, where JAX can call it", free=True
+    ),
     "train.peer_timeout": Field(
         60, "without a sign of life after which a multi-process run stops", "seconds", low=1, high=86_400, free=True
     ),

@@ -5,6 +5,9 @@ element-wise work before them (batch normalisation, ReLU) into strided loops tha
 itself. Here a loop goes through two halves of the operands, which are transposed inside it: nothing before the loop
 fuses with them. The weight gradient of a 1x1 convolution is a matrix product.
 
+Where oneDNN is chosen (kernels/onednn.py) it computes the convolution, the gradient of its input where the stride is 1,
+and the weight gradient, as a convolution with one more size: the examples are its channels, the channels its last size.
+
 With few channels a CPU's vector units are partly idle, so the 7x7 stem folds each 2x2 block of pixels into the channels
 (space to depth). docs/speed.md has what each of these gains.
 """
@@ -17,9 +20,12 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from shike_jax.kernels import onednn
+
 Array = jax.Array
 NHWC = ("NHWC", "HWIO", "NHWC")
 FEWEST_EXAMPLES = 16  # of a half: they become the innermost dimension, and fewer leave vector units idle (measured)
+PART = 16  # examples of a weight gradient that oneDNN takes at once: as many as fill a vector, few enough for a cache
 
 
 def convolve(x: Array, kernel: Array, stride: int, groups: int = 1) -> Array:
@@ -29,7 +35,12 @@ def convolve(x: Array, kernel: Array, stride: int, groups: int = 1) -> Array:
       kernel: [size,size,C/groups,F] of the same float dtype, size odd.
       groups: channels come in this many groups that do not mix.
     """
-    return _plain(x, kernel, stride, groups) if groups > 1 else _convolve(x, kernel, stride)
+    if groups > 1:
+        return _plain(x, kernel, stride, groups)
+    # A larger stride than half the window could ask for a negative padding in the gradients.
+    fits = x.dtype == jnp.float32 and kernel.shape[0] > 1 and stride <= kernel.shape[0] // 2 + 1
+    by_onednn = onednn.is_chosen() and fits
+    return _convolve(x, kernel, stride, by_onednn)
 
 
 def _plain(x: Array, kernel: Array, stride: int, groups: int = 1) -> Array:
@@ -60,8 +71,10 @@ def _by_product(x: Array, kernel: Array, stride: int) -> Array:
     return jnp.einsum("bhwc,cf->bhwf", x[:, ::stride, ::stride], kernel[0, 0])
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
-def _convolve(x: Array, kernel: Array, stride: int) -> Array:
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
+def _convolve(x: Array, kernel: Array, stride: int, by_onednn: bool) -> Array:
+    if by_onednn:
+        return onednn.convolve(x, kernel, [(kernel.shape[0] // 2,) * 2] * 2, stride)
     plain = functools.partial(_plain, stride=stride)
     if kernel.shape[0] == 1:
         return lax.platform_dependent(x, kernel, cpu=functools.partial(_by_product, stride=stride), default=plain)
@@ -70,27 +83,33 @@ def _convolve(x: Array, kernel: Array, stride: int) -> Array:
     return plain(x, kernel)
 
 
-def _forward(x: Array, kernel: Array, stride: int) -> tuple[Array, tuple[Array, Array]]:
-    return _convolve(x, kernel, stride), (x, kernel)
+def _forward(x: Array, kernel: Array, stride: int, by_onednn: bool) -> tuple[Array, tuple[Array, Array]]:
+    return _convolve(x, kernel, stride, by_onednn), (x, kernel)
 
 
-def _backward(stride: int, saved: tuple[Array, Array], grad: Array) -> tuple[Array, Array]:
-    return _gradients(*saved, grad, stride)
+def _backward(stride: int, by_onednn: bool, saved: tuple[Array, Array], grad: Array) -> tuple[Array, Array]:
+    return _gradients(*saved, grad, stride, by_onednn)
 
 
-@functools.partial(jax.jit, static_argnums=(3,))  # traced once for all layers of one shape
-def _gradients(x: Array, kernel: Array, grad: Array, stride: int) -> tuple[Array, Array]:
+@functools.partial(jax.jit, static_argnums=(3, 4))  # traced once for all layers of one shape
+def _gradients(x: Array, kernel: Array, grad: Array, stride: int, by_onednn: bool) -> tuple[Array, Array]:
     """Gradients of the convolution of x [B,H,W,C] with respect to input and kernel, from grad [B,h,w,F]."""
 
     def default(x: Array, kernel: Array, grad: Array) -> tuple[Array, Array]:
         return jax.vjp(functools.partial(_plain, stride=stride), x, kernel)[1](grad)
 
     def cpu(x: Array, kernel: Array, grad: Array) -> tuple[Array, Array]:
-        if _is_stem(x, kernel, stride):
+        if not by_onednn and _is_stem(x, kernel, stride):
             return jax.vjp(_by_blocks, x, kernel)[1](grad)
-        form = _by_product if kernel.shape[0] == 1 else _plain
-        to_input = jax.vjp(lambda x: form(x, kernel, stride), x)[1](grad)[0]
-        return to_input, _weight_gradient(x, grad, kernel.shape[0], stride)
+        size = kernel.shape[0]
+        if by_onednn and stride == 1:
+            to_input = onednn.convolve(grad, kernel[::-1, ::-1].transpose(0, 1, 3, 2), [(size // 2,) * 2] * 2)
+        else:
+            form = _by_product if size == 1 else _plain
+            to_input = jax.vjp(lambda x: form(x, kernel, stride), x)[1](grad)[0]
+        # What oneDNN gains comes from parts that fill its vectors; other batches are left to XLA.
+        form_of_weights = _weight_gradient_by_onednn if by_onednn and len(x) % PART == 0 else _weight_gradient
+        return to_input, form_of_weights(x, grad, size, stride)
 
     return lax.platform_dependent(x, kernel, grad, cpu=cpu, default=default)
 
@@ -127,6 +146,24 @@ def _weight_gradient(x: Array, grad: Array, size: int, stride: int) -> Array:
     total = jnp.zeros((x.shape[3], size, size, features), jnp.promote_types(x.dtype, jnp.float32))
     total = lax.fori_loop(0, batch // examples * down, add_half, total)
     return total.transpose(1, 2, 0, 3).astype(x.dtype)
+
+
+def _weight_gradient_by_onednn(x: Array, grad: Array, size: int, stride: int) -> Array:
+    """As `_weight_gradient`, for a multiple of `PART` examples.
+
+    For each of the kernel's rows and columns it is the sum over positions and examples of x [H,W,C,B] times grad
+    [h,w,B,F]: a convolution of one image of the sizes H, W and C and of B channels, whose kernel has one element along
+    C. A part of the examples at a time stays in the cache, from its transpose to the last of the rows and columns.
+    """
+    low = size // 2
+    padding = [(low, (g - 1) * stride + size - n - low) for n, g in zip(x.shape[1:3], grad.shape[1:3], strict=True)]
+
+    def add_part(number: int | Array, total: Array) -> Array:
+        images, grads = (lax.dynamic_slice_in_dim(array, number * PART, PART) for array in (x, grad))
+        image, kernel = images.transpose(1, 2, 3, 0)[None], grads.transpose(1, 2, 0, 3)[:, :, None]
+        return total + onednn.convolve(image, kernel, [*padding, (0, 0)], dilation=(stride, stride, 1))[0]
+
+    return lax.fori_loop(0, len(x) // PART, add_part, jnp.zeros((size, size, x.shape[3], grad.shape[3]), x.dtype))
 
 
 def _half(examples: int, rows: int) -> tuple[int, int]:

@@ -21,6 +21,7 @@ import jax
 import jax.numpy as jnp
 
 from shike_jax.errors import UserError
+from shike_jax.kernels import onednn as onednn  # for rooms above, which compile what calls a network
 from shike_jax.methods.registry import explained
 from shike_jax.models.experts import HEAD_SETS, ExpertNetwork
 

@@ -220,9 +220,10 @@ def _compiled_step(group: Sequence[Member]) -> Any:
     """The training step of members that stand in one stage; it compiles when it is called first."""
     first = group[0]
     keys = jnp.stack([member.stage.program.key for member in group]) if len(group) > 1 else None
-    call = steps.compile_train(first.stage.program, first.run.feeds["train"].fetch, keys)
-    several = f", {len(group)} seeds together" if len(group) > 1 else ""
-    return first.run.log.announced(call, f"the training step of {first.stage.name}{several}")
+    by_onednn = first.run.by_onednn(first.stage.index)
+    call = steps.compile_train(first.stage.program, first.run.feeds["train"].fetch, keys, by_onednn=by_onednn)
+    how = f", {len(group)} seeds together" if len(group) > 1 else ", convolutions by oneDNN" if call.by_onednn else ""
+    return first.run.log.announced(call, f"the training step of {first.stage.name}{how}")
 
 
 def _fit_epoch(group: Sequence[Member], call: Any) -> None:

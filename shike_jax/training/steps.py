@@ -7,8 +7,9 @@ when a loss wants several views of images that are cropped on the host.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -24,7 +25,7 @@ from shike_jax.methods.feature_hooks import FEATURE_HOOKS, HookInputs, hooked
 from shike_jax.methods.loss_calls import value_of
 from shike_jax.methods.loss_registry import active_losses, further_views, number_of
 from shike_jax.methods.mixing import MIXINGS, MixingInputs, mixed_by, partners
-from shike_jax.models.calling import applied, has_features, pooled
+from shike_jax.models.calling import applied, has_features, onednn, pooled
 from shike_jax.training import loss_variables, randomness, trainable
 from shike_jax.training.program import Course, Program
 from shike_jax.training.state import TrainState
@@ -269,10 +270,12 @@ class TrainCall:
 
     compiled: Any  # takes the course with the data
     course: Course  # of the stage, replicated
+    by_onednn: bool = False  # what computes the convolutions; the program cannot be kept in JAX's cache then
 
     def __call__(self, state: TrainState, data: PyTree, inputs: PyTree) -> tuple[TrainState, PyTree]:
         """Makes k steps, to (state, sums): `state` and `data` replicated, inputs [devices, k, ...]."""
-        return self.compiled(state, (data, self.course), inputs)
+        with self._unkept():  # the first call compiles
+            return self.compiled(state, (data, self.course), inputs)
 
     def lower(self, state: TrainState, data: PyTree, inputs: PyTree) -> Any:
         """The program for such arguments, traced (`jax.stages.Lowered`)."""
@@ -280,19 +283,45 @@ class TrainCall:
 
     def compiled_from(self, lowered: Any) -> TrainCall:
         """The same, compiled now from what `lower` has returned."""
-        return dataclasses.replace(self, compiled=lowered.compile())
+        with self._unkept():
+            return dataclasses.replace(self, compiled=lowered.compile())
+
+    def _unkept(self) -> contextlib.AbstractContextManager:
+        return onednn.unkept() if self.by_onednn else contextlib.nullcontext()
 
 
-def compile_train(program: Program, fetch: Callable[[PyTree, PyTree], Batch], keys: Array | None = None) -> TrainCall:
+def gains_by_onednn(images: Sequence[int]) -> bool:
+    """Whether steps on images of this shape [B,H,W,3] gain from oneDNN on a CPU.
+
+    Their program is compiled anew at every start; with fewer pixels that would take longer than a short run can gain.
+    """
+    return len(images) == 4 and images[0] * images[1] * images[2] >= 2**16
+
+
+def compile_train(
+    program: Program,
+    fetch: Callable[[PyTree, PyTree], Batch],
+    keys: Array | None = None,
+    *,
+    by_onednn: bool = False,
+) -> TrainCall:
     """Compiles `train_call` over all devices, for the program's course.
 
     `keys` are those of several runs [S], whose programs differ in the key alone; None: one run, with the program's key.
+    With `by_onednn`, oneDNN computes the convolutions of one run on the one device of a CPU, where JAX can call it.
     """
     course, several = program.course, keys is not None
     if keys is not None:
         course = dataclasses.replace(course, key=np.asarray(jax.random.key_data(keys)))
-    compiled = parallel.compile_step(train_call(program, fetch, several), **TRAIN_CALL)
-    return TrainCall(compiled, parallel.replicate(course))
+    by_onednn = by_onednn and not several and jax.device_count() == 1 and onednn.usable()
+    call = train_call(program, fetch, several)
+
+    def call_by_onednn(*arguments: PyTree) -> tuple[TrainState, PyTree]:
+        with onednn.chosen():
+            return call(*arguments)
+
+    compiled = parallel.compile_step(call_by_onednn if by_onednn else call, **TRAIN_CALL)
+    return TrainCall(compiled, parallel.replicate(course), by_onednn)
 
 
 TRAIN_CALL: dict[str, Any] = {"replicated_in": (True, True, False), "donate": True}

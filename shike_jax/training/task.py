@@ -21,6 +21,7 @@ from shike_jax.training import randomness
 from shike_jax.training.loss_variables import with_losses
 from shike_jax.training.plan import StagePlan, plan_stages
 from shike_jax.training.program import Program, check_stage, make_program
+from shike_jax.training.steps import gains_by_onednn
 
 PyTree = Any
 
@@ -70,6 +71,11 @@ class Task:
             check_stage(plan.name, plan.settings, self.network, sizes, split.class_counts)
         variables = with_losses(variables, stages, sizes, split.class_counts, self.config.seed)
         return jax.tree.map(np.asarray, variables)
+
+    def by_onednn(self, index: int) -> bool:
+        """Whether oneDNN is to compute the convolutions of a stage's steps, where JAX can call it."""
+        batch = self.plans[index].settings.batch_size, *images_seen(self.source, self.config).shape[1:]
+        return self.config.train.onednn and gains_by_onednn(batch)
 
     def stage(self, index: int, params: PyTree) -> Stage:
         """A stage with its program; `params` (or shapes) give the names of the parameters."""

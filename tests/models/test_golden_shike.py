@@ -12,6 +12,7 @@ from flax.traverse_util import flatten_dict
 from shike_jax import config as schema
 from shike_jax.cluster import parallel
 from shike_jax.convert import names
+from shike_jax.kernels import onednn
 from shike_jax.models import build_model, num_parameters
 from shike_jax.training import steps
 from shike_jax.training.program import make_program
@@ -45,7 +46,7 @@ def golden_variables(golden, dtype):
     return variables
 
 
-def training(golden, kind, name="representation", class_counts=None, **changes):
+def training(golden, kind, name="representation", class_counts=None, by_onednn=False, **changes):
     """(state at the golden weights, function of state and batch): the compiled step of a stage of SHIKE."""
     config = schema.base()
     schema.shike_stages(config, "official")
@@ -59,7 +60,8 @@ def training(golden, kind, name="representation", class_counts=None, **changes):
     program = make_program(
         settings, network, variables["params"], counts, lambda images, keys, mask: images, key, 85, 850
     )
-    call = steps.compile_train(program, lambda data, item: item)
+    call = steps.compile_train(program, lambda data, item: item, by_onednn=by_onednn)
+    assert call.by_onednn == by_onednn
 
     def step(state, batch):
         inputs = jax.tree.map(lambda x: x[:, None], parallel.split_batch(batch))
@@ -117,11 +119,20 @@ def test_training_mode_logits(golden):
         np.testing.assert_allclose(logits, golden["train_logits_representation"], rtol=1e-6, atol=1e-7)
 
 
-@pytest.mark.parametrize("kind", ["float64", "float32"])
-def test_loss_and_gradients_of_the_training_step(golden, kind):
+@pytest.mark.parametrize(
+    ("kind", "by_onednn"),
+    [
+        ("float64", False),
+        ("float32", False),
+        pytest.param(
+            "float32", True, marks=pytest.mark.skipif(not onednn.usable(), reason="this JAX has no oneDNN to call")
+        ),
+    ],
+)
+def test_loss_and_gradients_of_the_training_step(golden, kind, by_onednn):
     exact = kind == "float64"
     with jax.enable_x64(exact):
-        state, step = training(golden, kind, weight_decay=0.0)
+        state, step = training(golden, kind, by_onednn=by_onednn, weight_decay=0.0)
         state, means = step(state, batch_of(golden, kind))
         np.testing.assert_allclose(means["loss"], golden["loss_representation"], rtol=1e-6 if exact else 1e-5)
         weighted = means["ce"] + 10 * means["nt"] + means["mu"]

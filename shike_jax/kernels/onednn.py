@@ -1,0 +1,119 @@
+"""Convolutions by oneDNN, the library that PyTorch's are computed by on a CPU.
+
+It lies in jaxlib for x86, and XLA has an instruction that calls it: a custom call, with the dimensions in a message of
+XLA's own. The pass of XLA's compiler that would put this instruction in place of a convolution is left out of jaxlib,
+so it is written here by hand. The instruction is no promise of XLA's; where it is missing or computes something else,
+`usable` is False. A program that has it cannot be kept in a cache or exported: XLA cannot write it down.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import contextvars
+import functools
+import json
+import platform
+from collections.abc import Iterator, Sequence
+
+import jax
+import jaxlib
+import numpy as np
+from jax import lax
+
+Array = jax.Array
+Padding = Sequence[tuple[int, int]]
+_CALL = "__onednn$convolution"
+_KNOWN = ("0.10", "0.11")  # versions of jaxlib that this was tried with; another one might not even refuse
+_chosen = contextvars.ContextVar("convolutions by oneDNN", default=False)
+
+
+@contextlib.contextmanager
+def chosen() -> Iterator[None]:
+    """Convolutions of float32 that are traced in here are computed by oneDNN; ask `usable` first."""
+    token = _chosen.set(True)
+    try:
+        yield
+    finally:
+        _chosen.reset(token)
+
+
+@contextlib.contextmanager
+def unkept() -> Iterator[None]:
+    """Programs that are compiled in here do not go into JAX's cache of compiled programs, where those here must not."""
+    name = "jax_persistent_cache_min_compile_time_secs"
+    before = jax.config.values[name]
+    jax.config.update(name, float("inf"))
+    try:
+        yield
+    finally:
+        jax.config.update(name, before)
+
+
+def is_chosen() -> bool:
+    """Whether convolutions that are traced now are to be computed by oneDNN."""
+    return _chosen.get()
+
+
+def convolve(x: Array, kernel: Array, padding: Padding, stride: int = 1, dilation: Sequence[int] = ()) -> Array:
+    """Convolution of x [B,*sizes,C] with kernel [*window,C,F], both float32, for one or more sizes: [B,*sizes,F].
+
+    `padding` is before and after each size, `stride` that of all, `dilation` between the kernel's elements of each (1
+    without it).
+    """
+    dilation = dilation or [1] * len(padding)
+    places = list(range(1, 1 + len(padding)))
+    extents = [(size - 1) * apart + 1 for size, apart in zip(kernel.shape, dilation, strict=False)]
+    sizes = [
+        (size + sum(both) - extent) // stride + 1
+        for size, both, extent in zip(x.shape[1:-1], padding, extents, strict=True)
+    ]
+    data = {"batch_dim": 0, "feature_dim": len(padding) + 1, "spatial_dims": places}
+    filters = {
+        "spatial_dims": list(range(len(padding))),
+        "input_feature_dim": len(padding),
+        "output_feature_dim": len(padding) + 1,
+    }
+    window = {
+        "pad_left": [before for before, _ in padding],
+        "pad_right": [after for _, after in padding],
+        "strides": [stride] * len(padding),
+        "window_dilations": list(dilation),
+    }
+    described = {
+        "dims": x.ndim,
+        "feature_groups": 1,
+        "input": {"data": data},
+        "kernel": {"filter": filters},
+        "output": {"data": data},
+        "window": window,
+    }
+    call = jax.ffi.ffi_call(
+        _CALL,
+        jax.ShapeDtypeStruct((x.shape[0], *sizes, kernel.shape[-1]), x.dtype),
+        custom_call_api_version=2,
+        legacy_backend_config=json.dumps({"onednn_conv_config": described}),
+    )
+    return call(x, kernel)
+
+
+@functools.cache
+def usable() -> bool:
+    """Whether this JAX computes on an x86 processor alone, knows the instruction, and it gives what XLA gives."""
+    known = ".".join(jaxlib.__version__.split(".")[:2]) in _KNOWN and platform.machine() in ("x86_64", "AMD64")
+    if not known or jax.default_backend() != "cpu":
+        return False
+    rng = np.random.RandomState(0)
+    x, kernel = rng.randn(2, 9, 7, 3).astype("f4"), rng.randn(3, 5, 3, 4).astype("f4")
+    padding = ((1, 2), (0, 3))
+
+    def both(x: Array, kernel: Array) -> tuple[Array, Array]:
+        numbers = ("NHWC", "HWIO", "NHWC")
+        expected = lax.conv_general_dilated(x, kernel, (2, 2), padding, rhs_dilation=(1, 2), dimension_numbers=numbers)
+        return convolve(x, kernel, padding, 2, (1, 2)), expected
+
+    try:
+        with unkept():
+            found, expected = jax.jit(both).lower(x, kernel).compile()(x, kernel)
+    except (jax.errors.JaxRuntimeError, ValueError, TypeError):
+        return False
+    return np.allclose(found, expected, 1e-4, 1e-4)
