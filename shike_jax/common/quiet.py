@@ -21,6 +21,8 @@ def quiet_third_parties(level: str) -> None:
     os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
     warnings.filterwarnings("ignore")
     logging.getLogger().setLevel(logging.ERROR)
+    # Each write of a failed save once more, when its future is collected; the failure itself is an exception.
+    logging.getLogger("asyncio").setLevel(logging.CRITICAL)
     sys.unraisablehook = _unraisable
     from absl import logging as absl_logging
 
@@ -35,6 +37,8 @@ def quieted(level: str) -> Iterator[None]:
 
     root, hook, variables = logging.getLogger(), sys.unraisablehook, set(os.environ)
     root_level, handlers, verbosity = root.level, root.handlers[:], absl_logging.get_verbosity()
+    events = logging.getLogger("asyncio")
+    events_level = events.level
     with warnings.catch_warnings():
         quiet_third_parties(level)
         try:
@@ -42,6 +46,7 @@ def quieted(level: str) -> Iterator[None]:
         finally:
             absl_logging.set_verbosity(verbosity)
             root.setLevel(root_level)
+            events.setLevel(events_level)
             root.handlers[:] = handlers  # a library that logs before anyone has set this up adds one of its own
             sys.unraisablehook = hook
             for name in set(os.environ) - variables:
