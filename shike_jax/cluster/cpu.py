@@ -13,6 +13,7 @@ import jax
 
 _TRIM_THRESHOLD, _MMAP_THRESHOLD, _ARENA_MAX = -1, -3, -8  # as glibc's malloc.h has them
 _MOST_KEPT = 2**31 - 1  # bytes, the most that mallopt takes
+_MADV_HUGEPAGE = 14
 # What XLA hands to YNNPACK: not convolutions, which take longer there than with Eigen (docs/notes/cpu_speed.md).
 _TO_YNNPACK = "LIBRARY_FUSION_TYPE_REDUCE,LIBRARY_FUSION_TYPE_INDIVIDUAL_DOT"
 
@@ -53,7 +54,7 @@ def _keep_memory() -> None:
     XLA takes the temporary arrays of a step as one piece. glibc hands so large a piece back to the kernel, which clears
     its pages again for the next step (its cost: docs/notes/cpu_speed.md). Pieces of 2 GiB and more are still the
     kernel's, so that one which is larger than the machine's memory is refused, not given bit by bit until there is none
-    left. A user's GLIBC_TUNABLES of malloc win.
+    left. What is kept lies in large pages where Linux has them on request. A user's GLIBC_TUNABLES of malloc win.
     """
     accelerated = metadata.entry_points(group="jax_plugins") or util.find_spec("libtpu")
     platforms = jax.config.values["jax_platforms"] or ("any" if accelerated else "cpu")
@@ -61,10 +62,26 @@ def _keep_memory() -> None:
     if chosen or not platforms.startswith("cpu") or sys.platform != "linux":
         return
     with contextlib.suppress(AttributeError):  # another library of C has no such function
-        set_option = ctypes.CDLL(None).mallopt
+        libc = ctypes.CDLL(None)
+        set_option = libc.mallopt
         if set_option(_MMAP_THRESHOLD, _MOST_KEPT):  # glibc before 2.35 refuses: 32 MiB are the most there
             set_option(_TRIM_THRESHOLD, _MOST_KEPT)
             set_option(_ARENA_MAX, 1)  # the arena of a thread cannot hold large pieces, so all threads share one
+            _in_large_pages(libc)
+
+
+def _in_large_pages(libc: ctypes.CDLL) -> None:
+    """Asks for large pages where malloc's arena will grow: addresses alone, as nothing is written there yet."""
+    libc.malloc.restype, libc.malloc.argtypes = ctypes.c_void_p, [ctypes.c_size_t]
+    libc.free.argtypes = [ctypes.c_void_p]
+    libc.madvise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
+    piece = libc.malloc(_MOST_KEPT - 2**20)
+    if piece is None:  # more than the process may have
+        return
+    page = os.sysconf("SC_PAGE_SIZE")
+    first = -(-piece // page) * page
+    libc.madvise(first, piece + _MOST_KEPT - 2**20 - first, _MADV_HUGEPAGE)
+    libc.free(piece)
 
 
 def usable_cores() -> int:

@@ -1,5 +1,6 @@
 """How JAX computes on a CPU: so many devices, convolutions by Eigen, memory that stays; the user's choice wins."""
 
+import pathlib
 import platform
 import subprocess
 import sys
@@ -88,7 +89,9 @@ thread.join()
 before = address_space()
 libc.free(libc.malloc(3 << 30))
 print(address_space() - before)
+print(int(" hg" in open("/proc/self/smaps").read()))  # large pages are asked for
 """
+LARGE_PAGES = pathlib.Path("/sys/kernel/mm/transparent_hugepage/enabled")
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="memory is kept by glibc")
@@ -108,9 +111,10 @@ def test_large_pieces_of_memory_stay_in_the_process(variables, kept):
     environment = {**untouched(), "PYTHONPATH": str(ROOT), **variables}
     command = [sys.executable, "-c", FAULTS]
     found = subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout
-    faults, held = map(int, found.split())
+    faults, held, large = map(int, found.split())
     assert faults < 100 if kept else faults > 1000
     assert held < 2**27
+    assert large == (kept and LARGE_PAGES.exists())
 
 
 MAIN = """
