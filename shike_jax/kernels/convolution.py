@@ -74,7 +74,8 @@ def _by_product(x: Array, kernel: Array, stride: int) -> Array:
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
 def _convolve(x: Array, kernel: Array, stride: int, by_onednn: bool) -> Array:
     if by_onednn:
-        return onednn.convolve(x, kernel, [(kernel.shape[0] // 2,) * 2] * 2, stride)
+        pad = kernel.shape[0] // 2
+        return onednn.convolve(x, kernel, ((pad, pad), (pad, pad)), stride)
     plain = functools.partial(_plain, stride=stride)
     if kernel.shape[0] == 1:
         return lax.platform_dependent(x, kernel, cpu=functools.partial(_by_product, stride=stride), default=plain)
@@ -103,7 +104,9 @@ def _gradients(x: Array, kernel: Array, grad: Array, stride: int, by_onednn: boo
             return jax.vjp(_by_blocks, x, kernel)[1](grad)
         size = kernel.shape[0]
         if by_onednn and stride == 1:
-            to_input = onednn.convolve(grad, kernel[::-1, ::-1].transpose(0, 1, 3, 2), [(size // 2,) * 2] * 2)
+            pad = size // 2
+            turned = kernel[::-1, ::-1].transpose(0, 1, 3, 2)
+            to_input = onednn.convolve(grad, turned, ((pad, pad), (pad, pad)))
         else:
             form = _by_product if size == 1 else _plain
             to_input = jax.vjp(lambda x: form(x, kernel, stride), x)[1](grad)[0]
@@ -161,7 +164,7 @@ def _weight_gradient_by_onednn(x: Array, grad: Array, size: int, stride: int) ->
     def add_part(number: int | Array, total: Array) -> Array:
         images, grads = (lax.dynamic_slice_in_dim(array, number * PART, PART) for array in (x, grad))
         image, kernel = images.transpose(1, 2, 3, 0)[None], grads.transpose(1, 2, 0, 3)[:, :, None]
-        return total + onednn.convolve(image, kernel, [*padding, (0, 0)], dilation=(stride, stride, 1))[0]
+        return total + onednn.convolve(image, kernel, (*padding, (0, 0)), 1, (stride, stride, 1))[0]
 
     return lax.fori_loop(0, len(x) // PART, add_part, jnp.zeros((size, size, x.shape[3], grad.shape[3]), x.dtype))
 

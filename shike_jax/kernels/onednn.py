@@ -13,7 +13,7 @@ import contextvars
 import functools
 import json
 import platform
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 
 import jax
 import jaxlib
@@ -21,7 +21,7 @@ import numpy as np
 from jax import lax
 
 Array = jax.Array
-Padding = Sequence[tuple[int, int]]
+Padding = tuple[tuple[int, int], ...]
 _CALL = "__onednn$convolution"
 _KNOWN = ("0.10", "0.11")  # versions of jaxlib that this was tried with; another one might not even refuse
 _chosen = contextvars.ContextVar("convolutions by oneDNN", default=False)
@@ -54,13 +54,14 @@ def is_chosen() -> bool:
     return _chosen.get()
 
 
-def convolve(x: Array, kernel: Array, padding: Padding, stride: int = 1, dilation: Sequence[int] = ()) -> Array:
-    """Convolution of x [B,*sizes,C] with kernel [*window,C,F], both float32, for one or more sizes: [B,*sizes,F].
+@functools.partial(jax.custom_jvp, nondiff_argnums=(2, 3, 4))
+def convolve(x: Array, kernel: Array, padding: Padding, stride: int = 1, dilation: tuple[int, ...] = ()) -> Array:
+    """Convolution of x [B,*sizes,C] with kernel [*window,C,F], both float32, for one to three sizes: [B,*sizes,F].
 
     `padding` is before and after each size, `stride` that of all, `dilation` between the kernel's elements of each (1
-    without it).
+    without it). Its derivatives are XLA's.
     """
-    dilation = dilation or [1] * len(padding)
+    dilation = dilation or (1,) * len(padding)
     places = list(range(1, 1 + len(padding)))
     extents = [(size - 1) * apart + 1 for size, apart in zip(kernel.shape, dilation, strict=False)]
     sizes = [
@@ -92,8 +93,29 @@ def convolve(x: Array, kernel: Array, padding: Padding, stride: int = 1, dilatio
         jax.ShapeDtypeStruct((x.shape[0], *sizes, kernel.shape[-1]), x.dtype),
         custom_call_api_version=2,
         legacy_backend_config=json.dumps({"onednn_conv_config": described}),
+        vmap_method="sequential",
     )
     return call(x, kernel)
+
+
+def _by_xla(x: Array, kernel: Array, padding: Padding, stride: int, dilation: tuple[int, ...]) -> Array:
+    sizes = "DHW"[-len(padding) :]
+    numbers, strides = (f"N{sizes}C", f"{sizes}IO", f"N{sizes}C"), (stride,) * len(padding)
+    return lax.conv_general_dilated(
+        x, kernel, strides, padding, rhs_dilation=dilation or None, dimension_numbers=numbers
+    )
+
+
+@convolve.defjvp
+def _tangent(
+    padding: Padding,
+    stride: int,
+    dilation: tuple[int, ...],
+    primals: tuple[Array, Array],
+    tangents: tuple[Array, Array],
+) -> tuple[Array, Array]:
+    (x, kernel), (along_x, along_kernel), how = primals, tangents, (padding, stride, dilation)
+    return convolve(x, kernel, *how), _by_xla(along_x, kernel, *how) + _by_xla(x, along_kernel, *how)
 
 
 @functools.cache
@@ -107,9 +129,7 @@ def usable() -> bool:
     padding = ((1, 2), (0, 3))
 
     def both(x: Array, kernel: Array) -> tuple[Array, Array]:
-        numbers = ("NHWC", "HWIO", "NHWC")
-        expected = lax.conv_general_dilated(x, kernel, (2, 2), padding, rhs_dilation=(1, 2), dimension_numbers=numbers)
-        return convolve(x, kernel, padding, 2, (1, 2)), expected
+        return convolve(x, kernel, padding, 2, (1, 2)), _by_xla(x, kernel, padding, 2, (1, 2))
 
     try:
         with unkept():

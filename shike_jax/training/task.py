@@ -74,8 +74,9 @@ class Task:
 
     def by_onednn(self, index: int) -> bool:
         """Whether oneDNN is to compute the convolutions of a stage's steps, where JAX can call it."""
-        batch = self.plans[index].settings.batch_size, *images_seen(self.source, self.config).shape[1:]
-        return self.config.train.onednn and gains_by_onednn(batch)
+        config, batch = self.config, self.plans[index].settings.batch_size
+        ours = config.train.onednn and config.dtype == "float32" and isinstance(self.network, models.ExpertNetwork)
+        return ours and gains_by_onednn((batch, *images_seen(self.source, config).shape[1:]))
 
     def stage(self, index: int, params: PyTree) -> Stage:
         """A stage with its program; `params` (or shapes) give the names of the parameters."""

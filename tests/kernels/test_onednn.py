@@ -67,6 +67,24 @@ def test_only_float32_in_one_group_is_given_to_it():
     assert "onednn" not in jax.jit(lambda x: convolve(x, np.ones((3, 3, 4, 4), np.float32), 1)).lower(x).as_text()
 
 
+def test_over_several_kernels_and_for_second_derivatives():
+    """Under vmap, and in a gradient of a gradient, as a penalty on gradients has it."""
+    draw = np.random.default_rng(0)
+    x, kernels = draw.standard_normal((16, 6, 5, 3)), draw.standard_normal((2, 3, 3, 3, 4))
+
+    def penalty(form):
+        def size_of_gradient(x, kernel):
+            return jax.numpy.sum(jax.grad(lambda x: jax.numpy.sum(form(x, kernel, 1) ** 3))(x) ** 2)
+
+        return jax.jit(jax.vmap(jax.grad(size_of_gradient, argnums=1), (None, 0)))
+
+    with jax.enable_x64(True):
+        expected = penalty(plain)(x, kernels)
+    with onednn.chosen(), onednn.unkept():
+        found = penalty(convolve)(x.astype(np.float32), kernels.astype(np.float32))
+    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-5 * np.abs(expected).max())
+
+
 STARTS = """
 import sys
 import jax
