@@ -9,7 +9,7 @@ Where oneDNN is chosen (kernels/onednn.py) it computes the convolution, the grad
 and the weight gradient, as a convolution with one more size: the examples are its channels, the channels its last size.
 
 With few channels a CPU's vector units are partly idle, so the 7x7 stem folds each 2x2 block of pixels into the channels
-(space to depth). docs/speed.md has what each of these gains.
+(space to depth). docs/notes/cpu_speed.md has what each of these gains.
 """
 
 from __future__ import annotations

@@ -61,13 +61,7 @@ def convolve(x: Array, kernel: Array, padding: Padding, stride: int = 1, dilatio
     `padding` is before and after each size, `stride` that of all, `dilation` between the kernel's elements of each (1
     without it). Its derivatives are XLA's.
     """
-    dilation = dilation or (1,) * len(padding)
     places = list(range(1, 1 + len(padding)))
-    extents = [(size - 1) * apart + 1 for size, apart in zip(kernel.shape, dilation, strict=False)]
-    sizes = [
-        (size + sum(both) - extent) // stride + 1
-        for size, both, extent in zip(x.shape[1:-1], padding, extents, strict=True)
-    ]
     data = {"batch_dim": 0, "feature_dim": len(padding) + 1, "spatial_dims": places}
     filters = {
         "spatial_dims": list(range(len(padding))),
@@ -78,7 +72,7 @@ def convolve(x: Array, kernel: Array, padding: Padding, stride: int = 1, dilatio
         "pad_left": [before for before, _ in padding],
         "pad_right": [after for _, after in padding],
         "strides": [stride] * len(padding),
-        "window_dilations": list(dilation),
+        "window_dilations": list(dilation or [1] * len(padding)),
     }
     described = {
         "dims": x.ndim,
@@ -90,7 +84,7 @@ def convolve(x: Array, kernel: Array, padding: Padding, stride: int = 1, dilatio
     }
     call = jax.ffi.ffi_call(
         _CALL,
-        jax.ShapeDtypeStruct((x.shape[0], *sizes, kernel.shape[-1]), x.dtype),
+        jax.eval_shape(lambda x, kernel: _by_xla(x, kernel, padding, stride, dilation), x, kernel),
         custom_call_api_version=2,
         legacy_backend_config=json.dumps({"onednn_conv_config": described}),
         vmap_method="sequential",

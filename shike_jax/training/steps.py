@@ -293,7 +293,7 @@ class TrainCall:
 def gains_by_onednn(images: Sequence[int]) -> bool:
     """Whether steps on images of this shape [B,H,W,3] gain from oneDNN on a CPU.
 
-    Their program is compiled anew at every start; with fewer pixels that would take longer than a short run can gain.
+    Such a program is compiled at every start, which takes longer than a run of smaller batches would gain.
     """
     return len(images) == 4 and images[0] * images[1] * images[2] >= 2**16
 
