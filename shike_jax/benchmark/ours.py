@@ -16,10 +16,10 @@ from shike_jax.cluster import parallel
 from shike_jax.cluster.compiled_program import data_bytes
 from shike_jax.data.feeds import DeviceFeed
 from shike_jax.data.views import device_augment
+from shike_jax.training.compiled_steps import compile_train, gains_by_onednn
 from shike_jax.training.epoch import side_by_side
 from shike_jax.training.program import make_program
 from shike_jax.training.state import start_stage
-from shike_jax.training.steps import compile_train, gains_by_onednn
 
 # name: fields of `config.augment`
 AUGMENTATIONS: dict[str, dict[str, Any]] = {

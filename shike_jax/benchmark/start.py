@@ -63,9 +63,9 @@ def parts(config: ConfigDict) -> Iterator[str]:
     from shike_jax.data import sampling, sources
     from shike_jax.data.feeds import make_feeds
     from shike_jax.training import randomness
+    from shike_jax.training.compiled_steps import compile_train
     from shike_jax.training.setup import check_devices
     from shike_jax.training.state import start_stage
-    from shike_jax.training.steps import compile_train
     from shike_jax.training.task import Task
 
     parallel.use_backend(config.train.backend)

@@ -41,6 +41,16 @@ def use_backend(name: str) -> str:
     return before
 
 
+def backend_in_use() -> str:
+    """The one of `BACKENDS` that `compile_step` compiles by: pmap hands no options to the compiler, so where there are
+    any, for one device, it is shard_map, whose program is the same there."""
+    return "shard_map" if _compiler_options() else _backend
+
+
+def _compiler_options() -> Mapping[str, str]:
+    return cpu.compiler_options(jax.default_backend()) if jax.device_count() == 1 else {}
+
+
 def bn_axis(synchronised: bool, group: int) -> Axis:
     """What BN statistics are summed over: all devices, groups of `group` neighbours (0: all), or each its own."""
     if not synchronised:
@@ -57,12 +67,10 @@ def compile_step(function: Callable, *, replicated_in: tuple[bool, ...], donate:
         leading axis of local devices.
       donate: the first argument's buffers are given up to the result.
     """
-    # pmap hands no options to the compiler; on one device both ways are the same program.
-    options = cpu.compiler_options(jax.default_backend()) if jax.device_count() == 1 else {}
-    if _backend == "pmap" and not options:
+    if backend_in_use() == "pmap":
         in_axes = tuple(None if whole else 0 for whole in replicated_in)
         return jax.pmap(function, AXIS, in_axes=in_axes, out_axes=None, donate_argnums=(0,) if donate else ())
-    compiled, shardings = _over_mesh(function, replicated_in, donate, jax.devices(), options)
+    compiled, shardings = _over_mesh(function, replicated_in, donate, jax.devices(), _compiler_options())
 
     def placed(*arguments: PyTree) -> list[PyTree]:
         pairs = zip(arguments, shardings, strict=True)

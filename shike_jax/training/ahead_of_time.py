@@ -24,7 +24,7 @@ from shike_jax.errors import UserError
 from shike_jax.evaluation.evaluator import PREDICT_CALL, make_predict, plain_views, predict_call
 from shike_jax.methods import SAMPLERS
 from shike_jax.methods.loss_registry import further_views
-from shike_jax.training import steps
+from shike_jax.training import compiled_steps
 from shike_jax.training.loss_variables import with_losses
 from shike_jax.training.plan import plan_stages
 from shike_jax.training.state import TrainState
@@ -115,7 +115,7 @@ class Steps:
         views = further_views(fields.loss)
         inputs = self._inputs(batch, f"config.stages.{stage}.batch_size", paired, self.steps_per_call, views)
         arguments = state, (self._data(self.sizes.train), program.course), inputs
-        return self._lower(steps.train_call(program, self._fetch), arguments, steps.TRAIN_CALL)
+        return self._lower(compiled_steps.train_call(program, self._fetch), arguments, compiled_steps.TRAIN_CALL)
 
     def evaluate(self, heads: str, batch: int) -> jax.stages.Lowered:
         """One evaluation step: (variables, data, inputs) -> what is kept of each example; raises as `train`."""

@@ -37,7 +37,7 @@ from shike_jax.storage.card import write_card
 from shike_jax.storage.logs import RunLog
 from shike_jax.storage.trouble import check_present, naming_disk_trouble
 from shike_jax.storage.workdir import discard_untrained, opened
-from shike_jax.training import bn_estimation, outcome, steps
+from shike_jax.training import bn_estimation, compiled_steps, outcome, steps
 from shike_jax.training.epoch import EpochReport, calls, fit_epoch, is_evaluated, of_each, side_by_side
 from shike_jax.training.finite import check_logits, check_variables
 from shike_jax.training.setup import Run, check_devices, prepare
@@ -221,7 +221,10 @@ def _compiled_step(group: Sequence[Member]) -> Any:
     first = group[0]
     keys = jnp.stack([member.stage.program.key for member in group]) if len(group) > 1 else None
     by_onednn = first.run.by_onednn(first.stage.index)
-    call = steps.compile_train(first.stage.program, first.run.feeds["train"].fetch, keys, by_onednn=by_onednn)
+    call = compiled_steps.compile_train(first.stage.program, first.run.feeds["train"].fetch, keys, by_onednn=by_onednn)
+    for member in group:
+        library = member.run.history["starts"][-1].setdefault("convolutions", {})
+        library[first.stage.name] = "oneDNN" if call.by_onednn else "XLA"
     how = f", {len(group)} seeds together" if len(group) > 1 else ", convolutions by oneDNN" if call.by_onednn else ""
     return first.run.log.announced(call, f"the training step of {first.stage.name}{how}")
 

@@ -206,7 +206,7 @@ def _start(run: Run, index: int, step: int) -> dict[str, Any]:
         "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         "devices": jax.device_count(),
         "processes": jax.process_count(),
-        "backend": run.config.train.backend,
+        "backend": parallel.backend_in_use(),
         "steps_per_call": run.config.train.steps_per_call,
         "version": code_version(),
     }

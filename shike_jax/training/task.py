@@ -18,10 +18,10 @@ from shike_jax.data.types import Source
 from shike_jax.data.views import device_augment, images_seen
 from shike_jax.methods.scores import check_scores
 from shike_jax.training import randomness
+from shike_jax.training.compiled_steps import gains_by_onednn
 from shike_jax.training.loss_variables import with_losses
 from shike_jax.training.plan import StagePlan, plan_stages
 from shike_jax.training.program import Program, check_stage, make_program
-from shike_jax.training.steps import gains_by_onednn
 
 PyTree = Any
 

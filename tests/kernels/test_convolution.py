@@ -14,7 +14,7 @@ def plain(x, kernel, stride):
     return lax.conv_general_dilated(x, kernel, (stride, stride), ((pad, pad), (pad, pad)), dimension_numbers=NHWC)
 
 
-@pytest.mark.parametrize(
+LAYERS = pytest.mark.parametrize(
     ("sides", "inputs", "features", "size", "stride"),
     [
         ((6, 8), 3, 16, 3, 1),  # the CIFAR stem
@@ -22,12 +22,17 @@ def plain(x, kernel, stride):
         ((1, 4), 2, 2, 3, 1),
         ((6, 8), 16, 32, 3, 1),
         ((6, 8), 16, 16, 3, 2),
-        ((7, 8), 16, 16, 1, 2),
+        ((7, 9), 16, 17, 3, 2),
+        ((7, 8), 16, 16, 1, 2),  # a matrix product
         ((12, 8), 3, 5, 7, 2),  # the ImageNet stem
         ((10, 10), 3, 5, 7, 2),
         ((9, 12), 3, 5, 7, 2),
+        ((8, 8), 4, 6, 3, 3),  # no network here has such a stride: XLA's
     ],
 )
+
+
+@LAYERS
 def test_values_and_gradients_are_those_of_the_plain_convolution(sides, inputs, features, size, stride):
     draw = np.random.default_rng(0)
     x, kernel = draw.standard_normal((2, *sides, inputs)), draw.standard_normal((size, size, inputs, features))

@@ -10,28 +10,15 @@ import pytest
 
 from shike_jax.kernels import onednn
 from shike_jax.kernels.convolution import convolve
-from shike_jax.training.steps import gains_by_onednn
+from shike_jax.training.compiled_steps import gains_by_onednn
 from tests.conftest import ROOT
-from tests.kernels.test_convolution import plain
+from tests.kernels.test_convolution import LAYERS, plain
 
 pytestmark = pytest.mark.skipif(not onednn.usable(), reason="this JAX has no oneDNN to call")
 
 
 @pytest.mark.parametrize("batch", [32, 5])
-@pytest.mark.parametrize(
-    ("sides", "inputs", "features", "size", "stride"),
-    [
-        ((6, 8), 3, 16, 3, 1),  # the CIFAR stem
-        ((6, 7), 16, 16, 3, 1),  # an odd width
-        ((1, 4), 2, 2, 3, 1),
-        ((6, 8), 16, 32, 3, 2),
-        ((7, 9), 16, 17, 3, 2),
-        ((7, 8), 16, 16, 1, 2),  # a matrix product in any case
-        ((12, 8), 3, 5, 7, 2),  # the ImageNet stem
-        ((9, 12), 3, 5, 7, 2),
-        ((8, 8), 4, 6, 3, 3),  # no network here has such a stride: XLA's
-    ],
-)
+@LAYERS
 def test_values_and_gradients_are_those_of_the_plain_convolution(batch, sides, inputs, features, size, stride):
     draw = np.random.default_rng(0)
     x = draw.standard_normal((batch, *sides, inputs))

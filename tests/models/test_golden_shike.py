@@ -14,7 +14,7 @@ from shike_jax.cluster import parallel
 from shike_jax.convert import names
 from shike_jax.kernels import onednn
 from shike_jax.models import build_model, num_parameters
-from shike_jax.training import steps
+from shike_jax.training import compiled_steps
 from shike_jax.training.program import make_program
 from shike_jax.training.state import start_stage, variables_of
 from tests.conftest import GOLDEN
@@ -60,7 +60,7 @@ def training(golden, kind, name="representation", class_counts=None, by_onednn=F
     program = make_program(
         settings, network, variables["params"], counts, lambda images, keys, mask: images, key, 85, 850
     )
-    call = steps.compile_train(program, lambda data, item: item, by_onednn=by_onednn)
+    call = compiled_steps.compile_train(program, lambda data, item: item, by_onednn=by_onednn)
     assert call.by_onednn == by_onednn
 
     def step(state, batch):

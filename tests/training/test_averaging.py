@@ -21,7 +21,7 @@ from shike_jax.data.feeds import DeviceFeed
 from shike_jax.errors import UserError
 from shike_jax.methods.averaging import AVERAGES, AverageSettings, moved_average, uphill
 from shike_jax.training import bn_estimation as averaging
-from shike_jax.training import loop, setup, steps
+from shike_jax.training import compiled_steps, loop, setup
 from shike_jax.training.bn_estimation import make_estimate
 from shike_jax.training.program import make_program
 from shike_jax.training.state import start_stage
@@ -100,7 +100,7 @@ def test_a_step_with_sam_takes_its_gradient_uphill():
         variables = models.init_variables(network, 1, 8)
         own = schema.stage(sam_rho=rho, schedule="constant", lr=rate, momentum=0.0, weight_decay=0.0)
         program = make_program(own, network, variables["params"], np.ones(3), augment, jax.random.key(0), 1, 1)
-        call = steps.compile_train(program, lambda data, item: item)
+        call = compiled_steps.compile_train(program, lambda data, item: item)
         start = start_stage(variables, program)
         inputs = jax.tree.map(lambda x: x[:, None], parallel.split_batch(batch))
         found = parallel.to_host(call(parallel.replicate(start), (), inputs)[0].params)

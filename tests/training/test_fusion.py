@@ -20,7 +20,7 @@ from shike_jax import models
 from shike_jax.cluster import parallel
 from shike_jax.methods import HookInputs
 from shike_jax.methods import feature_hooks as fusion
-from shike_jax.training import steps
+from shike_jax.training import compiled_steps
 from shike_jax.training.program import make_program
 from shike_jax.training.state import start_stage
 from tests.conftest import ROOT
@@ -166,7 +166,7 @@ def step_and_references(name, rho, step, cache={}):  # noqa: B006
             [np.asarray(m, np.float64) for m in features(normalise(of["image"]))] for of in (batch, batch["partner"])
         ]
         rows = [np.stack([reference_rows(m, batch) for m in side]) for side in maps]
-        cache[name, rho] = (program, steps.compile_train(program, lambda data, item: item), variables, rows)
+        cache[name, rho] = (program, compiled_steps.compile_train(program, lambda data, item: item), variables, rows)
     program, call, variables, rows = cache[name, rho]
     state = start_stage(variables, program).replace(step=np.int32(step))
     inputs = jax.tree.map(lambda x: x[:, None], parallel.split_batch(batch))

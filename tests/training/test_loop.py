@@ -35,6 +35,8 @@ def test_results_have_what_readers_rely_on(finished):
     assert [stage["name"] for stage in results["stages"]] == ["representation", "classifier"]
     assert results["stages"][-1]["top1"] == results["top1"] and len(results["experts"]) == 2
     assert set(results["seconds"]) == {"start_up", "compile", "train", "evaluate"}
+    [start] = results["starts"]
+    assert start["convolutions"] == {"representation": "XLA", "classifier": "XLA"}  # too small for oneDNN to pay
     counts = results["split"]["class_counts"]
     assert sum(counts) == results["split"]["sizes"]["train"] and results["split"]["sizes"]["test"] == 300
     # top-1 is the mean of the per-class accuracies on a balanced test set

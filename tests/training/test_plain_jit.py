@@ -22,7 +22,7 @@ from shike_jax import models
 from shike_jax.cluster import parallel
 from shike_jax.data.views import device_augment
 from shike_jax.methods import LOSSES
-from shike_jax.training import loss_variables, steps
+from shike_jax.training import compiled_steps, loss_variables, steps
 from shike_jax.training.program import make_program
 from shike_jax.training.state import start_stage
 
@@ -72,7 +72,7 @@ batch = {"image": images, "label": draw.integers(0, 5, 8).astype(np.int32), "mas
 state = start_stage(variables, program)
 
 plain, plain_sums = jax.jit(lambda state, batch: steps.train_step(program, state, batch))(state, batch)
-call = steps.compile_train(program, lambda data, item: item)
+call = compiled_steps.compile_train(program, lambda data, item: item)
 inputs = jax.tree.map(lambda x: x[:, None], parallel.split_batch(batch))
 compiled, sums = call(parallel.replicate(state), (), inputs)
 

@@ -7,7 +7,7 @@ import pytest
 from shike_jax import config as schema
 from shike_jax import models
 from shike_jax.cluster import parallel
-from shike_jax.training import steps
+from shike_jax.training import compiled_steps
 from shike_jax.training.program import make_program
 from shike_jax.training.state import start_stage
 
@@ -38,7 +38,7 @@ def text_of(network, *arguments, **fields):
     }
     inputs = jax.tree.map(lambda x: x[:, None], parallel.split_batch(batch))
     state = start_stage(network[1], program)
-    call = steps.compile_train(program, lambda data, item: item)
+    call = compiled_steps.compile_train(program, lambda data, item: item)
     return call.lower(state, (), inputs).as_text()
 
 
