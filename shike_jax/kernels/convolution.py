@@ -163,8 +163,9 @@ def _weight_gradient_by_onednn(x: Array, grad: Array, size: int, stride: int) ->
 
     def add_part(number: int | Array, total: Array) -> Array:
         images, grads = (lax.dynamic_slice_in_dim(array, number * PART, PART) for array in (x, grad))
-        image, kernel = images.transpose(1, 2, 3, 0)[None], grads.transpose(1, 2, 0, 3)[:, :, None]
-        return total + onednn.convolve(image, kernel, (*padding, (0, 0)), 1, (stride, stride, 1))[0]
+        image, kernel = images.transpose(1, 2, 3, 0)[None], grads[..., None]
+        order = (1, 2, 4, 0, 3)  # rows and columns, one element along C, the examples as channels, the features
+        return total + onednn.convolve(image, kernel, (*padding, (0, 0)), 1, (stride, stride, 1), order)[0]
 
     return lax.fori_loop(0, len(x) // PART, add_part, jnp.zeros((size, size, x.shape[3], grad.shape[3]), x.dtype))
 

@@ -54,20 +54,25 @@ def is_chosen() -> bool:
     return _chosen.get()
 
 
-@functools.partial(jax.custom_jvp, nondiff_argnums=(2, 3, 4))
-def convolve(x: Array, kernel: Array, padding: Padding, stride: int = 1, dilation: tuple[int, ...] = ()) -> Array:
+@functools.partial(jax.custom_jvp, nondiff_argnums=(2, 3, 4, 5))
+def convolve(
+    x: Array,
+    kernel: Array,
+    padding: Padding,
+    stride: int = 1,
+    dilation: tuple[int, ...] = (),
+    order: tuple[int, ...] = (),
+) -> Array:
     """Convolution of x [B,*sizes,C] with kernel [*window,C,F], both float32, for one to three sizes: [B,*sizes,F].
 
     `padding` is before and after each size, `stride` that of all, `dilation` between the kernel's elements of each (1
-    without it). Its derivatives are XLA's.
+    without it). A kernel whose axes lie in another `order` needs no transpose before: `order` says which of its axes
+    are [*window,C,F]. Its derivatives are XLA's.
     """
     places = list(range(1, 1 + len(padding)))
     data = {"batch_dim": 0, "feature_dim": len(padding) + 1, "spatial_dims": places}
-    filters = {
-        "spatial_dims": list(range(len(padding))),
-        "input_feature_dim": len(padding),
-        "output_feature_dim": len(padding) + 1,
-    }
+    *of_window, channels, features = order or range(kernel.ndim)
+    filters = {"spatial_dims": of_window, "input_feature_dim": channels, "output_feature_dim": features}
     window = {
         "pad_left": [before for before, _ in padding],
         "pad_right": [after for _, after in padding],
@@ -84,7 +89,7 @@ def convolve(x: Array, kernel: Array, padding: Padding, stride: int = 1, dilatio
     }
     call = jax.ffi.ffi_call(
         _CALL,
-        jax.eval_shape(lambda x, kernel: _by_xla(x, kernel, padding, stride, dilation), x, kernel),
+        jax.eval_shape(lambda x, kernel: _by_xla(x, kernel, padding, stride, dilation, order), x, kernel),
         custom_call_api_version=2,
         legacy_backend_config=json.dumps({"onednn_conv_config": described}),
         vmap_method="sequential",
@@ -92,8 +97,10 @@ def convolve(x: Array, kernel: Array, padding: Padding, stride: int = 1, dilatio
     return call(x, kernel)
 
 
-def _by_xla(x: Array, kernel: Array, padding: Padding, stride: int, dilation: tuple[int, ...]) -> Array:
-    sizes = "DHW"[-len(padding) :]
+def _by_xla(
+    x: Array, kernel: Array, padding: Padding, stride: int, dilation: tuple[int, ...], order: tuple[int, ...] = ()
+) -> Array:
+    kernel, sizes = kernel.transpose(order or range(kernel.ndim)), "DHW"[-len(padding) :]
     numbers, strides = (f"N{sizes}C", f"{sizes}IO", f"N{sizes}C"), (stride,) * len(padding)
     return lax.conv_general_dilated(
         x, kernel, strides, padding, rhs_dilation=dilation or None, dimension_numbers=numbers
@@ -105,10 +112,11 @@ def _tangent(
     padding: Padding,
     stride: int,
     dilation: tuple[int, ...],
+    order: tuple[int, ...],
     primals: tuple[Array, Array],
     tangents: tuple[Array, Array],
 ) -> tuple[Array, Array]:
-    (x, kernel), (along_x, along_kernel), how = primals, tangents, (padding, stride, dilation)
+    (x, kernel), (along_x, along_kernel), how = primals, tangents, (padding, stride, dilation, order)
     return convolve(x, kernel, *how), _by_xla(along_x, kernel, *how) + _by_xla(x, along_kernel, *how)
 
 
@@ -122,12 +130,14 @@ def usable() -> bool:
     x, kernel = rng.randn(2, 9, 7, 3).astype("f4"), rng.randn(3, 5, 3, 4).astype("f4")
     padding = ((1, 2), (0, 3))
 
-    def both(x: Array, kernel: Array) -> tuple[Array, Array]:
-        return convolve(x, kernel, padding, 2, (1, 2)), _by_xla(x, kernel, padding, 2, (1, 2))
+    def all_three(x: Array, kernel: Array) -> tuple[Array, Array, Array]:
+        found = convolve(x, kernel, padding, 2, (1, 2))
+        in_order = convolve(x, kernel.transpose(3, 0, 2, 1), padding, 2, (1, 2), (1, 3, 2, 0))
+        return found, in_order, _by_xla(x, kernel, padding, 2, (1, 2))
 
     try:
         with unkept():
-            found, expected = jax.jit(both).lower(x, kernel).compile()(x, kernel)
+            found, in_order, expected = jax.jit(all_three).lower(x, kernel).compile()(x, kernel)
     except (jax.errors.JaxRuntimeError, ValueError, TypeError):
         return False
-    return np.allclose(found, expected, 1e-4, 1e-4)
+    return np.allclose(found, expected, 1e-4, 1e-4) and np.allclose(in_order, expected, 1e-4, 1e-4)
