@@ -271,6 +271,10 @@ WRONG = {
         r"experts=\(3,\): expected .* from 1 to 2",
     ),
     "no experts": (lambda: sj.create_model("resnet20", 10, experts=()), r"experts=\(\), expected shared stages"),
+    "groups of unequal width": (
+        lambda: sj.create_model("resnext50_32x4d", 10, width=24),
+        "create_model: width=24: expected a multiple of 16 for resnext50_32x4d",
+    ),
     "no classes": (lambda: sj.create_model("resnet20", 0), "num_classes=0, expected a whole number of at least 1"),
     "no such configuration": (lambda: sj.load_config("cifar_tl"), "load_config: cifar_tl: .*expected.*did you mean"),
     "no name": (lambda: sj.load_config(3), "name=3: expected a path"),

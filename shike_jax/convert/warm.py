@@ -13,6 +13,8 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from shike_jax.common import class_names
 from shike_jax.errors import UserError
 
+HEADS = "params/heads/"  # where the classifiers lie
+
 
 @dataclasses.dataclass(frozen=True)
 class WarmStart:
@@ -48,7 +50,7 @@ def warm_start(
     named in the order of the outputs; None: not known. `UserError` for the variables of another network.
     """
     have, want = flatten_dict(source, sep="/"), flatten_dict(fresh, sep="/")
-    body, said = {path for path in want if not path.startswith("params/heads/")}, ""
+    body, said = {path for path in want if not path.startswith(HEADS)}, ""
     if not body <= have.keys():
         stages = (path for path in want if "/trunk/" in path or "/stage" in path)
         origins = {path: re.sub(r"/expert\d+/stage", "/expert0/stage", path) for path in stages}
@@ -59,10 +61,10 @@ def warm_start(
             said = "taken over by the names of their classes"
             if matching.places:
                 places = np.array(matching.places)  # along the last axis of every array of a classifier
-                have = {p: a if p in body else np.asarray(a)[..., places] for p, a in have.items()}
+                have = {p: np.asarray(a)[..., places] if p.startswith(HEADS) else a for p, a in have.items()}
             else:
                 said = f"fresh, as the source has other classes ({matching.differences()})"
-                have = {path: array for path, array in have.items() if path in body}
+                have = {path: array for path, array in have.items() if not path.startswith(HEADS)}
         origins = {path: path for path in want if path in have}
     fits = {}
     for path, origin in origins.items():

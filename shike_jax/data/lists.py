@@ -182,6 +182,8 @@ def class_folders(lists: list[ListFile], num_classes: int, report: Report) -> tu
         return tuple(map(str, range(num_classes)))
     if agreeing < total:
         for one, names in zip(lists, folders, strict=True):
+            if label_of.keys().isdisjoint(names):
+                continue  # a flat list, beside lists with so many more lines that their folders name the classes
             for i, (name, label) in enumerate(zip(names, one.labels.tolist(), strict=True)):
                 if label_of.get(name) != label:
                     raise UserError(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -15,7 +16,7 @@ from ml_collections import ConfigDict
 from shike_jax.cluster.axis import Axis
 from shike_jax.errors import UserError, nearest
 from shike_jax.methods.tables import NETWORKS
-from shike_jax.models.calling import sizes_of, tried
+from shike_jax.models.calling import name_of, sizes_of, tried
 from shike_jax.models.experts import HEAD_SETS, ExpertNetwork
 from shike_jax.models.resnet import BACKBONES, Backbone
 from shike_jax.models.second_heads import SECOND_HEADS
@@ -99,7 +100,8 @@ def create_model(
     return _network({**model, "backbone": name, "depths": tuple(experts)}, num_classes, dtype, axis_name, _ARGUMENTS)
 
 
-_ARGUMENTS = {"backbone": "create_model: name", "depths": "create_model: experts", "blocks": "create_model: blocks"}
+_ARGUMENTS = {"backbone": "create_model: name", "depths": "create_model: experts"}
+_ARGUMENTS |= {name: f"create_model: {name}" for name in ("blocks", "width")}
 _FIELDS = {name: f"config.model.{name}" for name in _ARGUMENTS}
 
 
@@ -159,6 +161,9 @@ def _network(
             raise UserError(f"{called['blocks']}={tuple(model['blocks'])}: expected {len(spec.blocks)} numbers")
         changes["blocks"] = tuple(model["blocks"])
     spec = dataclasses.replace(spec, **changes)
+    if spec.width * spec.group_width % 64:  # the groups of the first stage would not be equally wide
+        multiple = 64 // math.gcd(64, spec.group_width)
+        raise UserError(f"{called['width']}={spec.width}: expected a multiple of {multiple} for {name}")
     stages = len(spec.blocks) - 1
     for depth in depths:
         if not 1 <= depth <= stages:
@@ -177,9 +182,10 @@ def init_variables(network: Any, seed: int, images: int | jax.ShapeDtypeStruct) 
     if isinstance(images, int):
         images = jax.ShapeDtypeStruct((1, images, images, 3), network.dtype)
     # Lazily: only the draws run, one small program per shape. Compiling all draws as one program takes far longer.
-    variables = tried(f"network {network.name!r}", network.lazy_init, jax.random.key(seed), images)
+    called = f"network {name_of(network)!r}"
+    variables = tried(called, network.lazy_init, jax.random.key(seed), images)
     if other := sorted(set(variables) - {"params", "batch_stats"}):
-        raise UserError(f"network {network.name!r} has variables {other[0]!r}: expected only params and batch_stats")
+        raise UserError(f"{called} has variables {other[0]!r}: expected only params and batch_stats")
     return {"batch_stats": {}, **jax.tree.map(np.asarray, dict(variables))}
 
 

@@ -87,6 +87,9 @@ def sizes_of(
         return network.apply(variables, fused, "representation", method="classify"), pooled(fused)
 
     logits, features = tried(f"network {name_of(network)!r}", jax.eval_shape, call, dict(variables), images)
+    if not hasattr(logits, "shape"):
+        expected = f"logits (experts, {images.shape[0]}, {classes or 'classes'}) alone"
+        raise UserError(f"network {name_of(network)!r} returned a {type(logits).__name__}: expected {expected}")
     fits = len(logits.shape) == 3 and logits.shape[1] == images.shape[0] and classes in (None, logits.shape[2])
     if not fits or not jnp.issubdtype(logits.dtype, jnp.floating):
         expected = f"logits (experts, {images.shape[0]}, {classes or 'classes'})"

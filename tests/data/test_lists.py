@@ -180,7 +180,9 @@ def test_lists_that_number_the_classes_differently(tmp_path):
     with pytest.raises(UserError, match=r"test\.txt: folder '(cat|dog)' has label [01], but [01] in .*\(2 such"):
         load(tmp_path, train, test)
     flat = [f"val/{i}.jpg {i % 3}" for i in range(9)]  # no folders of classes: nothing to compare
-    assert load(tmp_path, train, flat).split.num_classes == 3
+    assert load(tmp_path, train, flat).split.class_names == ("0", "1", "2")
+    # However few lines a flat list has next to the others, it contradicts none of them.
+    assert load(tmp_path, train, flat[:3]).split.class_names == ("cat", "dog", "owl")
 
 
 def test_a_name_may_hold_what_unicode_takes_for_a_line_end(tmp_path):

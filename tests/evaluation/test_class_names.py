@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from shike_jax import models
 from shike_jax.commands import evaluate
 from shike_jax.common import class_names
 from shike_jax.config import base, stage, to_plain
@@ -171,6 +172,25 @@ def test_warm_starts_match_classifiers_by_name(tmp_path):
     kernel, said = start(None, ("ant", "bee", "dog"))
     np.testing.assert_array_equal(kernel, source)
     assert "classifiers: taken over by the numbers of their classes: the source does not name them" in said
+
+
+def test_a_network_of_fewer_experts_starts_from_one_with_more():
+    """The arrays of the surplus expert are no classifiers, and have no classes to be put in order."""
+
+    def variables_of(depths, fill):
+        model = {**to_plain(base().model), "backbone": "resnet20", "width": 4, "depths": depths}
+        network = models.build_model(model, 20)
+        shapes = jax.eval_shape(network.init, jax.random.key(0), np.zeros((1, 32, 32, 3), np.float32))
+        return jax.tree.map(fill, dict(shapes))
+
+    classes = [f"class {c:02}" for c in range(20)]
+    draw = np.random.default_rng(0)
+    source = variables_of((1, 2, 1), lambda leaf: draw.standard_normal(leaf.shape))
+    fresh = variables_of((1, 2), lambda leaf: np.zeros(leaf.shape))
+    merged, report = warm_start(source, fresh, classes, classes[::-1])
+    found, heads = (one["params"]["heads"]["classifier"]["expert1"]["kernel"] for one in (merged, source))
+    np.testing.assert_array_equal(found, heads[:, ::-1])
+    assert not report.fresh and any("expert2" in path for path in report.left_out)
 
 
 NAMES = (" before", "after ", "new\rline", os.fsdecode(b"caf\xe9"), "a,b", 'say "x"', "line\u2028x", "nel\x85", "plain")

@@ -145,6 +145,11 @@ CASES = {
         [OWN, *ALONE],
         r"^network 'mine' returned float32 \(1, 1, 7\): expected logits \(experts, 1, 4\)",
     ),
+    "logits and more": (
+        network("maps = images.mean(1); return nn.Dense(self.classes)(maps)[None], maps"),
+        [OWN, *ALONE],
+        r"^network 'mine' returned a tuple: expected logits \(experts, 1, 4\) alone",
+    ),
     "keywords": (network(PLAIN, "heads=''"), [OWN, *ALONE], "^network 'mine' .* unexpected keyword argument"),
     "another kind of variables": (
         network("self.variable('cache', 'x', jnp.zeros, ()); " + PLAIN),
