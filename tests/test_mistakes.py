@@ -127,6 +127,10 @@ TABLE = {
         "expected [N",
     ),
     "array of integers": ("predict --checkpoint={}/weights --images={}/int.npy", "int64; expected uint8"),
+    "several arrays as one": (
+        "predict --checkpoint={}/weights --images={}/several.npy",
+        "not a readable .npy file, or damaged (it holds several",
+    ),
     "array that is none": ("predict --checkpoint={}/weights --images={}/text.npy", "not a readable .npy"),
     "unknown kind of output": ("predict --checkpoint={}/weights --images={}/photos --output={}/o.json", ".csv or .npz"),
     "batch of none": ("predict --checkpoint={}/weights --images={}/photos --batch_size=0", "--batch_size=0: expected"),
@@ -177,6 +181,8 @@ def place(tmp_path_factory):
     (folder / "notes.txt").write_text("notes")
     (folder / "notes.jpg").write_text("notes")
     (folder / "text.npy").write_text("notes")
+    with (folder / "several.npy").open("wb") as file:
+        np.savez(file, a=np.zeros(3), b=np.zeros(3))
     (folder / "huge.png").write_bytes(_huge_png(60000))
     np.save(folder / "nchw.npy", np.zeros((4, 3, 16, 16), np.float32))
     np.save(folder / "int.npy", np.zeros((4, 16, 16, 3), np.int64))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import collections
+import contextlib
 import functools
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -16,8 +17,11 @@ import numpy as np
 
 from shike_jax import models
 from shike_jax.benchmark import measure, workload
+from shike_jax.cluster import cpu
 from shike_jax.common.parser import Parser
+from shike_jax.models.calling import onednn
 from shike_jax.models.layers import BatchNorm, Conv, convolve
+from shike_jax.training.compiled_steps import gains_by_onednn
 
 _EPILOG = """\
 Each kind of convolution is timed forward, with respect to its input (but for the first: nobody asks for the gradient
@@ -89,8 +93,10 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
 
 def compare(args: argparse.Namespace) -> dict[str, Any]:
     """Times every kind of layer of the network in float32 and returns the result without its origin."""
+    cpu.prepare()
     work = workload.make(args.model, batch=args.batch, image_size=args.image_size, width=args.width, blocks=args.blocks)
-    makers: dict[str, Callable[[Layer], Parts]] = {"ours": our_parts}
+    by_onednn = gains_by_onednn((work.batch, *work.images.shape[1:])) and jax.device_count() == 1 and onednn.usable()
+    makers: dict[str, Callable[[Layer], Parts]] = {"ours": functools.partial(our_parts, by_onednn=by_onednn)}
     if args.against:
         makers["torch"] = measure.peer("pytorch", "--against=torch").layer_parts
     layers: list[dict[str, Any]] = []
@@ -135,15 +141,20 @@ def layers_of(work: workload.Workload) -> dict[Layer, int]:
     return dict(found)
 
 
-def our_parts(layer: Layer) -> Parts:
-    """Runs each part on the first device."""
+def our_parts(layer: Layer, by_onednn: bool = False) -> Parts:
+    """Runs each part on the first device, compiled as a training step is; `by_onednn` as `compile_train` has it."""
+    options = cpu.compiler_options(jax.default_backend()) if jax.device_count() == 1 else {}
     random = np.random.default_rng(0)
 
     def draw(shape: tuple[int, ...]) -> jax.Array:
         return jnp.asarray(random.normal(size=shape), jnp.float32)
 
     def timed(function: Callable, *arguments: Any) -> Callable[[int], Any]:
-        compiled = jax.jit(function)
+        with contextlib.ExitStack() as held:
+            if by_onednn:
+                held.enter_context(onednn.chosen())
+                held.enter_context(onednn.unkept())
+            compiled = jax.jit(function, compiler_options=options).lower(*arguments).compile()
         return lambda _: jax.block_until_ready(compiled(*arguments))
 
     x = draw(layer.inputs)

@@ -12,7 +12,8 @@ from typing import Any
 from shike_jax.common.paths import expanded
 from shike_jax.config.loading import explain, find_config
 from shike_jax.errors import UserError
-from shike_jax.methods.own_files import GIVEN, digest
+from shike_jax.methods.own_files import GIVEN
+from shike_jax.methods.registry import digest
 
 
 def add_option(parser: argparse.ArgumentParser) -> None:

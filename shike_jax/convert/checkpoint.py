@@ -10,7 +10,7 @@ from shike_jax.common.text import parse_json, to_json
 from shike_jax.convert.names import MODELS, family_of, model_settings, named, to_state_dict, to_variables
 from shike_jax.convert.reader import read_remark, read_state_dict, write_state_dict
 from shike_jax.errors import UserError, naming
-from shike_jax.models import HEAD_SETS
+from shike_jax.models import HEAD_SETS, build_model
 from shike_jax.storage.weights import load_weights, save_weights
 
 REMARK = "shike_jax"  # of a .safetensors: the facts about the network as JSON
@@ -44,13 +44,16 @@ def convert(model: str, source: Path, target: Path, num_classes: int | None = No
 
 
 def _remembered(source: Path) -> dict[str, Any]:
+    with naming(source):  # a file that is not there names no network either
+        source.stat()
     text = read_remark(source, REMARK)
     if not text:
         raise UserError(f"--model is missing: {source} does not name its network; expected one of {', '.join(MODELS)}")
     try:
         facts = parse_json(text)
+        build_model(facts["model"], 2)
         return {name: facts[name] for name in FACTS if name in facts}
-    except (ValueError, TypeError) as error:
+    except (KeyError, ValueError, TypeError, AttributeError) as error:
         raise UserError(f"{source}: its remark {REMARK} is damaged ({error}); give --model") from error
 
 

@@ -31,8 +31,8 @@ def check_output(path: str) -> None:
 
 
 def save(source: Source, path: str) -> None:
-    """Writes a small-image source to `path`, all or nothing; `UserError` for large images or a file that exists."""
-    if source.images is None:
+    """Writes a small-image source to `path`, all or nothing; `UserError` for other data, or a file that exists."""
+    if source.images is None or not source.has_pictures:
         raise UserError(f"{source.split.name}: only small-image splits (CIFAR, digits) can be exported as arrays")
     check_output(path)
     split = source.split

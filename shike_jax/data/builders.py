@@ -83,12 +83,12 @@ def _cifar(tfds: Any, name: str) -> None:
         data = base().data
         factor = float(self.builder_config.name.removeprefix("if"))
         data.update({"source": "tfds", "name": name, "data_dir": folder, "imbalance_factor": factor})
-        if not os.path.isdir(os.path.join(folder, name)) and os.path.isdir(
-            os.path.join(os.environ.get("TFDS_DATA_DIR", ""), name)
-        ):
-            data.data_dir = ""
-        elif not os.path.isdir(os.path.join(folder, name)):
-            tfds.builder(name, data_dir=folder).download_and_prepare()
+        common = os.environ.get("TFDS_DATA_DIR")
+        if not os.path.isdir(os.path.join(folder, name)):
+            if common and os.path.isdir(os.path.join(common, name)):
+                data.data_dir = ""
+            else:
+                tfds.builder(name, data_dir=folder).download_and_prepare()
         source = tfds_source.load(data)
         _describe(self, source.split)
         return {part: self._generate_examples(source, part) for part in source.split.parts}

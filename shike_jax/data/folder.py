@@ -56,15 +56,15 @@ def load(data: ConfigDict) -> Source:
 def part_folders(root: str) -> dict[str, str]:
     """The folder of each part, in the order train, val, test; empty where class folders lie directly in `root`.
 
-    They do when other folders than `train`, `val`, `test` are there, and none that bears the name of a part holds
-    folders. Two folders for one part are a UserError.
+    They do when a folder is there that bears no part's name, and none that bears one holds folders. Two folders for one
+    part are a UserError.
     """
     try:
         names = subfolders(root)
         nested = [name for name in names if name.lower() in PART_OF and subfolders(os.path.join(root, name))]
     except OSError:  # said when the folder is listed
         return {"train": "train"}
-    if not nested and set(names) - PARTS.keys():
+    if not nested and any(name.lower() not in PART_OF for name in names):
         return {}
     found: dict[str, str] = {}
     for name in nested or names:

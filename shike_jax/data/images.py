@@ -142,6 +142,8 @@ def _load(image: Image.Image, scale: tuple[float, float]) -> Image.Image:
 # `export` writes these two functions into a file that runs without this package: Pillow, NumPy and UPRIGHT are there.
 def orientation(image: Image.Image) -> int:
     """The number by which EXIF tells how the image was held: 1 is upright, from 5 on it lies on its side."""
+    if tiles := getattr(image, "tile", None):
+        image.info["stored"] = tiles[0][3]  # for `to_rgb`: to find EXIF Pillow loads a PNG, which forgets this
     try:
         found = image.getexif().get(0x0112, 1)
     except Exception:  # damaged EXIF is no reason to lose the image
@@ -158,7 +160,7 @@ def to_rgb(image: Image.Image) -> Image.Image:
     declared transparent (its tRNS chunk) is compared by these; that of a grey image is compared by all 16.
     """
     tiles = getattr(image, "tile", None)  # only images opened from a file have them, and only until they are loaded
-    stored = tiles[0][3] if tiles else ""  # how the file stores a pixel
+    stored = tiles[0][3] if tiles else image.info.get("stored", "")  # how the file stores a pixel
     image.load()
     if (turned := orientation(image)) != 1:
         image = image.transpose(UPRIGHT[turned])

@@ -36,7 +36,14 @@ def load(data: ConfigDict) -> Source:
         if (shape, dtype) != kinds["train"]:
             expected = f"{kinds['train'][1]} {kinds['train'][0]} as in part train"
             raise UserError(f"config.data.npz.{part}={paths[part]}: examples {dtype} {shape}; expected {expected}")
-    names = files["train"][2] or tuple(map(str, range(1 + max(int(part.labels.max()) for part in parts.values()))))
+    names = files["train"][2]
+    if not names:
+        part = max(parts, key=lambda part: parts[part].labels.max())
+        largest, count = int(parts[part].labels.max()), len(parts["train"])
+        if largest >= count:  # before a name is made for each of what may be billions
+            expected = f"labels below {count}, the number of training examples: every class needs one"
+            raise UserError(f"config.data.npz.{part}={paths[part]}: a label {largest}; expected {expected}")
+        names = tuple(map(str, range(1 + largest)))
     shape, dtype = kinds["train"]
     digest = hashlib.sha256(np.ascontiguousarray(values["train"]).data).hexdigest()[:12]
     rule = f"arrays {dtype} {list(shape)}, training ones {digest}"
@@ -50,6 +57,8 @@ def _read(path: str, said: str) -> tuple[np.ndarray, np.ndarray, tuple[str, ...]
         found: dict[str, Any] = {name: file[name] for name in (*NAMES, "labels", "class_names") if name in file}
         there = ", ".join(file.files) or "nothing"
     values = next((found[name] for name in NAMES if name in found), None)
+    if values is not None:  # in this machine's order of bytes: JAX takes no other
+        values = values.astype(values.dtype.newbyteorder("="), copy=False)
     if values is None or "labels" not in found:
         raise UserError(f"{said}: it holds {there}; expected features (or images) and labels")
     labels = found["labels"]

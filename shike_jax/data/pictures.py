@@ -59,6 +59,8 @@ def read_array(path: str, one: jax.ShapeDtypeStruct | None = None) -> np.ndarray
     """
     with naming(f"--images={path}", "a readable .npy file"):
         array = np.load(path, mmap_mode="r", allow_pickle=False)
+        if not isinstance(array, np.ndarray):  # an archive of arrays under the wrong name
+            raise ValueError("it holds several arrays")
     if one is not None:
         if array.shape[1:] != one.shape or array.dtype.kind != np.dtype(one.dtype).kind or not array.size:
             expected = f"{one.dtype} {['N', *one.shape]}"

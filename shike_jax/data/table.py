@@ -18,7 +18,7 @@ from shike_jax.common.text import lines_of, parse_json
 from shike_jax.data.files import reader
 from shike_jax.data.held_out import COLUMNS, PART_OF, PARTS, drawn_for_testing
 from shike_jax.data.lists import ListFile, drop_missing, read_text, report_of, usable_lines
-from shike_jax.data.splits import Part, longtailed_split
+from shike_jax.data.splits import Part, longtailed_split, to_bytes
 from shike_jax.data.types import Report, Source
 from shike_jax.errors import UserError
 
@@ -80,7 +80,8 @@ def _rows(path: str) -> Iterator[tuple[int, dict[str, Any]]]:
                 raise UserError(f"{path}:{number}: expected a JSON object with path, label[, part]")
             yield number, {key.lower(): value for key, value in row.items()}
         return
-    table = csv.DictReader(io.StringIO(text, newline=""), restkey="")
+    # Strictly: an unclosed quotation mark would take all that follows for one value. What is too much goes under None.
+    table = csv.DictReader(io.StringIO(text, newline=""), strict=True)
     exact = text.lstrip().startswith('"')
     try:
         table.fieldnames = [name.strip().lower() for name in table.fieldnames or ()]
@@ -106,6 +107,11 @@ def _values(path: str, number: int, row: dict[str, Any]) -> tuple[str, tuple[str
 
 def _fault(member: str, value: tuple[str, str]) -> str:
     label, part = value
+    for text in (member, label):
+        try:
+            to_bytes(text)
+        except UnicodeEncodeError:  # JSON can write half a character
+            return f"{text!a} is no text that a file could be called by"
     if not label:
         return f"{member!r} has no label"
     if part not in ("", *PARTS):

@@ -106,6 +106,19 @@ def splits_of(data: ConfigDict, own: Mapping[str, str]) -> tuple[dict[str, str],
     return {**own, **chosen}, said
 
 
+def check_apart(builder: Any, splits: Mapping[str, str]) -> None:
+    """Raises UserError where the split expression of another part takes records that `train` has too."""
+    trained = {one.path: one for one in shards(builder, splits["train"])}
+    for part, expression in splits.items():
+        for one in shards(builder, expression) if part != "train" else ():
+            other = trained.get(one.path)
+            if other and max(one.skip, other.skip) < min(one.end, other.end):
+                raise UserError(
+                    f"config.data.{part}_split={expression!r} shares records with part train, "
+                    f"config.data.train_split={splits['train']!r}; expected expressions that share none"
+                )
+
+
 @contextlib.contextmanager
 def named_damage(path: Any, command: str) -> Iterator[None]:
     """Turns whatever reading a prepared data set raises into a `UserError` of one line.

@@ -21,10 +21,11 @@ from ml_collections import ConfigDict
 
 from shike_jax.cluster import parallel
 from shike_jax.common import atomic
-from shike_jax.data.lists import load_lists, split_of_lists
+from shike_jax.data.lists import load_lists, report_of, split_of_lists
 from shike_jax.data.splits import Part, longtailed_split
 from shike_jax.data.tensorflow_data import (
     Shard,
+    check_apart,
     damage,
     find_builder,
     import_tensorflow,
@@ -51,6 +52,7 @@ def load(data: ConfigDict) -> Source:
     name = data.name.partition(":")[0]
     builder = find_builder(data.name, data.data_dir, "array_record", data.try_gcs)  # the format with random access
     splits, said = splits_of(data, PARTS[name])
+    check_apart(builder, splits)
     records = {part: _records(builder, split) for part, split in splits.items()}
     if name == "places365_small":
         return _load_places(data, builder, records, splits)
@@ -86,7 +88,7 @@ def _load_natural(
 
 
 def _load_places(data: ConfigDict, builder: Any, records: dict[str, Any], splits: Mapping[str, str]) -> Source:
-    report = Report()
+    report = report_of(data)
     split = split_of_lists(load_lists(data, report), data, data.name.partition(":")[0], report)
     positions: dict[str, tuple[str, int]] = {}
     for part, tfds_split in splits.items():

@@ -14,7 +14,15 @@ from ml_collections import ConfigDict
 from shike_jax.cluster.cpu import usable_cores
 from shike_jax.data import tfds_large
 from shike_jax.data.cifar_archive import SIDE, check_side, longtailed_source
-from shike_jax.data.tensorflow_data import damage, find_builder, import_tensorflow, named_damage, shards, splits_of
+from shike_jax.data.tensorflow_data import (
+    check_apart,
+    damage,
+    find_builder,
+    import_tensorflow,
+    named_damage,
+    shards,
+    splits_of,
+)
 from shike_jax.data.types import Source
 from shike_jax.errors import UserError
 
@@ -37,6 +45,7 @@ def _load_cifar(data: ConfigDict) -> Source:
     class_names = tuple(builder.info.features["label"].names)
     ids, labels, encoded = {}, {}, {}
     splits, said = splits_of(data, {"train": "train", "test": "test"})
+    check_apart(builder, splits)
     for part, split in splits.items():
         ids[part], labels[part], encoded[part] = _read_encoded(builder, split)
     found = {part: (labels[part], encoded[part]) for part in ids}

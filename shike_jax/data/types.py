@@ -44,7 +44,7 @@ class Report:
     def check_bad_lines(self, path: str, bad: int, total: int) -> None:
         """Raises UserError when more than the allowed share of a list is bad."""
         if bad > allowed_faults(self.limit, total):
-            where, reason = next(iter(self.skipped.items()))
+            where, reason = next(found for found in self.skipped.items() if found[0].startswith(f"{path}:"))
             raise UserError(
                 f"{path}: {bad} of {total} lines are bad, more than config.data.bad_image_limit={self.limit:g} "
                 f"allows; the first: {where}: {reason}"

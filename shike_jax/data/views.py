@@ -20,7 +20,8 @@ from shike_jax.errors import UserError
 
 def is_decoded_on_host(data: ConfigDict) -> bool:
     """True where images come from files through the host pipeline; False where the whole part lies on the device."""
-    return data.source in ("folder", "lists", "table") or (data.source == "tfds" and data.name in tfds_large.NAMES)
+    by_tfds = data.source == "tfds" and data.name.partition(":")[0] in tfds_large.NAMES  # NAME:VERSION
+    return by_tfds or data.source in ("folder", "lists", "table")
 
 
 def policy_on_host(config: ConfigDict, platform: str = "") -> bool:

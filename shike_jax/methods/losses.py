@@ -367,12 +367,11 @@ def _log_prior(class_counts: ArrayLike, logits: Array) -> Array:
 
 
 def as_experts(logits: ArrayLike) -> Array:
-    """Logits as a floating array [M,B,C]."""
+    """Logits as an array [M,B,C] of float32, or of float64: class counts are added up in the same type."""
     values = jnp.asarray(logits)
     if values.ndim not in (2, 3):
         raise UserError(f"logits {values.shape}: expected [B,C] of one network or [M,B,C] of M experts")
-    if not jnp.issubdtype(values.dtype, jnp.floating):
-        values = values.astype(jnp.float32)
+    values = values.astype(jnp.promote_types(values.dtype, jnp.float32))
     return values[None] if values.ndim == 2 else values
 
 

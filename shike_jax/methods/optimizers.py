@@ -31,7 +31,8 @@ def sgd(learning_rate: LearningRate, momentum: float, weight_decay: float) -> op
 
 
 def matrices(params: Any) -> Any:
-    """True for kernels; False for biases and what belongs to batch normalisation, which have a single axis."""
+    """True for kernels and all else of two axes or more; False for biases and what belongs to batch normalisation,
+    which have a single axis in the networks (not in every loss that has parameters)."""
     return jax.tree.map(lambda leaf: leaf.ndim > 1, params)
 
 
@@ -88,6 +89,8 @@ def make_optimizer(
         or an optimiser that needs more than gradients and parameters.
     """
     known = {"learning_rate": learning_rate, "momentum": momentum, "weight_decay": weight_decay}
+    if both := sorted(known.keys() & options.keys()):
+        raise UserError(f"optimiser {name!r} with option {both[0]}: expected the stage's field that sets it")
     function = OPTIMIZERS[name].function if name in OPTIMIZERS else _of_optax(name)
     if function is None:
         raise UserError(f"unknown optimiser {name!r}: expected {', '.join(OPTIMIZERS)} or one of optax, as adamw")

@@ -6,7 +6,6 @@ unless a user gives it; what needs one of its names and does not find it says wh
 
 from __future__ import annotations
 
-import hashlib
 import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -24,7 +23,6 @@ from shike_jax.methods.schedules import SCHEDULES
 from shike_jax.methods.scores import SCORES
 from shike_jax.methods.tables import NETWORKS, POLICIES, SOURCES
 
-_PACKAGE = str(Path(__file__).resolve().parents[1])
 _CHOSEN: dict[str, Registry[Any]] = {
     "sampler": SAMPLERS,
     "schedule": SCHEDULES,
@@ -41,8 +39,8 @@ def remembered(config: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     """
     found: dict[str, dict[str, Any]] = {}
     for entry in _named(config):
-        if not entry.file.startswith(_PACKAGE):
-            about = found.setdefault(Path(entry.file).name, {"sha256": digest(entry.file), "registers": []})
+        if not entry.is_own:
+            about = found.setdefault(Path(entry.file).name, {"sha256": entry.sha256, "registers": []})
             if (what := f"{entry.kind} {entry.name}") not in about["registers"]:
                 about["registers"].append(what)
     return found
@@ -61,14 +59,6 @@ def _named(config: Mapping[str, Any]) -> Iterator[Entry[Any]]:
             if stage[field] in table:
                 yield table[stage[field]]
     yield from SCORES.entries()
-
-
-def digest(file: str | Path) -> str | None:
-    """SHA-256 in hex; None where there is no such file."""
-    try:
-        return hashlib.sha256(Path(file).read_bytes()).hexdigest()
-    except OSError:
-        return None
 
 
 def changed(meta: Mapping[str, Any], now: Mapping[str, Mapping[str, Any]]) -> list[str]:

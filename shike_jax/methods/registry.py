@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import inspect
 import math
 import os
 import traceback
 from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 import jax
@@ -15,6 +17,7 @@ import jax
 from shike_jax.errors import UserError
 
 SESSION = "an interactive session"
+_PACKAGE = Path(__file__).resolve().parents[1]
 Function = TypeVar("Function", bound=Callable[..., Any])
 
 
@@ -58,6 +61,7 @@ class Entry(Generic[Function]):
     function: Function
     parameters: Mapping[str, Any]
     options: Mapping[str, Any]
+    sha256: str | None = None  # of the file as it was when it registered this; None: this package's own, or no file
 
     def call(self, *arguments: Any, **keywords: Any) -> Any:
         """The function's result; whatever it raises becomes a UserError, one line that names it."""
@@ -71,6 +75,11 @@ class Entry(Generic[Function]):
     @property
     def file(self) -> str:
         return _origin(self.function)
+
+    @property
+    def is_own(self) -> bool:
+        """Whether it comes with this package."""
+        return _is_own(self.file)
 
     def defaults(self) -> dict[str, Any]:
         return {name: default_of(declared) for name, declared in self.parameters.items()}
@@ -144,7 +153,9 @@ class Registry(Generic[Function]):
             self._check_names(name, parameters or {})
             if self._given is not None:
                 self._check_signature(name, function, parameters or {})
-            entry = Entry(self.kind, name, function, dict(parameters or {}), {**self._defaults, **options})
+            file = _origin(function)
+            sha256 = None if _is_own(file) else digest(file)
+            entry = Entry(self.kind, name, function, dict(parameters or {}), {**self._defaults, **options}, sha256)
             if self._check is not None:
                 self._check(entry)
             self._entries[name] = entry
@@ -209,6 +220,18 @@ class Registry(Generic[Function]):
                 if found.setdefault(name, declared) != declared:
                     raise ValueError(f"{self.kind} {entry.name!r} declares {name} as {declared}, not {found[name]}")
         return found
+
+
+def digest(file: str | Path) -> str | None:
+    """SHA-256 in hex; None where there is no such file."""
+    try:
+        return hashlib.sha256(Path(file).read_bytes()).hexdigest()
+    except OSError:
+        return None
+
+
+def _is_own(file: str) -> bool:
+    return Path(file).resolve().is_relative_to(_PACKAGE)  # the package may be reached through a link
 
 
 def _origin(function: Callable[..., Any]) -> str:

@@ -99,7 +99,12 @@ def _grid(grid: Sequence[str]) -> dict[str, Settings]:
     # As many of each field's last components as tell all fields apart; in a directory's name (1,2,1) becomes 1-2-1.
     candidates = ({f: ".".join(f.split(".")[-length:]) for f in fields} for length in itertools.count(1))
     short = next(names for names in candidates if len(set(names.values())) == len(names))
-    safe = {value: re.sub(r"[^\w.+-]+", "-", value).strip("-") for axis in axes for _, value in axis}
+    safe = {value: re.sub(r"[^\w.+-]+", "-", value.strip("()[]'\", ")) for axis in axes for _, value in axis}
+    for axis in axes:
+        first: dict[str, str] = {}
+        for field, value in axis:
+            if (other := first.setdefault(safe[value], value)) != value or axis.count((field, value)) > 1:
+                raise UserError(f"--set={field}: {other} and {value} are one directory {short[field]}={safe[value]}")
     return {"_".join(f"{short[f]}={safe[v]}" for f, v in c): dict(c) for c in itertools.product(*axes)}
 
 
@@ -134,6 +139,9 @@ def make_jobs(
 
 def _seeds(text: str) -> list[int]:
     try:
-        return [int(item) for item in text.split(",")]
+        seeds = [int(item) for item in text.split(",")]
     except ValueError:
         raise UserError(f"--seeds={text}: expected whole numbers such as 0,1,2") from None
+    if len(set(seeds)) < len(seeds):
+        raise UserError(f"--seeds={text}: expected each seed once")
+    return seeds

@@ -80,6 +80,8 @@ def test_a_grid_and_a_choice_of_rows(capsys):
     assert "--config.model.depths=(1,2)" in list(found.values())[-1]
     assert len(commands(capsys, "grid", DIGITS, *axes, "--rows=*lr=0.2*1-2-1,nothing")) == 1
     assert list(commands(capsys, "seeds", DIGITS, "--seeds=4,5")) == ["seed4", "seed5"]
+    signs = commands(capsys, "grid", DIGITS, "--set=stages.representation.loss.sade_tau=-1,1")
+    assert list(signs) == ["sade_tau=-1/seed0", "sade_tau=1/seed0"]
 
 
 @pytest.mark.parametrize(
@@ -93,6 +95,9 @@ def test_a_grid_and_a_choice_of_rows(capsys):
         (["grid", DIGITS, "--set=seed"], "--set=seed: expected FIELD=VALUE"),
         (["grid", DIGITS, "--set=seed=0", "--set=seed=1"], "name a field twice"),
         (["seeds", DIGITS, "--set=seed=1"], "belongs to the sweep `grid`"),
+        (["grid", DIGITS, "--set=init_from=a b,a-b"], "init_from: a b and a-b are one directory init_from=a-b"),
+        (["grid", DIGITS, "--set=seed=1,1"], "--set=seed: 1 and 1 are one directory seed=1"),
+        (["seeds", DIGITS, "--seeds=0,1,0"], "--seeds=0,1,0: expected each seed once"),
         (["seeds", DIGITS, "--jobs=0"], "--jobs=0"),
     ],
 )

@@ -55,6 +55,9 @@ def test_a_requested_imbalance_factor(tmp_path):
         ({"train_a": 1, "test_a": 1, "test_b": 1}, r"/test/b has no counterpart in .*/train"),
         ({"train_a": 1, "train_b": 0, "test_a": 1, "test_b": 1}, r"/train/b holds no image"),
         ({"train_a": 1}, "test_part='test'.*has train; expected one of its parts"),
+        # Flat: nothing names a class.
+        ({"Train": 2, "Test": 2}, r"/Train holds no class folder; expected .*/Train/CLASS"),
+        ({"train": 2, "test": 2, "valid": 1}, "/train holds no class folder"),
     ],
 )
 def test_impossible_folders(tmp_path, classes, line):

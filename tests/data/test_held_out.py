@@ -246,7 +246,9 @@ def test_table_without_parts_is_parted(tmp_path):
         (CSV + "b/6.jpg,emu,test\n", r"t\.csv:7: 'b/6\.jpg' is not under"),
         (CSV.replace("dog,train", "dog,test"), r"1 classes have no training image: 1 \(dog\)"),
         ('{"path": "a/1.jpg", "label": "cat"}\n{"path": \n', r"t\.csv:2: not JSON"),
+        ('{"path": "a/1.jpg", "label": "\\ud83d"}\n', r"t\.csv:1: '\\ud83d' is no text that a file could"),
         ("path,label\n", r"no usable line"),
+        (CSV + 'b/6.jpg,"dog,train\nb/7.jpg,dog,train\n', r"t\.csv:\d+: not CSV \(unexpected end of data\)"),
     ],
 )
 def test_impossible_tables(tmp_path, text, line):
@@ -283,6 +285,13 @@ def test_json_lines_keep_line_separators_of_unicode(tmp_path):
         "t.jsonl",
     )
     assert found.split.parts["train"].members.tolist() == ["a/x\u2028y.jpg", "b/4.jpg"]
+
+
+def test_a_column_without_a_name_and_values_too_many(tmp_path):
+    """As pandas writes its index; and a line with one value more than there are columns."""
+    numbered = "".join(f"{'' if i == 0 else i},{line}\n" for i, line in enumerate(CSV.splitlines()))
+    assert table(tmp_path, numbered).split.hash == table(tmp_path, CSV).split.hash
+    assert table(tmp_path, numbered.replace("dog,val", "dog,val,x")).split.hash == table(tmp_path, CSV).split.hash
 
 
 def test_bad_lines_of_a_table_may_be_skipped(tmp_path):

@@ -149,6 +149,30 @@ def test_export_refuses_to_overwrite_and_leaves_nothing_behind(tmp_path, monkeyp
     assert [file.name for file in tmp_path.iterdir()] == ["digits.npz"]
 
 
+def test_only_pictures_are_exported(tmp_path):
+    for kind, shape in (("float32", (9, 8, 8, 3)), ("uint8", (9, 8, 8, 1)), ("float32", (9, 16))):
+        np.savez(tmp_path / "given.npz", features=np.ones(shape, kind), labels=np.arange(9) % 3)
+        data = schema.base().data
+        data.update({"source": "npz", "profile": "natural"})
+        data.npz.update({part: str(tmp_path / "given.npz") for part in ("train", "test")})
+        with pytest.raises(UserError, match="arrays: only small-image splits"):
+            arrays.save(sources.load(data), str(tmp_path / "out.npz"))
+        assert not (tmp_path / "out.npz").exists()
+
+
+def test_arrays_in_the_other_order_of_bytes_are_the_same(tmp_path):
+    found = []
+    for kind in (">f4", "<f4"):
+        values = np.linspace(0, 1, 18, dtype=kind).reshape(6, 3)
+        np.savez(tmp_path / "given.npz", features=values, labels=np.arange(6, dtype=">i8") % 2)
+        data = schema.base().data
+        data.update({"source": "npz", "profile": "natural"})
+        data.npz.update({part: str(tmp_path / "given.npz") for part in ("train", "test")})
+        found.append(sources.load(data))
+    assert found[0].split.hash == found[1].split.hash
+    assert all(source.images["train"].dtype == np.dtype("=f4") for source in found)
+
+
 def test_no_array_of_an_export_passes_for_pixels_and_the_older_names_can_be_read(tmp_path):
     source, path = sources.load(digits()), tmp_path / "digits.npz"
     arrays.save(source, str(path))

@@ -98,6 +98,20 @@ def test_a_longtailed_subset_reads_the_kept_images(data):
     assert source.read("train", [0, 1, 2]) == everything.read("train", members)
 
 
+def test_a_part_that_shares_records_with_train_is_refused(data):
+    imagenet_lt(data.data_dir)
+    data.update({"name": "imagenet_lt", "val_split": "train[4:]", "test_part": "val"})
+    line = r"val_split='train\[4:\]' shares records with part train, .*train_split='train'; expected"
+    with pytest.raises(UserError, match=line):
+        sources.load(data)
+    data.train_split = "train[:4]"
+    assert {name: len(part) for name, part in sources.load(data).split.parts.items()} == {
+        "train": 4,
+        "val": 2,
+        "test": 3,
+    }
+
+
 def test_storage_without_random_access_is_explained(data):
     imagenet_lt(data.data_dir, file_format="tfrecord")
     data.name = "imagenet_lt"
@@ -129,6 +143,9 @@ def test_places_lt_picks_the_listed_files(data, tmp_path):
     (tmp_path / "train.txt").write_text(lists["train"] + "train/airfield/00000009.jpg 0\n")
     with pytest.raises(UserError, match=r"lacks 1 files of part train, such as 'train/airfield/00000009\.jpg'"):
         sources.load(data)
+    (tmp_path / "train.txt").write_text(lists["train"] + "train/airfield/00000003.jpg zero\n")
+    data.update({"bad_line": "skip", "bad_image_limit": 0.5})
+    assert len(sources.load(data).split.parts["train"]) == 2
 
 
 def test_a_damaged_or_half_copied_data_set_is_one_line(data):

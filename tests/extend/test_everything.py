@@ -2,7 +2,10 @@
 
 import hashlib
 import json
+import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -11,12 +14,15 @@ from flax.traverse_util import flatten_dict
 
 from shike_jax import methods
 from shike_jax.commands.program import main
+from shike_jax.config import to_plain
 from shike_jax.config.loading import parse_config
 from shike_jax.errors import UserError
 from shike_jax.methods import tables
+from shike_jax.methods.own_files import remembered
 from shike_jax.storage.checkpoints import Checkpoints
 from shike_jax.storage.weights import load_weights
 from shike_jax.training import loop
+from tests.conftest import ROOT
 from tests.stopped import assert_same_end, train_until
 
 pytestmark = pytest.mark.usefixtures("quickly_compiled")
@@ -72,6 +78,29 @@ def test_a_stopped_run_continues_bit_for_bit(folder, tmp_path, steps):
     ours, theirs = newest(tmp_path / "run")[0], newest(folder / "whole")[0]
     assert ours.keys() == theirs.keys()
     assert [path for path in ours if not np.array_equal(ours[path], theirs[path])] == []
+
+
+def test_what_is_remembered_is_the_file_that_ran(folder):
+    """Changed since, for the next experiment: the code that runs is what it was when it was read."""
+    config, _ = parse_config([f"--config={folder / 'mine.py'}"])
+    ran = hashlib.sha256((folder / "mine.py").read_bytes()).hexdigest()
+    text = (folder / "mine.py").read_text()
+    try:
+        (folder / "mine.py").write_text(text + "# for the next one\n")
+        assert remembered(to_plain(config))["mine.py"]["sha256"] == ran
+    finally:
+        (folder / "mine.py").write_text(text)
+
+
+def test_a_package_behind_a_link_has_no_files_of_a_users(tmp_path):
+    (tmp_path / "linked").symlink_to(ROOT, target_is_directory=True)
+    code = (
+        "import shike_jax as s; from shike_jax.methods.own_files import remembered as r; from shike_jax.models import *"
+    )
+    code += "; from shike_jax.config import to_plain as p; print(r(p(s.load_config('digits_lt'))))"
+    settings = {**os.environ, "PYTHONPATH": str(tmp_path / "linked")}
+    found = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=settings, capture_output=True, text=True)
+    assert found.stdout.strip() == "{}", found.stderr
 
 
 @pytest.fixture

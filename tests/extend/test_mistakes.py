@@ -311,6 +311,7 @@ def test_features_that_do_not_fit(tmp_path):
         "it holds x; expected features": {"x": good},
         r"labels float64 \(4,\)": {"features": good, "labels": labels / 2},
         "a label -1": {"features": good, "labels": labels - 1},
+        "a label 2000000001; expected labels below 4": {"features": good, "labels": labels + 2_000_000_000},
         r"features <U1 \(4,\); expected numbers": {"features": np.array(list("abcd")), "labels": labels},
     }
     np.savez(tmp_path / "good.npz", features=good, labels=labels)

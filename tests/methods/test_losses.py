@@ -102,6 +102,16 @@ def test_shapes_are_checked():
         losses.mutual_distillation(jnp.zeros((2, 3, 4)), "printed")
 
 
+@pytest.mark.parametrize("kind", ["float16", "bfloat16"])
+def test_logits_of_half_precision_are_computed_with_in_float32(kind):
+    """115,846 images, as many as ImageNet-LT has, are more than float16 can count."""
+    logits, counts = jnp.zeros((2, 2), kind), [60_000, 55_846]
+    found = losses.logit_adjusted(logits, [1, 0], counts)
+    expected = np.log(115_846 / np.array([55_846, 60_000]))
+    assert found.dtype == jnp.float32
+    np.testing.assert_allclose(found, expected, rtol=1e-6)
+
+
 @pytest.mark.parametrize(
     "name", ["cross_entropy", "balanced_softmax", "shike", "focal", "class_balanced", "ldam", "logit_adjusted"]
 )

@@ -125,6 +125,8 @@ def test_optimisers_of_optax_by_name():
         make_optimizer("adamw", lambda step: 0.1, 0.9, 0.0, {"nonsense": 1})
     with pytest.raises(UserError, match=r"'adam' has no weight decay: expected weight_decay=0 instead of 0\.01"):
         make_optimizer("adam", lambda step: 0.1, 0.9, 0.01, {})
+    with pytest.raises(UserError, match="'sgd' with option momentum: expected the stage's field that sets it"):
+        make_optimizer("sgd", lambda step: 0.1, 0.9, 0.0, {"momentum": 0.5})
     for name in ("lbfgs", "scale_by_learning_rate"):  # one needs more than gradients, the other is a part of one
         with pytest.raises(UserError, match=name):
             make_optimizer(name, lambda step: 0.1, 0.9, 0.0, {})
