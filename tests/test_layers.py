@@ -1,4 +1,4 @@
-"""Imports point down, and the core runs without TensorFlow, torch or matplotlib."""
+"""Imports point down, the core runs without TensorFlow, torch or matplotlib, and text is in UTF-8."""
 
 import ast
 import subprocess
@@ -110,6 +110,25 @@ def test_heavy_libraries_stay_where_they_belong(path):
 def test_configs_import_the_schema_and_the_registries_only():
     for path in (ROOT / "configs").glob("*.py"):
         assert set(own_imports(ast.parse(path.read_text()))) <= {"shike_jax.config", "shike_jax.methods"}, path.name
+
+
+def in_the_encoding_of_the_locale(tree):
+    """Lines that read or write a text file without naming its encoding."""
+    for node in ast.walk(tree):
+        if not isinstance(node, ast.Call) or any(keyword.arg == "encoding" for keyword in node.keywords):
+            continue
+        method = isinstance(node.func, ast.Attribute)
+        name = node.func.attr if method else getattr(node.func, "id", "")
+        owner = getattr(getattr(node.func, "value", None), "id", "")
+        of_bytes = any(isinstance(one, ast.Constant) and "b" in str(one.value) for one in node.args)
+        opens = name == "open" and owner not in ("Image", "os", "archive", "tarfile") and not of_bytes
+        if opens or (method and name in ("read_text", "write_text")):
+            yield node.lineno
+
+
+def test_text_files_are_in_utf_8_on_every_machine():
+    found = {path: list(in_the_encoding_of_the_locale(ast.parse(path.read_text()))) for path in FILES}
+    assert not {path.name: lines for path, lines in found.items() if lines}
 
 
 BLOCKED = """

@@ -94,7 +94,7 @@ def write(result: Mapping[str, Any], path: Path | None) -> None:
     """Writes a result as JSON, if a path was asked for."""
     if path is not None:
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(to_json(result, indent=1) + "\n")
+        path.write_text(to_json(result, indent=1) + "\n", encoding="utf-8")
         print(f"written: {path}")
 
 
@@ -122,7 +122,7 @@ def positives(text: str) -> tuple[int, ...]:
 def _of_processor(field: str) -> str:
     """A field of Linux's description of the first processor; elsewhere its name."""
     try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     except OSError:
         return platform.processor()
     return next((line.partition(":")[2].strip() for line in lines if line.startswith(field)), "")

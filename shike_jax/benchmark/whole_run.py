@@ -53,7 +53,7 @@ def main(argv: Sequence[str]) -> int | None:
             return EXIT_STATUS
         if status:
             raise UserError(f"the run ended with status {status}; its messages are above")
-        results = json.loads((workdir / RESULTS).read_text())
+        results = json.loads((workdir / RESULTS).read_text(encoding="utf-8"))
     origin = measure.origin("python -m shike_jax benchmark run", argv)
     result = {**split(results, None if continued else wall), **origin}
     print(_text(result))

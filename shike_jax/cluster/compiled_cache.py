@@ -55,7 +55,7 @@ def default_folder() -> Path:
 
 def _processor() -> str:
     try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     except OSError:
         lines = []
     of_one = {line for line in lines if line.startswith(("flags", "Features", "model name"))}

@@ -18,10 +18,10 @@ def add_options(parser: Parser, required: bool = True, mirror: bool = True) -> N
     parser.add_argument("--head", default="", metavar="SET", help=about)
     if mirror:
         about = "average the logits of each image and its mirror image; for networks trained with flips"
-        parser.add_argument("--mirror", action="store_true", help=about)
+        parser.add_argument("--mirror", action="store_true", default=None, help=about)
 
 
 def loaded(args: argparse.Namespace) -> Classifier:
     """The network that these options name."""
     own_files.register(args.config)
-    return load(args.checkpoint, args.head, mirror=getattr(args, "mirror", False))
+    return load(args.checkpoint, args.head, mirror=getattr(args, "mirror", None))

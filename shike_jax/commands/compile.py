@@ -165,4 +165,4 @@ def main(argv: Sequence[str]) -> None:
     if args.json:
         result = {"command": ["shike-jax", "compile", *argv], **result}
         with atomic.output(args.json, f"--json={args.json}") as partial:
-            partial.write_text(to_json(result, indent=1) + "\n")
+            partial.write_text(to_json(result, indent=1) + "\n", encoding="utf-8")

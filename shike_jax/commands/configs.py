@@ -23,6 +23,6 @@ def main(argv: Sequence[str]) -> None:
     files = sorted(path for path in SHIPPED.glob("*.py") if not path.stem.startswith("_"))
     width = max(len(path.stem) for path in files)
     for path in files:
-        about = (ast.get_docstring(ast.parse(path.read_text())) or "").splitlines() or [""]
+        about = (ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or "").splitlines() or [""]
         say("\n".join(table(f"{path.stem:<{width}}  {about[0]}")))
     say(f"\nThey lie in {SHIPPED}.")

@@ -35,9 +35,10 @@ NEEDED = (
 )
 # What each optional package is for; alternatives are tried in order.
 OPTIONAL = {
-    ("tensorflow", "tensorflow-cpu"): "tfds data, SavedModel export, TensorBoard files: extras tfds, tensorboard",
+    ("tensorflow", "tensorflow-cpu"): "tfds data, SavedModel export: extra tfds",
     ("tensorflow-datasets",): "CIFAR and other data sets of tfds: extra tfds",
-    ("tensorboard",): "TensorBoard files: extra tensorboard",
+    ("tensorboardX",): "TensorBoard files: extra tensorboard",
+    ("tensorboard",): "showing TensorBoard files: extra tensorboard",
     ("scikit-learn",): "the digits of configs/digits_lt.py: extra digits",
     ("matplotlib",): "reports and the figure of inspect: extra report",
 }

@@ -60,11 +60,11 @@ def write_jax(classifier: Classifier, folder: Path) -> None:
     function, weights = inference_function(classifier)
     (folder / "function.jax").write_bytes(_serialised(classifier, function, weights))
     np.savez(folder / "weights.npz", **cast(Any, weights))
-    source = Path(load_exported.__file__).read_text()
+    source = Path(load_exported.__file__).read_text(encoding="utf-8")
     functions = "\n\n".join(inspect.getsource(function) for function in (images.orientation, images.to_rgb))
     # load.py must run without this package, of which it needs nothing but these two.
     written = source.replace("from shike_jax.data.images import orientation, to_rgb\n", f"\n{functions}\n")
-    (folder / "load.py").write_text(written)
+    (folder / "load.py").write_text(written, encoding="utf-8")
 
 
 def _serialised(classifier: Classifier, function: Callable[..., Any], weights: dict[str, np.ndarray]) -> bytes:
@@ -146,7 +146,7 @@ def export(classifier: Classifier, target: Path, kind: str = "jax") -> None:
 def read_export(folder: Path) -> Classifier:
     """The classifier of a folder that `export` wrote, from its model.json and weights.npz alone."""
     with naming(f"--again={folder}", "a folder that this command wrote"):
-        meta = parse_json((folder / "model.json").read_text())
+        meta = parse_json((folder / "model.json").read_text(encoding="utf-8"))
         with downloaded(folder / "weights.npz") as local, np.load(local, allow_pickle=False) as arrays:
             weights = dict(arrays)
         described = {**meta, "num_classes": len(meta["class_names"])}

@@ -9,9 +9,10 @@ from typing import Any
 import numpy as np
 from ml_collections import ConfigDict
 
+from shike_jax.common import atomic
 from shike_jax.common.extras import optional
 from shike_jax.common.parser import Parser
-from shike_jax.common.text import aligned, printable, say, to_json
+from shike_jax.common.text import aligned, printable, say
 from shike_jax.config.loading import parse_command
 from shike_jax.data import sampling, sources
 from shike_jax.data.held_out import evaluated_part
@@ -19,7 +20,7 @@ from shike_jax.data.host_pipeline import HostPipeline
 from shike_jax.data.splits import Split
 from shike_jax.data.types import Source
 from shike_jax.data.views import device_augment
-from shike_jax.errors import naming
+from shike_jax.errors import UserError
 from shike_jax.report import fonts
 
 _EPILOG = """\
@@ -31,6 +32,7 @@ config.data.test_part), num_classes, class_counts (training images of each class
 classes), hash, name, rule, parts and class_names.
 """
 VIEWS = 7  # augmented views of one image on the sheet
+FIGURES = (".png", ".pdf", ".svg")
 
 
 def summary(split: Split, test_part: str) -> dict[str, Any]:
@@ -127,10 +129,13 @@ def main(argv: Sequence[str]) -> None:
     about = "Shows the split of a configuration: sizes, class counts, divisions, hash, samples."
     parser = Parser("python -m shike_jax inspect", about, _EPILOG)
     parser.add_argument("--json", type=Path, help="file to write the numbers to")
-    parser.add_argument("--figure", type=Path, help=".png or .pdf: class-count curve and a sheet of augmented samples")
+    about = ".png, .pdf or .svg: class-count curve and a sheet of augmented samples"
+    parser.add_argument("--figure", type=Path, help=about)
     parser.add_argument("--check", action="store_true", help="decode every image and report the unreadable ones")
     config, options = parse_command(parser, argv)
     if options.figure:
+        if options.figure.suffix.lower() not in FIGURES:
+            raise UserError(f"--figure={options.figure}: expected a name ending in {', '.join(FIGURES)}")
         optional("matplotlib", f"--figure={options.figure}")
     source = sources.load(config.data)
     for name, part in source.split.parts.items() if options.check and source.read is not None else ():
@@ -140,8 +145,8 @@ def main(argv: Sequence[str]) -> None:
     for line in source.report.lines():
         say(line)
     if options.json:
-        with naming(f"--json={options.json}"):
-            options.json.write_text(to_json(summary(source.split, evaluated_part(config.data)), indent=1) + "\n")
+        with atomic.output(options.json, f"--json={options.json}") as partial:
+            atomic.write_json(partial, summary(source.split, evaluated_part(config.data)))
     if options.figure:
-        with naming(f"--figure={options.figure}"):
-            draw(source, config, options.figure)
+        with atomic.output(options.figure, f"--figure={options.figure}") as partial:
+            draw(source, config, partial)

@@ -48,10 +48,10 @@ FAMILIES_AT_MOST = 4
 class _Section(html.Section):
     """One data set, whose figures are drawn here; what cannot be drawn is noted."""
 
-    def __init__(self, dataset: str, groups: Sequence[Group], output: Path, compute: bool) -> None:
+    def __init__(self, number: int, dataset: str, groups: Sequence[Group], output: Path, compute: bool) -> None:
         """Evaluates the first run of each group."""
         super().__init__(dataset)
-        self.groups, self.output = groups, output
+        self.number, self.groups, self.output = number, groups, output
         self.evaluated: dict[str, dict[str, Any]] = {}
         self.predictions: dict[str, predictions.Predictions] = {}
         for group in groups:
@@ -90,8 +90,8 @@ class _Section(html.Section):
             self.missing.append(f"{group.label}: no example images: {_reason(error)}")
 
     def draw(self, name: str, title: str, caption: str, function: Callable[[Path], Path]) -> None:
-        """Draws one figure into figures/DATASET-NAME.svg."""
-        path = self.output / "figures" / f"{slug(f'{self.title} {name}')}.svg"
+        """Draws one figure into figures/NUMBER_DATASET_NAME.svg; the number tells data sets of similar names apart."""
+        path = self.output / "figures" / f"{slug(f'{self.number} {self.title[:40]} {name}')}.svg"
         try:
             self.pictures.append(html.Picture(function(path), title, caption))
         except (ValueError, KeyError, TypeError, IndexError) as error:  # numbers that do not fit together
@@ -208,7 +208,7 @@ def write(
     (output / "figures").mkdir(parents=True, exist_ok=True)
     sections: list[html.Section] = []
     for dataset, groups in datasets.items():
-        section = _Section(dataset, groups, output, compute)
+        section = _Section(len(sections) + 1, dataset, groups, output, compute)
         section.training(references)
         together = families(groups)
         for number, family in enumerate(together[:FAMILIES_AT_MOST]):
@@ -222,8 +222,8 @@ def write(
     count = sum(len(group.runs) for groups in datasets.values() for group in groups)
     introduction = [f"{count} finished runs, read by shike_jax {__version__}.", *remarks]
     title = "Results"
-    (output / "report.html").write_text(html.page(title, introduction, sections))
-    (output / "report.md").write_text(_markdown(title, introduction, sections, output))
+    (output / "report.html").write_text(html.page(title, introduction, sections), encoding="utf-8")
+    (output / "report.md").write_text(_markdown(title, introduction, sections, output), encoding="utf-8")
     return sections
 
 

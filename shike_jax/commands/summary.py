@@ -31,14 +31,16 @@ def main(argv: Sequence[str]) -> None:
     workdir = args.workdir
     path = workdir / "results.json"
     optional("matplotlib", "summary")
-    with naming(path, "the results of a finished run (training again into this folder writes damaged ones again)"):
-        results = parse_json(path.read_text())
     from shike_jax.report.figures import accuracy_by_count
     from shike_jax.report.tables import stage_table
 
+    kind = "the results of a finished run (training again into this folder writes damaged ones again)"
     figure = workdir / "accuracy_by_count.png"
-    with atomic.replacing(figure) as partial:
-        accuracy_by_count(results, partial)
-    say(f"\n{printable(results['split']['name'])}, accuracy in percent\n{stage_table(results)}\n")
+    with naming(path, kind):
+        results = parse_json(path.read_text(encoding="utf-8"))
+        table = f"{printable(results['split']['name'])}, accuracy in percent\n{stage_table(results)}"
+        with naming(figure), atomic.replacing(figure) as partial:
+            accuracy_by_count(results, partial)
+    say(f"\n{table}\n")
     say(f"results      {path}\nlogs         {workdir / 'log.txt'}, {workdir / 'metrics.jsonl'}")
     say(f"checkpoints  {workdir / 'weights'}\nfigure       {figure}")

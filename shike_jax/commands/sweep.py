@@ -64,7 +64,7 @@ def run_local(jobs: Sequence[Job], at_once: int, logs: Path) -> int:
             return INTERRUPTED
         began = time.time()
         print(f"{job.name}: started\n", end="", flush=True)  # one piece: other threads print too
-        with _log(logs, job).open("a") as log:
+        with _log(logs, job).open("ab") as log:
             # A session of its own: Ctrl-C reaches this program only, which passes it on as SIGTERM.
             child = subprocess.Popen(job.command, stdout=log, stderr=log, env=environment, start_new_session=True)
         children.append(child)
@@ -103,7 +103,7 @@ def _outcome(job: Job, status: int, logs: Path) -> str:
         return f"top-1 {results['top1']:.2f} %"
     if status == INTERRUPTED:
         return "interrupted"
-    lines = _log(logs, job).read_text(errors="replace").strip().splitlines() or ["no output"]
+    lines = _log(logs, job).read_text(encoding="locale", errors="replace").strip().splitlines() or ["no output"]
     return f"failed with status {status}: {lines[-1][:200]} ({_log(logs, job)})"
 
 
@@ -112,7 +112,7 @@ def array_script(jobs: Sequence[Job], at_once: int) -> str:
     single = HOME / "launch" / "gpu_slurm.sbatch"
     if not single.exists():
         raise UserError(f"--slurm: {single} is missing")
-    settings = [line for line in single.read_text().splitlines() if line.startswith("#SBATCH")]
+    settings = [line for line in single.read_text(encoding="utf-8").splitlines() if line.startswith("#SBATCH")]
     settings.append(f"#SBATCH --array=0-{len(jobs) - 1}{f'%{at_once}' if at_once > 1 else ''}")
     runs = [f"  {shlex.quote(shlex.join(job.arguments))}" for job in jobs]
     run = f'cd {shlex.quote(str(Path.cwd()))} && exec bash {shlex.quote(str(single))} "$@"'
@@ -129,7 +129,7 @@ def submit(jobs: Sequence[Job], at_once: int, workdir: Path, options: Sequence[s
     folder = _here(workdir)
     script = folder / "array.sbatch"
     folder.mkdir(parents=True, exist_ok=True)
-    script.write_text(array_script(waiting, at_once))
+    script.write_bytes(os.fsencode(array_script(waiting, at_once)))  # it holds names of files
     if shutil.which("sbatch") is None:
         raise UserError(f"--slurm: sbatch was not found; written for a machine that has it: {script}")
     return subprocess.run(["sbatch", *options, str(script)]).returncode

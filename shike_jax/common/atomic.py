@@ -56,9 +56,9 @@ def new_folder(target: Any) -> Iterator[Path]:
 
 
 def write_text(path: Any, text: str) -> None:
-    """Writes a text file."""
+    """Writes a text file in UTF-8."""
     with replacing(path) as partial:
-        partial.write_text(text)
+        partial.write_text(text, encoding="utf-8")
 
 
 def write_json(path: Any, value: Any) -> None:

@@ -9,7 +9,9 @@ from __future__ import annotations
 import os
 import re
 import shutil
+import sys
 import tempfile
+import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,8 +22,10 @@ from shike_jax.errors import TryAgain, UserError, causes
 
 COMMITTED = "commit_success.txt"  # Orbax asks whether it is there, not what it says
 SCHEMES = {"gs": "gcsfs", "s3": "s3fs"}  # and the package that reaches it
-# Libraries that speak to object stores raise exceptions of their own, which are no OSErrors.
-_LIBRARIES = ("aiobotocore", "aiohttp", "botocore", "fsspec", "gcsfs", "google", "requests", "s3fs", "urllib3")
+# Libraries that speak to object stores raise exceptions of their own, which are no OSErrors; those in the second line
+# speak to other servers too.
+_OF_STORES = ("aiobotocore", "botocore", "fsspec", "gcsfs", "s3fs")
+_OF_ANY_SERVER = ("aiohttp", "google", "requests", "urllib3")
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):/")  # one letter is a drive of Windows
 _STORE = re.compile(r"\b(gs|s3)://|/storage/v1/b/|googleapis|amazonaws", re.IGNORECASE)
 _STATUS = re.compile(r"^[A-Z]{4,}(_[A-Z]+)*: ")  # TensorStore's errors begin with one
@@ -161,8 +165,18 @@ def trouble(error: BaseException) -> UserError | None:
 
 
 def _of_store(error: BaseException) -> bool:
-    if type(error).__module__.partition(".")[0] in _LIBRARIES:
+    library, text = type(error).__module__.partition(".")[0], str(error)
+    if library in _OF_STORES or (library in _OF_ANY_SERVER and _from_file_system(error)):
         return True
-    text = str(error)
     system = isinstance(error, OSError) and not isinstance(error, FileNotFoundError)
-    return bool(_STORE.search(text)) and (system or _STATUS.search(text) is not None)
+    return bool(_STORE.search(text)) and (system or _STATUS.search(text) is not None or library in _OF_ANY_SERVER)
+
+
+def _from_file_system(error: BaseException) -> bool:
+    """Whether an exception went through a method of one of fsspec's file systems."""
+    if "fsspec" not in sys.modules:
+        return False
+    import fsspec
+
+    frames = (frame for frame, _ in traceback.walk_tb(error.__traceback__))
+    return any(isinstance(frame.f_locals.get("self"), fsspec.AbstractFileSystem) for frame in frames)

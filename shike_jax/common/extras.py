@@ -9,7 +9,7 @@ from shike_jax.errors import UserError
 
 # imported name: what pip calls it, and the extra that holds it
 EXTRAS = {
-    "clu": ("clu with TensorFlow and TensorBoard", "tensorboard"),
+    "clu": ("tensorboardX (or TensorFlow for clu)", "tensorboard"),
     "mlflow": ("mlflow-skinny", "mlflow"),
     "tensorboardX": ("tensorboardX", "tensorboard"),
     "wandb": ("wandb", "wandb"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import sys
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -60,7 +61,8 @@ class Field:
             fits = isinstance(value, kind) and (not self.choices or value in self._listed())
         else:
             fits = isinstance(value, int if kind is int else (int, float)) and not isinstance(value, bool)
-            fits = fits and math.isfinite(value) and self.low <= value <= self.high and self.above < value < self.below
+            fits = fits and abs(value) <= sys.float_info.max  # whole numbers may be beyond it, which is no number here
+            fits = fits and self.low <= value <= self.high and self.above < value < self.below
         return fits and (not self.rule or bool(self.rule[0](value)))
 
     def expected(self) -> str:

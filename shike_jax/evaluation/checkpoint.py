@@ -168,7 +168,7 @@ def save(path: Path, summary: dict[str, Any], found: dict[str, Arrays]) -> None:
     """Writes .json (scores) or .npz (scores and per-example arrays), wholly or not at all."""
     with atomic.output(path, f"--output={path}") as partial:
         if path.suffix == ".json":
-            partial.write_text(to_json(summary, indent=1) + "\n")
+            partial.write_text(to_json(summary, indent=1) + "\n", encoding="utf-8")
             return
         arrays: dict[str, Any] = {}
         for name, per_set in found.items():

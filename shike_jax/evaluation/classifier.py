@@ -41,7 +41,7 @@ class Classifier:
       class_names: C names; the class numbers where the checkpoint has none.
       image_size, resize: side of the square that the network saw, and short side before the central crop (pixels).
       mean, std: of the RGB values in 0..1.
-      meta: of the checkpoint.
+      meta: of the checkpoint, with `heads` and `mirror`; `scores` only where they are those of both.
       dtype: of the computation.
       mirror: logits are the means of an image's and its mirror image's.
     """
@@ -107,7 +107,7 @@ class Classifier:
         with naming(f"save: {place}"):
             if place.exists() and not (place.is_dir() and not any(place.iterdir())):
                 raise UserError(f"save: {place} is not empty; expected a new folder")
-            hub_form.save(place, to_host(self.variables), {**self.meta, "heads": self.heads})
+            hub_form.save(place, to_host(self.variables), self.meta)
 
     def push(self, name: str, *, private: bool = False) -> str:
         """Writes the classifier to Hugging Face's hub, from which `load("hf://OWNER/NAME")` reads it.
@@ -124,7 +124,7 @@ class Classifier:
         Raises:
           UserError: another name, no login, or the hub cannot be reached.
         """
-        return hub_form.push(name, to_host(self.variables), {**self.meta, "heads": self.heads}, private)
+        return hub_form.push(name, to_host(self.variables), self.meta, private)
 
     @functools.cached_property
     def _logits(self) -> Callable[[PyTree, ArrayLike], jax.Array]:
@@ -227,14 +227,15 @@ def check_mirror(meta: Mapping[str, Any]) -> None:
         raise UserError("mirror images: this network was trained without them (config.augment.flip=False)")
 
 
-def load(path: str | os.PathLike[str], heads: str = "", *, mirror: bool = False) -> Classifier:
+def load(path: str | os.PathLike[str], heads: str = "", *, mirror: bool | None = None) -> Classifier:
     """A classifier from a run or converted weights.
 
     Args:
       path: a run's work directory, its weights/STAGE, converted weights, what `Classifier.save` wrote, or
         `hf://OWNER/NAME[@REVISION]` (extra `hub`).
       heads: the set of classifiers; empty: the one that the checkpoint's stage trained, else `classifier`.
-      mirror: see the attribute; for networks that were trained with flips. Twice the work.
+      mirror: see the attribute; for networks that were trained with flips. Twice the work. None: as it was saved, and
+        without mirror images where nothing says so.
 
     Raises:
       UserError: no checkpoint, a damaged one, unknown heads, mirror images that the network does not know, no device of
@@ -248,7 +249,9 @@ def load(path: str | os.PathLike[str], heads: str = "", *, mirror: bool = False)
     """
     find_devices()
     variables, meta = load_weights(given_text(path, "load: path"))
+    scored = meta.get("heads"), meta.get("mirror", False)
     heads = heads or meta.get("heads") or "classifier"
+    mirror = meta.get("mirror", False) if mirror is None else mirror
     if heads not in HEAD_SETS:
         raise UserError(f"head {heads!r}: expected {' or '.join(HEAD_SETS)}")
     trained_in = (meta.get("config") or {}).get("dtype", "float32")
@@ -256,6 +259,8 @@ def load(path: str | os.PathLike[str], heads: str = "", *, mirror: bool = False)
     dtype = jnp.bfloat16 if trained_in == "bfloat16" else jnp.float32
     if mirror:
         check_mirror(meta)
+    if (heads, mirror) != scored:
+        meta.pop("scores", None)
     return make_classifier({**meta, "heads": heads, "mirror": mirror}, variables, dtype, path)
 
 

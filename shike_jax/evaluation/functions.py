@@ -28,7 +28,7 @@ def evaluate(predict: Callable[[np.ndarray], ArrayLike], part: DatasetPart, *, b
       `top1`, `many`, `medium`, `few` and the other scores of `results.json`, in percent.
 
     Raises:
-      UserError: no part of a data set, or logits of another shape.
+      UserError: no part of a data set, or no logits, or of another shape.
 
     >>> data = load_data("digits_lt")
     >>> scores = evaluate(lambda images: np.tile(np.eye(10)[3], (len(images), 1)), data.test)  # always class 3
@@ -42,10 +42,14 @@ def evaluate(predict: Callable[[np.ndarray], ArrayLike], part: DatasetPart, *, b
     for images, labels in part.batches(size):
         padding = size - len(images)
         images = np.pad(images, [(0, padding), *[(0, 0)] * (images.ndim - 1)])
-        logits, wanted = jnp.asarray(predict(images)), (size, len(part.class_names))
+        predicted, wanted = predict(images), (size, len(part.class_names))
+        expected = f"expected {wanted} or (experts, {wanted[0]}, {wanted[1]})"
+        try:
+            logits = jnp.asarray(predicted)
+        except (TypeError, ValueError) as error:
+            raise UserError(f"evaluate: logits of type {type(predicted).__name__}, {expected}") from error
         if logits.shape[-2:] != wanted or logits.ndim not in (2, 3) or 0 in logits.shape:
-            expected = f"{wanted} or (experts, {wanted[0]}, {wanted[1]})"
-            raise UserError(f"evaluate: logits of shape {logits.shape}, expected {expected}")
+            raise UserError(f"evaluate: logits of shape {logits.shape}, {expected}")
         found = per_example(logits if logits.ndim == 3 else logits[None], np.pad(labels, (0, padding)))
         batches.append({name: np.asarray(value)[..., : len(labels)] for name, value in found.items()} | {"": labels})
     examples = {name: np.concatenate([batch[name] for batch in batches], -1) for name in batches[0]}

@@ -37,7 +37,7 @@ class Exported:
     def __init__(self, folder):
         """Reads model.json (class names, preprocessing), weights.npz and the serialised function."""
         folder = pathlib.Path(folder)
-        self.meta = json.loads((folder / "model.json").read_text())
+        self.meta = json.loads((folder / "model.json").read_text(encoding="utf-8"))
         try:
             function = export.deserialize(bytearray((folder / "function.jax").read_bytes()))
         except Exception as error:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -39,7 +40,7 @@ def read_prior(text: str, class_names: tuple[str, ...], class_counts: np.ndarray
     if text == "train":
         return prior_of(class_counts)
     with naming(f"--prior={text}", "uniform, train or a JSON file"):
-        found = parse_json(Path(text).read_text())
+        found = parse_json(Path(text).read_text(encoding="utf-8"))
     expected = f"expected {len(class_names)} numbers, or an object with a number for every class"
     if isinstance(found, dict):
         if set(found) != set(class_names):
@@ -49,9 +50,10 @@ def read_prior(text: str, class_names: tuple[str, ...], class_counts: np.ndarray
     numbers = isinstance(found, list) and all(type(value) in (int, float) for value in found)
     if not numbers or len(found) != len(class_names):
         raise UserError(f"--prior={text}: {expected}")
-    shares = np.asarray(found, np.float64)
-    if not (np.isfinite(shares).all() and shares.min() >= 0 and shares.sum() > 0):
+    total = sum(map(float, found)) if all(0 <= value <= sys.float_info.max for value in found) else 0.0
+    if not 0 < total < np.inf:
         raise UserError(f"--prior={text}: expected numbers of at least 0, not all of them 0")
+    shares = np.asarray(found, np.float64)
     return prior_of(shares / shares.sum() * class_counts.sum())
 
 

@@ -35,7 +35,7 @@ def of_group(group: Group) -> Curve | None:
         if not path.exists():
             continue
         values = np.full((2, total), np.nan)
-        for line in path.read_text().splitlines():
+        for line in path.read_text(encoding="utf-8").splitlines():
             try:
                 record = parse_json(line)
             except ValueError:  # a run that was killed may leave half a line
@@ -56,7 +56,7 @@ def of_csv(path: Path) -> Curve:
     UserError where it is unreadable, lacks a column, or has seeds of different length.
     """
     kind = "a CSV file with seed, epoch, stage, train_loss, test_top1"
-    with naming(f"--reference={path}", kind), path.open(newline="") as file:
+    with naming(f"--reference={path}", kind), path.open(newline="", encoding="utf-8-sig") as file:
         rows = list(csv.DictReader(file))
         seeds = sorted({row["seed"] for row in rows})
         loss, top1 = (

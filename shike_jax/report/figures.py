@@ -70,7 +70,7 @@ def best_expert_per_class(summary: Mapping[str, Any], model: Mapping[str, Any], 
     size = 28 if len(rank) <= 100 else 8
     for m, label in enumerate(expert_labels(model)):
         mine = winner == m
-        look = {"c": style.COLOURS[m], "marker": style.MARKERS[m]}
+        look = {name: style.series(m)[name] for name in ("color", "marker")}
         axes.scatter(rank[mine], best[mine], s=size, label=f"{label}: {mine.sum()} classes", **look)
     tied = winner < 0
     if tied.any():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
 import os
 import statistics
@@ -15,7 +16,8 @@ from shike_jax.common.text import parse_json
 from shike_jax.config import paper, with_defaults
 from shike_jax.config.fields import flat, tells_apart
 
-ABLATED = ("model.depths", "model.fusion", ".loss.mu", ".loss.nt")  # what tables 4 and 5 vary (ends of field names)
+WEIGHTS = (".loss.mu", ".loss.nt")
+ABLATED = ("model.depths", "model.fusion", *WEIGHTS)  # what tables 4 and 5 vary (ends of field names)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -90,8 +92,10 @@ class Group:
         """Names each run that does not count, and the run of its seed that does."""
         counted, lines = {run.seed: run.path for run in self.runs}, []
         for run in self.repeats:
-            above = os.path.commonpath([run.path, counted[run.seed]])
-            one, other = (os.path.relpath(path, above) for path in (run.path, counted[run.seed]))
+            one, other = str(run.path), str(counted[run.seed])
+            if buckets.in_bucket(one) == buckets.in_bucket(other):  # else nothing is above both
+                above = os.path.commonpath([one, other])
+                one, other = os.path.relpath(one, above), os.path.relpath(other, above)
             lines.append(f"{self.label}, seed {run.seed}: {one} repeats {other} and is not counted")
         return lines
 
@@ -110,7 +114,7 @@ def collect(folders: Sequence[Path]) -> tuple[list[Run], list[str]]:
     paths = sorted({path for folder in folders for path in buckets.find(folder, "results.json")}, key=str)
     for path in paths:
         try:
-            results = parse_json(path.read_text())
+            results = parse_json(path.read_text(encoding="utf-8"))
             results["config"] = with_defaults(results["config"])  # older code did not know all fields
             run = Run(path.parent, results)
             _ = run.seed + 0, run.dataset, run.epochs, run.components, run.settings(), run.results["top1"]
@@ -195,12 +199,34 @@ def _stated(group: Group, fields: Sequence[str]) -> list[str]:
 
 
 def families(groups: Sequence[Group]) -> list[list[Group]]:
-    """Groups that differ in nothing but what tables 4 and 5 vary."""
+    """Groups of the same data that differ in nothing but what tables 4 and 5 vary: depths, and what is on or off.
+
+    A loss has one weight in a family: groups with another one are of another family, groups without it of each.
+    """
     by_settings: dict[str, list[Group]] = {}
     for group in groups:
         same = {k: v for k, v in group.first.settings().items() if not k.endswith(ABLATED) and k != "name"}
-        by_settings.setdefault(json.dumps(same, sort_keys=True), []).append(group)
-    return list(by_settings.values())
+        key = json.dumps([same, group.first.results["split"]["hash"]], sort_keys=True)
+        by_settings.setdefault(key, []).append(group)
+    return [family for alike in by_settings.values() for family in _by_weights(alike)]
+
+
+def weights_of(group: Group) -> dict[str, float]:
+    """Dotted field to value of the ablated losses that are on."""
+    return {field: value for field, value in group.first.settings().items() if field.endswith(WEIGHTS) and value}
+
+
+def _by_weights(groups: Sequence[Group]) -> list[list[Group]]:
+    own = [weights_of(group) for group in groups]
+    values: dict[str, dict[float, None]] = {}
+    for field, value in (item for one in own for item in one.items()):
+        values.setdefault(field, {})[value] = None
+    found: dict[frozenset[int], None] = {}
+    for chosen in itertools.product(*values.values()):
+        weights = dict(zip(values, chosen, strict=True)).items()
+        found[frozenset(i for i, one in enumerate(own) if one.items() <= weights)] = None
+    # Weights that no group has together leave a part of another family.
+    return [[groups[i] for i in sorted(one)] for one in found if not any(one < other for other in found)]
 
 
 def main_group(groups: Sequence[Group]) -> Group:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from shike_jax.common.text import aligned, markdown, number
 from shike_jax.config import paper
 from shike_jax.evaluation.metrics import scores_of
-from shike_jax.report.runs import Group, families, spread
+from shike_jax.report.runs import Group, families, main_group, spread, weights_of
 
 
 @dataclasses.dataclass(frozen=True)
@@ -95,39 +95,48 @@ def stages_table(dataset: str, groups: Sequence[Group]) -> Table:
 
 def ablation_tables(dataset: str, groups: Sequence[Group]) -> list[Table]:
     """Tables 4 and 5 of each family of runs that differ in their components, or in the depths of their experts."""
-    made = []
+    made, rows = [], {row.components: row for row in paper.TABLE4}
     for family in families(groups):
         # One group per row: table 4's experts are those of most of the family.
         usual = max((g.first.depths for g in family), key=lambda d: (sum(d == g.first.depths for g in family), len(d)))
-        by_parts = {g.first.components: g for g in family if g.first.depths == usual or not g.first.components[0]}
-        rows4 = {row: by_parts[row.components] for row in paper.TABLE4 if row.components in by_parts}
+        alike = [g for g in family if g.first.depths == usual or not g.first.components[0]]
+        known = [g for g in alike if g.first.components in rows]
+        rows4, others = _one_each(known, lambda g: rows[g.first.components])
         if len(rows4) > 1:
-            made.append(_table4(dataset, rows4))
+            made.append(_table4(dataset, rows4, others))
         fused = [g for g in family if g.first.components[1] and (not g.first.components[0] or all(g.first.components))]
-        rows5 = {paper.letters(g.first.depths): g for g in fused}
+        rows5, others = _one_each(fused, lambda g: paper.letters(g.first.depths))
         if len(rows5) > 1:
-            made.append(_table5(dataset, rows5))
+            made.append(_table5(dataset, rows5, others))
     return made
 
 
-def _table4(dataset: str, measured: Mapping[paper.Ablation, Group]) -> Table:
+def _one_each(groups: Sequence[Group], row: Callable[[Group], Any]) -> tuple[dict[Any, Group], list[str]]:
+    """By row the group with the most seeds, the first of them, and the labels of the others."""
+    chosen: dict[Any, Group] = {}
+    for group in sorted(groups, key=lambda g: -len(g.runs)):
+        chosen.setdefault(row(group), group)
+    return chosen, [group.label for group in groups if chosen[row(group)] is not group]
+
+
+def _table4(dataset: str, measured: Mapping[paper.Ablation, Group], others: Sequence[str]) -> Table:
     rows = []
     for row in paper.TABLE4:
         group = measured.get(row)
         marks = ["x" if on else "" for on in row.components]
         rows.append((row.title, *marks, f"{row.top1:.2f}", *_measured(group)))
     header = ("components", "MoE", "DKF", "L_mu", "L_nt", "paper", "top-1", "many", "medium", "few", "seeds")
-    note = _setting(paper.TABLE4_DATASET, dataset, next(iter(measured.values())))
+    note = _setting(paper.TABLE4_DATASET, dataset, list(measured.values()), others)
     return Table(f"Table 4: components, {dataset}", header, rows, note)
 
 
-def _table5(dataset: str, measured: Mapping[str, Group]) -> Table:
+def _table5(dataset: str, measured: Mapping[str, Group], others: Sequence[str]) -> Table:
     rows = []
     for arrangement in [*paper.TABLE5, *(a for a in measured if a not in paper.TABLE5)]:
         group, published = measured.get(arrangement), paper.TABLE5.get(arrangement)
         rows.append((arrangement, str(len(arrangement)), number(published), *_measured(group)))
     header = ("depths", "experts", "paper", "top-1", "many", "medium", "few", "seeds")
-    note = _setting(paper.TABLE5_DATASET, dataset, next(iter(measured.values())))
+    note = _setting(paper.TABLE5_DATASET, dataset, list(measured.values()), others)
     return Table(f"Table 5: experts by depth, {dataset}", header, rows, note)
 
 
@@ -138,12 +147,15 @@ def _measured(group: Group | None) -> list[str]:
     return [*(spread(group.values(key)) for key in ("top1", "many", "medium", "few")), str(len(group.runs))]
 
 
-def _setting(published: str, dataset: str, group: Group) -> str:
-    """Says on what the paper's column was measured when it was something else."""
-    ours = f"{dataset}, {group.first.config['model']['backbone']}, {_epochs(group.first.epochs)} epochs"
-    if dataset == published and group.first.epochs == (180, 20):
-        return f"Measured: {ours}."
-    return f"Measured: {ours}. The paper's column is {published}, 180 + 20 epochs: compare the order, not the numbers."
+def _setting(published: str, dataset: str, groups: Sequence[Group], others: Sequence[str]) -> str:
+    """Says what was measured, and on what the paper's column was when that is something else; names the `others`."""
+    first, weights = groups[0].first, weights_of(main_group(groups))
+    parts = [dataset, first.config["model"]["backbone"], f"{_epochs(first.epochs)} epochs"]
+    parts += [f"{field.removeprefix('stages.')}={value}" for field, value in weights.items()]
+    note = f"Measured: {', '.join(parts)}."
+    if dataset != published or first.epochs != (180, 20):
+        note += f" The paper's column is {published}, 180 + 20 epochs: compare the order, not the numbers."
+    return note + (f" Further runs of a row that is there already: {'; '.join(others)}." if others else "")
 
 
 def experts_table(dataset: str, evaluated: Mapping[str, Mapping[str, Any]]) -> Table:

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from shike_jax.common.atomic import write_text
 from shike_jax.common.text import code, markdown, markdown_table, number, printable, some, to_json
 
 Results = Mapping[str, Any]
@@ -16,12 +17,30 @@ def write_card(path: Path, results: Results) -> None:
     """Writes the card of what results.json holds into the work directory that `path` lies in."""
     head = (_head(results), _scores(results), _data(results), _training(results))
     sections = (*head, _use(results, path.parent), _limits(results), _details(results))
-    path.write_text("\n\n".join(sections) + "\n")
+    write_text(path, "\n\n".join(sections) + "\n")
+
+
+def example_of(known: Results, side: int) -> Mapping[str, Any]:
+    """`shape` and `dtype` of what a network takes; pictures of so many pixels where nothing else is known."""
+    return known.get("example") or {"shape": (side, side, 3), "dtype": "uint8"}
+
+
+def is_picture(example: Mapping[str, Any]) -> bool:
+    """Whether an example is an RGB picture, uint8 [S,S,3]."""
+    return example["dtype"] == "uint8" and len(example["shape"]) == 3 and example["shape"][-1] == 3
+
+
+def named(example: Mapping[str, Any], *before: str) -> str:
+    """What an array is, for people, with axes `before` its own: `float32 [N, 64]`."""
+    return f"{example['dtype']} [{', '.join(map(str, (*before, *example['shape'])))}]"
 
 
 def _head(results: Results) -> str:
     split = results["split"]
     model, data = results["config"]["model"], results["config"]["data"]
+    side = data["image_size"]
+    example = example_of(results, side)
+    seen = f"{side} x {side} px RGB" if is_picture(example) else f"arrays {named(example)}"
     size = f"{results['num_parameters']:,} parameters"
     if len(model["depths"]) > 1:
         fusion = "with" if model["fusion"] else "without"
@@ -34,8 +53,7 @@ def _head(results: Results) -> str:
         network, prediction = f"A single {model['backbone']} ({size}){fusion}", ""
     return (
         f"# {markdown(results['name'])}: a classifier of {len(split['class_names'])} classes for long-tailed data\n\n"
-        f"{network}, trained on {markdown(split['name'])}; input {data['image_size']} x {data['image_size']} px "
-        f"RGB.{prediction}"
+        f"{network}, trained on {markdown(split['name'])}; input {seen}.{prediction}"
     )
 
 
@@ -125,10 +143,12 @@ def _loss(one: Mapping[str, Any]) -> str:
 def _use(results: Results, workdir: Path) -> str:
     own = "".join(f" --config={shlex.quote(printable(file))}" for file in results.get("files_to_use", ()))
     num_classes, place = len(results["split"]["class_names"]), shlex.quote(printable(workdir.name))
+    pictures = is_picture(example_of(results, results["config"]["data"]["image_size"]))
+    what, given = ("pictures", "PICTURES") if pictures else ("arrays", "ARRAYS.npy")
     return (
-        f"## Use\n\nMeant for pictures like those it was trained on, each showing one of the {num_classes} "
+        f"## Use\n\nMeant for {what} like those it was trained on, each of one of the {num_classes} "
         "classes. With this package (`pip install .` in a clone of it), in the folder that holds this run:\n\n"
-        f"    python -m shike_jax predict --checkpoint={place} --images=PICTURES --output=predictions.csv{own}\n"
+        f"    python -m shike_jax predict --checkpoint={place} --images={given} --output=predictions.csv{own}\n"
         f"    python -m shike_jax evaluate --checkpoint={place}{own}\n"
         f"    python -m shike_jax export --checkpoint={place} --output=exported{own}\n\n"
         "JAX promises to read an exported function for six months after the release that wrote it;\n"
@@ -142,7 +162,7 @@ def _limits(results: Results) -> str:
     few = split["divisions"]["few"]
     lines = [
         "## Limits\n",
-        "- It always answers with one of its classes, even for a picture of something else.",
+        "- It always answers with one of its classes, even for something else.",
         "- Its probabilities are off from frequencies by the calibration error above, on average.",
     ]
     if few and results["few"] is not None:

@@ -167,7 +167,7 @@ class Checkpoints:
         if not patiently(self._note, self._note.exists):
             return None
         try:
-            return int(parse_json(self._note.read_text())["step"])
+            return int(parse_json(self._note.read_text(encoding="utf-8"))["step"])
         except (ValueError, KeyError, TypeError):
             return -1  # unreadable, but there: something had been saved
 

@@ -51,7 +51,7 @@ def _forget_place(folder: epath.Path) -> None:
     """Takes the absolute path out of Orbax's marks of completion: weights that are given away do not name a machine."""
     for place in (folder, *(child for child in folder.iterdir() if child.is_dir())):
         if (place / buckets.COMMITTED).exists():
-            (place / buckets.COMMITTED).write_text("Checkpoint commit was successful")
+            (place / buckets.COMMITTED).write_text("Checkpoint commit was successful", encoding="utf-8")
 
 
 def _changes(folder: epath.Path) -> list[str]:
@@ -60,7 +60,7 @@ def _changes(folder: epath.Path) -> list[str]:
     A folder that was finished in the moment before a kill has no manifest yet.
     """
     try:
-        listed = dict(parse_json((folder / MANIFEST).read_text()))
+        listed = dict(parse_json((folder / MANIFEST).read_text(encoding="utf-8")))
     except ValueError as error:
         return [f"{MANIFEST} cannot be read ({error})"]
     except (FileNotFoundError, NotADirectoryError):
@@ -86,6 +86,19 @@ def read_saved(path: epath.Path, item: str) -> tuple[PyTree, Meta]:
     def read() -> tuple[PyTree, Meta]:
         with buckets.downloaded(path) as folder:
             return _read_once(epath.Path(folder), item, path)
+
+    return patiently(f"checkpoint {path}", read)
+
+
+def read_meta(path: epath.Path) -> Meta:
+    """The facts of one checkpoint, without its arrays and not compared with its digest."""
+
+    def read() -> Meta:
+        try:
+            with buckets.downloaded(path / "meta") as folder:
+                return dict(ocp.JsonCheckpointHandler().restore(epath.Path(folder)))
+        except (FileNotFoundError, NotADirectoryError, ValueError, TypeError) as error:
+            raise Damaged(f"checkpoint {path} is damaged: {reason(error)}") from error
 
     return patiently(f"checkpoint {path}", read)
 

@@ -16,16 +16,19 @@ import numpy as np
 from etils import epath
 from flax import traverse_util
 
+from shike_jax.common.atomic import write_json, write_text
 from shike_jax.common.extras import optional
-from shike_jax.common.text import markdown, markdown_table, number, parse_json, to_json
+from shike_jax.common.text import markdown, markdown_table, number, parse_json
 from shike_jax.errors import UserError, reason
 from shike_jax.storage import tensor_file
+from shike_jax.storage.card import example_of, is_picture, named
 from shike_jax.storage.reading import Damaged
 from shike_jax.storage.trees import digest
 
 PyTree = Any
 WEIGHTS, CONFIG, CARD = "model.safetensors", "config.json", "README.md"
 PREFIX = "hf://"
+_NEEDED = {"model", "num_classes", "image_size", "mean", "std"}  # without which there is no classifier
 
 
 def save(folder: epath.Path, tree: PyTree, meta: Mapping[str, Any]) -> None:
@@ -34,18 +37,20 @@ def save(folder: epath.Path, tree: PyTree, meta: Mapping[str, Any]) -> None:
     """
     folder.mkdir(parents=True, exist_ok=True)
     meta = {"library_name": "shike_jax", **_without_paths(meta), "digest": digest(tree)}
-    (folder / CONFIG).write_text(to_json(meta, indent=1) + "\n")
-    (folder / CARD).write_text(_card(meta))
+    write_json(folder / CONFIG, meta)
+    write_text(folder / CARD, _card(meta))
     arrays = {path: np.asarray(leaf) for path, leaf in traverse_util.flatten_dict(tree, sep=".").items()}
     (folder / WEIGHTS).write_bytes(tensor_file.to_bytes(arrays, {"format": "flax"}))
 
 
 def load(folder: epath.Path) -> tuple[PyTree, dict[str, Any]]:
-    """Variables and facts of a folder that `save` wrote; UserError for damaged or missing files."""
+    """Variables and facts of a folder that `save` wrote; UserError for damaged or missing files, and for others'."""
     try:
         if not (folder / CONFIG).exists():
             raise UserError(f"no {CONFIG} next to {WEIGHTS}")
-        meta = parse_json((folder / CONFIG).read_text())
+        meta = parse_json((folder / CONFIG).read_text(encoding="utf-8"))
+        if not (isinstance(meta, dict) and meta.keys() >= _NEEDED and isinstance(meta["model"], dict)):
+            raise UserError(f"{CONFIG} next to it is not of this package; expected what `save` writes")
         arrays, _ = tensor_file.from_bytes((folder / WEIGHTS).read_bytes())
     except ValueError as error:
         raise UserError(f"{folder / CONFIG} is damaged ({error})") from error
@@ -101,39 +106,43 @@ def _card(meta: Mapping[str, Any]) -> str:
     model, classes, scores = meta["model"], meta["num_classes"], meta.get("scores") or {}
     data = (meta.get("config") or {}).get("data", {})
     name = (meta.get("config") or {}).get("name") or f"{model['backbone']} of {classes} classes"
+    side, counts = meta["image_size"], meta.get("class_counts") or ()
+    example = example_of(meta, side)
+    pictures = is_picture(example)
+    task, taken = ("image-classification", "images") if pictures else ("other", "arrays")
     described: dict[str, Any] = {
         "library_name": "shike_jax",
-        "pipeline_tag": "image-classification",
-        "tags": ["image-classification", "long-tailed-recognition", "jax", "flax"],
+        "pipeline_tag": task,
+        "tags": [*([task] if pictures else []), "long-tailed-recognition", "jax", "flax"],
         "metrics": ["accuracy"],
     }
     if scores.get("top1") is not None:
-        task = {"type": "image-classification"}
         dataset = {"name": data.get("name") or name, "type": data.get("name") or "image-folder"}
         metric = {"type": "accuracy", "value": round(scores["top1"] / 100, 4)}
         described["model-index"] = [
-            {"name": name, "results": [{"task": task, "dataset": dataset, "metrics": [metric]}]}
+            {"name": name, "results": [{"task": {"type": task}, "dataset": dataset, "metrics": [metric]}]}
         ]
     experts = len(model["depths"])
     kind = f"{experts} experts on a {model['backbone']} (SHIKE, CVPR 2023)" if experts > 1 else f"A {model['backbone']}"
-    side, counts = meta["image_size"], meta.get("class_counts") or ()
+    seen = f"{side} x {side} pixels, RGB" if pictures else f"arrays {named(example)}"
+    mirrored = " Its logits are the means of an image's and its mirror image's." if meta.get("mirror") else ""
     lines = [
         *("---", *(f"{key}: {json.dumps(value)}" for key, value in described.items()), "---", ""),
         *(f"# {markdown(name)}", ""),
-        f"{kind}, a classifier of {classes} classes for long-tailed data; input {side} x {side} pixels, RGB.",
+        f"{kind}, a classifier of {classes} classes for long-tailed data; input {seen}.{mirrored}",
     ]
     if counts:
-        lines.append(f"Trained on {sum(counts):,} images, {max(counts):,} to {min(counts):,} of a class.")
+        lines.append(f"Trained on {sum(counts):,} {taken}, {max(counts):,} to {min(counts):,} of a class.")
     shown = {k: v for k, v in scores.items() if isinstance(v, int | float) and k in ("top1", "many", "medium", "few")}
     if shown:
         lines += ["", *markdown_table([*shown], [[*map(number, shown.values())]]), "", "Accuracy in percent."]
     lines += [
         *("", "```python", "import shike_jax as sj", ""),
         'classifier = sj.load("PATH OR hf://OWNER/NAME")',
-        f"classes, probabilities = classifier.predict(images)  # uint8 [N, {side}, {side}, 3]",
+        f"classes, probabilities = classifier.predict({taken})  # {named(example, 'N')}",
         "```",
         "",
-        "`config.json` holds the names of the classes, the pixels' mean and std, and how it was trained. With PyTorch: "
-        "`python -m shike_jax convert --reverse`.",
+        "`config.json` holds the names of the classes, how the input is normalised, and how it was trained. With "
+        "PyTorch: `python -m shike_jax convert --reverse`.",
     ]
     return "\n".join(lines) + "\n"

@@ -50,16 +50,16 @@ class RunLog:
         self._writers: list[writers.Writer] = []
         if not active:
             return
-        self._mirror = Mirror(workdir, ("log.txt", "metrics.jsonl"))
+        self._mirror = Mirror(workdir, ("log.txt", "metrics.jsonl", *writers.CONTINUED_BY))
         self.folder = self._mirror.folder
-        self._text = (self.folder / "log.txt").open("a", buffering=1)
-        self._json = (self.folder / "metrics.jsonl").open("a", buffering=1)
+        self._text = (self.folder / "log.txt").open("a", buffering=1, encoding="utf-8")
+        self._json = (self.folder / "metrics.jsonl").open("a", buffering=1, encoding="utf-8")
         if tensorboard:
             try:
                 self._writers.append(writers.tensorboard(self.folder / "tensorboard"))
             except UserError:
                 self.line("no TensorBoard files (the extra tensorboard writes them)")
-        self._writers += [writers.LOGGERS[name](self.folder, self.folder.name) for name in loggers]
+        self._writers += [writers.LOGGERS[name](self.folder, workdir.name) for name in loggers]
 
     def flush(self) -> None:
         """Returns when everything said so far is where it stays, which may be a bucket."""
@@ -74,12 +74,12 @@ class RunLog:
         if self._json is None:
             return
         path = Path(self._json.name)
-        lines = path.read_text(errors="replace").splitlines(keepends=True)
+        lines = path.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True)
         kept = [line for line in lines if line.endswith("\n") and _step(line) <= step]
         if kept != lines:
             write_text(path, "".join(kept))
             self._json.close()
-            self._json = path.open("a", buffering=1)
+            self._json = path.open("a", buffering=1, encoding="utf-8")
 
     @property
     def takes_images(self) -> bool:

@@ -11,7 +11,7 @@ from shike_jax.cluster import parallel
 from shike_jax.common import buckets
 from shike_jax.errors import UserError
 from shike_jax.storage import hub_form
-from shike_jax.storage.folders import Meta, PyTree, absolute, checkpointer, is_finished, read_saved, seal
+from shike_jax.storage.folders import Meta, PyTree, absolute, checkpointer, is_finished, read_meta, read_saved, seal
 from shike_jax.storage.reading import patiently
 from shike_jax.storage.trees import digest, to_tree
 
@@ -51,10 +51,11 @@ def load_weights(directory: Any) -> tuple[PyTree, Meta]:
     if (path / hub_form.WEIGHTS).exists():
         return patiently(f"checkpoint {path}", lambda: hub_form.load(path))
     if (path / "weights").is_dir():
-        stages = [read_saved(p, "variables") for p in (path / "weights").iterdir() if is_finished(p)]
+        found = [p for p in (path / "weights").iterdir() if (p / "variables").is_dir() or (p / "meta").is_dir()]
+        stages = [p for p in found if is_finished(p)]
         if not stages:
-            raise UserError(f"checkpoint {directory}: no stage has been finished yet (weights/ is empty)")
-        return max(stages, key=lambda loaded: loaded[1].get("stage_index", 0))
+            raise UserError(f"checkpoint {directory}: no stage has been finished yet (weights/ holds none)")
+        return read_saved(max(stages, key=lambda stage: read_meta(stage).get("stage_index", 0)), "variables")
     if not (path / "variables").is_dir():
         raise UserError(f"checkpoint {directory}: neither a work directory with weights/ nor a folder of saved weights")
     return read_saved(path, "variables")

@@ -16,7 +16,7 @@ from shike_jax.common.atomic import write_json
 from shike_jax.common.text import parse_json
 from shike_jax.config.fields import flat, may_change, with_defaults
 from shike_jax.errors import UserError, naming
-from shike_jax.storage import lease
+from shike_jax.storage import lease, writers
 from shike_jax.storage.folders import is_finished
 
 CLAIM_SECONDS = 600  # how long a process that uses the same work directory is waited for
@@ -46,7 +46,7 @@ def _differing(saved: Path, config: Mapping[str, Any], tell: Callable[[str], Non
     if not saved.exists():
         return []
     try:
-        known = flat(with_defaults(dict(parse_json(saved.read_text())), tell))
+        known = flat(with_defaults(dict(parse_json(saved.read_text(encoding="utf-8"))), tell))
     except (ValueError, TypeError) as error:
         raise UserError(f"{saved}: not valid JSON ({error}); expected the configuration of the run here") from error
     wanted = flat(with_defaults(config))
@@ -179,16 +179,17 @@ def _has_saved(path: Path) -> bool:
 
 
 def _remove_start(path: Path) -> None:
-    for name in ("tensorboard", "profile", "checkpoints", "weights"):
+    for name in ("tensorboard", "profile", "checkpoints", "weights", *writers.FOLDERS):
         buckets.remove_tree(path / name)
-    for name in ("log.txt", "metrics.jsonl", "split.csv", "files.npz", "config.json"):  # no run's without the last
+    files = ("log.txt", "metrics.jsonl", *writers.CONTINUED_BY, "split.csv", "files.npz")
+    for name in (*files, "config.json"):  # no run's without the last
         (path / name).unlink(missing_ok=True)
 
 
 def _read_results(path: Path) -> dict[str, Any] | None:
     """The results of a finished run; None, and the file set aside, when it is damaged: the run's end is repeated."""
     try:
-        found = parse_json(path.read_text())
+        found = parse_json(path.read_text(encoding="utf-8"))
         float(found["top1"])
         return found
     except (ValueError, KeyError, TypeError) as error:

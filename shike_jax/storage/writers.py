@@ -17,6 +17,8 @@ from shike_jax.common.extras import optional
 from shike_jax.errors import UserError
 
 Arrays = Mapping[str, np.ndarray]
+CONTINUED_BY = ("wandb.id", "mlflow.id", "mlflow.db")  # what a run's next start needs of those that `LOGGERS` wrote
+FOLDERS = ("wandb", "mlflow_files")  # what else they write into the work directory
 
 
 class Writer(Protocol):
@@ -82,9 +84,11 @@ class WeightsAndBiases:
     def __init__(self, folder: Path, name: str) -> None:
         self._wandb = optional("wandb", "config.train.loggers: wandb")
         note = folder / "wandb.id"
-        known = note.read_text().strip() if note.exists() else secrets.token_hex(4)
-        note.write_text(known + "\n")
-        self._run = self._wandb.init(dir=str(folder), name=name, id=known, resume="allow")
+        known = note.read_text(encoding="utf-8").strip() if note.exists() else secrets.token_hex(4)
+        note.write_text(known + "\n", encoding="utf-8")
+        # Runs of several seeds are open in one process, where wandb would otherwise hand out the first one again.
+        options = {"resume": "allow", "reinit": "create_new"}
+        self._run = self._wandb.init(dir=str(folder), name=name, id=known, **options)
 
     def _log(self, step: int, values: dict[str, Any]) -> None:
         self._run.log(values, step=max(step, self._run.step))
@@ -112,24 +116,24 @@ class MLflow:
         mlflow = optional("mlflow", "config.train.loggers: mlflow")
         named = os.environ.get("MLFLOW_TRACKING_URI")
         self._client = mlflow.MlflowClient(named or f"sqlite:///{folder.absolute() / 'mlflow.db'}")
-        note = folder / "mlflow.id"
-        if note.exists():
-            self._id = note.read_text().strip()
-            return
-        title = os.environ.get("MLFLOW_EXPERIMENT_NAME", "shike_jax")
-        found = self._client.get_experiment_by_name(title)
         files = None if named else (folder.absolute() / "mlflow_files").as_uri()  # else images go to where one stands
-        experiment = found.experiment_id if found else self._client.create_experiment(title, files)
-        self._id = self._client.create_run(experiment, run_name=name).info.run_id
-        note.write_text(self._id + "\n")
+        note = folder / "mlflow.id"
+        if not note.exists():
+            title = os.environ.get("MLFLOW_EXPERIMENT_NAME", "shike_jax")
+            found = self._client.get_experiment_by_name(title)
+            experiment = found.experiment_id if found else self._client.create_experiment(title, files)
+            note.write_text(self._client.create_run(experiment, run_name=name).info.run_id + "\n", encoding="utf-8")
+        self._id = note.read_text(encoding="utf-8").strip()
+        # A run that has moved, as between starts in a bucket, would write its images where it began.
+        self._takes_images = files is None or self._client.get_run(self._id).info.artifact_uri.startswith(files)
 
     def write_scalars(self, step: int, scalars: Mapping[str, float]) -> None:
         for name, value in scalars.items():
             self._client.log_metric(self._id, name, value, step=step)
 
     def write_images(self, step: int, images: Arrays) -> None:
-        """Logs each name's images next to each other."""
-        for name, values in images.items():
+        """Logs each name's images next to each other; does nothing where the run began in another folder."""
+        for name, values in images.items() if self._takes_images else ():
             sheet = (np.concatenate(list(np.asarray(values)), axis=1) * 255).astype(np.uint8)
             self._client.log_image(self._id, sheet, key=name, step=step)
 

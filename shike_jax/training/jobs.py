@@ -38,7 +38,7 @@ class Job:
         """What the run found, when it is finished; None also where the file is damaged: the run writes it again."""
         path = self.workdir / "results.json"
         try:
-            return json.loads(path.read_text()) if path.exists() else None
+            return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
         except ValueError:
             return None
 

@@ -260,8 +260,8 @@ def finish(run: Run, variables: PyTree) -> dict[str, Any]:
         check_present(run.workdir)
     found = outcome.results(run, variables)
     if parallel.is_main():
-        write_card(run.workdir / "card.md", found)
         write_json(run.workdir / "results.json", found)
+        write_card(run.workdir / "card.md", found)
     run.log.hyperparameters(outcome.hyperparameters(run.config), {f"final/{name}": found[name] for name in SCORES})
     if run.source.report.unreadable:
         run.log.line(f"{run.source.report.closing_line()} (all of them in results.json)")

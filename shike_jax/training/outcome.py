@@ -74,10 +74,6 @@ def save_stage_weights(run: Run, stage: Stage, variables: PyTree) -> None:
     Weights that are there already need not be this run's: results and weights are of the same start, always.
     """
     data, images = run.config.data, run.source.images
-    if images is None:
-        example = {"shape": [data.image_size] * 2 + [3], "dtype": "uint8"}
-    else:
-        example = {"shape": list(images["train"].shape[1:]), "dtype": str(images["train"].dtype)}
     meta = {
         "model": to_plain(run.config.model),
         "num_classes": run.source.split.num_classes,
@@ -87,12 +83,20 @@ def save_stage_weights(run: Run, stage: Stage, variables: PyTree) -> None:
         "resize": short_side(data) if images is None else data.image_size,
         "mean": list(data.mean),
         "std": list(data.std),
-        "example": example,  # as the classifier takes it
+        "example": _example(run),
         "heads": stage.settings.heads,
         "scores": {name: run.history["stages"][-1].get(name) for name in SCORES},
         **_made_by(run, stage),
     }
     save_weights(run.workdir / "weights" / stage.name, of_network(variables), meta)
+
+
+def _example(run: Run) -> dict[str, Any]:
+    """Shape and dtype of one example, as the classifier takes it."""
+    if run.source.images is None:
+        return {"shape": [run.config.data.image_size] * 2 + [3], "dtype": "uint8"}
+    train = run.source.images["train"]
+    return {"shape": list(train.shape[1:]), "dtype": str(train.dtype)}
 
 
 def hyperparameters(config: ConfigDict) -> dict[str, float | int | str | bool]:
@@ -129,6 +133,7 @@ def results(run: Run, variables: PyTree) -> dict[str, Any]:
         "num_parameters": models.num_parameters(of_network(variables)["params"]),
         "split": run.source.split.summary(),
         "part": evaluated_part(run.config.data),
+        "example": _example(run),
         "bad_images": {"count": len(bad), "limit": run.config.data.bad_image_limit, "list": bad},
         "seconds": {name: round(value, 2) for name, value in run.history["seconds"].items()},
         "starts": run.history["starts"],

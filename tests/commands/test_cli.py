@@ -158,6 +158,15 @@ def test_mistyped_commands_are_answered_by_one_line(main, typed, words, capsys):
     assert not out and len(err.splitlines()) == 1 and words in err
 
 
+@pytest.mark.parametrize("text", ["{}", "[1]", '{"split": {"name": "x"}, "experts": [1.0], "stages": []}'])
+def test_a_summary_of_no_results_is_one_line(text, tmp_path):
+    pytest.importorskip("matplotlib")
+    (tmp_path / "results.json").write_text(text)
+    with pytest.raises(UserError, match=r"results\.json: not the results of a finished run"):
+        summary.main([str(tmp_path)])
+    assert [path.name for path in tmp_path.iterdir()] == ["results.json"]
+
+
 def test_help_of_the_other_commands(capsys):
     for main, word in ((benchmark.main, "input"), (summary.main, "workdir")):
         assert exit_code(main, ["--help"]) == 0
@@ -259,6 +268,7 @@ def test_doctor_reports_versions_devices_and_data(capsys, monkeypatch, tmp_path)
     assert re.search(r"^devices +\d+ x ", page, re.MULTILINE)
     assert re.search(r"^prepared data sets +cifar100/3.0.2$", page, re.MULTILINE)
     assert page.endswith("no problems found\n")
+    assert re.search(r"^tensorboardX +\S", page, re.MULTILINE)  # the extra brings it, and it writes the curves
 
 
 def test_doctor_finds_what_is_wrong(capsys, monkeypatch, tmp_path):

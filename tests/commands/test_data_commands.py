@@ -35,6 +35,33 @@ def test_inspect_a_folder(shared, tmp_path, capsys, monkeypatch):
         assert len(drawn.convert("RGB").getcolors(1 << 24)) > 1000  # photographs, not an empty frame
 
 
+@pytest.mark.parametrize("name", ["x.jpg", "x.pngg", "x"])
+def test_a_figure_of_another_kind_is_refused_before_the_data_are_read(name, monkeypatch):
+    monkeypatch.setattr(inspect.sources, "load", lambda data: pytest.fail("read"))
+    with pytest.raises(UserError, match=rf"--figure={name}: expected a name ending in \.png, \.pdf, \.svg"):
+        inspect.main(["--config=digits_lt", f"--figure={name}"])
+
+
+def test_inspect_makes_folders_and_writes_wholly_or_not_at_all(tmp_path, monkeypatch):
+    files = tmp_path / "new" / "split.json", tmp_path / "new" / "split.svg"
+    arguments = [
+        "--config=digits_lt",
+        *(f"--{name}={file}" for name, file in zip(("json", "figure"), files, strict=True)),
+    ]
+    inspect.main(arguments)
+    assert json.loads(files[0].read_text())["num_classes"] == 10 and "<svg" in files[1].read_text()[:500]
+
+    def torn(source, config, path):
+        path.write_text("<sv")
+        raise OSError(28, "No space left on device")
+
+    before = files[1].read_bytes()
+    monkeypatch.setattr(inspect, "draw", torn)
+    with pytest.raises(UserError, match="No space left"):
+        inspect.main(arguments)
+    assert files[1].read_bytes() == before and len(list(files[1].parent.iterdir())) == 2
+
+
 def test_inspect_checks_every_image(tmp_path, capsys, monkeypatch):
     for name in ("train/a/1.png", "train/a/2.png", "test/a/3.png", "train/b/4.png", "test/b/5.png"):
         path = tmp_path / name

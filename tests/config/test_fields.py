@@ -34,6 +34,7 @@ REFUSED = {  # what was typed: what is expected
     "stages.classifier.loss.form=x": "one of official, paper",
     "stages.classifier.train=('(',)": "regular expressions over parameter paths",
     "stages.classifier.sampler=none": "one of shuffle, balanced, sqrt, paired",
+    "seed=1" + 400 * "0": "a whole number from 0 to 4294967295",
     "run=()": "1 or more names of config.stages",
     "name=../../x": "a name of at most 150 bytes without /",
     "name=..": "a name of at most 150 bytes without /",

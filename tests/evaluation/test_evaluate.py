@@ -15,7 +15,9 @@ from shike_jax.commands import evaluate
 from shike_jax.config import to_plain
 from shike_jax.config.loading import checkpoint_config, parse_config
 from shike_jax.data import sources
+from shike_jax.data.datasets import load_data
 from shike_jax.errors import UserError
+from shike_jax.evaluation import functions, post_hoc
 from shike_jax.evaluation.checkpoint import evaluate as score_part
 from shike_jax.evaluation.checkpoint import trained_sets
 from shike_jax.evaluation.classifier import load
@@ -167,6 +169,21 @@ def test_adjusted_to_a_prior_from_the_saved_logits(checkpoint, written, tmp_path
 def test_mistakes_are_named(checkpoint, arguments, expected):
     with pytest.raises(UserError, match=expected):
         evaluate.main([f"--checkpoint={checkpoint[0]}", *arguments])
+
+
+@pytest.mark.parametrize(
+    "shares", [f"[1{400 * '0'}, 1]", "[NaN, 1]", "[1e999, 1]", "[1e308, 1e308]", "[0, 0]", "[-1, 2]"]
+)
+def test_shares_that_are_no_numbers_are_one_line(shares, tmp_path):
+    (tmp_path / "shares.json").write_text(shares)
+    with pytest.raises(UserError, match=r"shares\.json: expected numbers of at least 0, not all of them 0"):
+        post_hoc.read_prior(str(tmp_path / "shares.json"), ("a", "b"), np.array([3, 1]))
+
+
+@pytest.mark.parametrize("returned", [None, {"logits": 1}, [[1.0], [1.0, 2.0]]], ids=["None", "dict", "ragged"])
+def test_a_function_that_returns_no_logits_is_one_line(returned):
+    with pytest.raises(UserError, match=rf"logits of type {type(returned).__name__}, expected \(128, 10\)"):
+        functions.evaluate(lambda images: returned, load_data("digits_lt").test)
 
 
 def test_another_number_of_classes_is_named(checkpoint):

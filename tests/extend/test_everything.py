@@ -62,7 +62,7 @@ def test_it_trains_with_all_of_it(folder):
     assert {*kinds, "average tenth", "score worst"} <= set(meta["files"]["mine.py"]["registers"])
     assert results["files_to_use"] == ["mine.py"]
     assert (
-        "predict --checkpoint=whole --images=PICTURES --output=predictions.csv --config=mine.py"
+        "predict --checkpoint=whole --images=ARRAYS.npy --output=predictions.csv --config=mine.py"
         in (folder / "whole" / "card.md").read_text()
     )
     served, _ = load_weights(folder / "whole")

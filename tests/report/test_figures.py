@@ -53,6 +53,14 @@ def test_one_expert_and_few_classes(tmp_path):
     check(figures.reliability({"plain": made.summary(plain)}, tmp_path / "reliability.png"), style.COLOURS[:1])
 
 
+def test_more_experts_than_colours(tmp_path):
+    found = made.results("digits_lt.py", (f"model.depths={(1,) * 9}",), data="digits")
+    about, model = made.summary(found), found["config"]["model"]
+    for draw in (figures.best_expert_per_class, figures.best_expert_shares):
+        assert draw(about, model, tmp_path / "experts.png").is_file()
+    assert figures.accuracy_by_count(found, tmp_path / "count.png").is_file()
+
+
 def test_absent_classes_are_left_out(tmp_path):
     found = made.results("digits_lt.py", data="digits")
     found["per_class"][2] = None

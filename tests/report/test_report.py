@@ -175,6 +175,20 @@ def test_missing_pieces_are_named(report):
         assert "plain network, seed 0: no figures of its predictions: not evaluated (--no-evaluate)" in text
 
 
+def test_data_sets_of_similar_names_have_figures_of_their_own(tmp_path):
+    """Names that differ in their signs, and beyond the length of a file's name, alone."""
+    long = "birds_of_the_northern_hemisphere_and_the_islands_around_it_seen_in_winter"
+    names = ("birds!", "birds?", f"{long}_one", f"{long}_two")
+    for place, name in enumerate(names):
+        found = write_run(tmp_path / "runs" / str(place), evaluation=False, config="digits_lt.py", data="digits")
+        found["split"]["name"] = name
+        (tmp_path / "runs" / str(place) / "results.json").write_text(json.dumps(found))
+    main([f"--runs={tmp_path / 'runs'}", f"--output={tmp_path / 'out'}", "--no-evaluate"])
+    lines = (tmp_path / "out" / "report.md").read_text().splitlines()
+    places = [line.partition("](")[2] for line in lines if line.startswith("![Training curves]")]
+    assert len(set(places)) == len(names)
+
+
 def test_markdown_shows_the_same_pictures(report):
     text = (report / "report.md").read_text()
     places = [line.partition("](")[2].rstrip(")") for line in text.splitlines() if line.startswith("![")]

@@ -1,12 +1,14 @@
 """Grouping and tables from hand-made results."""
 
+import dataclasses
 import statistics
 
 import pytest
+from etils import epath
 
 from shike_jax.config import paper
 from shike_jax.report import tables
-from shike_jax.report.runs import by_dataset, collect, main_group, single_group, spread
+from shike_jax.report.runs import Group, by_dataset, collect, main_group, single_group, spread
 from tests.report.made import write_run
 
 ROWS = {
@@ -135,6 +137,45 @@ def test_table_4(groups):
     assert (partial["MoE"], partial["DKF"], partial["L_mu"], partial["L_nt"]) == ("x", "x", "x", "")
     assert (row(table, "MoE")["top-1"], row(table, "MoE")["seeds"]) == ("-", "0")
     assert "compare the order" not in table.note
+
+
+def test_a_table_of_components_holds_one_weight_of_each_loss(tmp_path):
+    """A row of nt 5 beside one of nt 10 would show what two changes do as if it were one."""
+    for name, top1, changes in (
+        ("plain", 50.0, ROWS["plain"]),
+        ("mu", 55.0, ROWS["moe_dkf_mu"]),
+        ("nt10", 56.0, ()),
+        ("nt5", 58.0, ("stages.representation.loss.nt=5.0",)),
+    ):
+        write_run(tmp_path / name, curve=False, evaluation=False, changes=changes, top1=top1)
+    [(dataset, groups)] = by_dataset(collect([tmp_path])[0]).items()
+    found = {row(table, "SHIKE (all)")["top-1"]: table for table in tables.ablation_tables(dataset, groups)}
+    assert set(found) == {"56.00", "58.00"}
+    for top1, weight in {"56.00": "10.0", "58.00": "5.0"}.items():
+        assert f"representation.loss.nt={weight}" in found[top1].note
+        assert [row(found[top1], name)["top-1"] for name in ("plain network", "MoE + DKF + mu")] == ["50.00", "55.00"]
+
+
+def test_a_row_is_of_one_setting_and_the_others_are_named(tmp_path):
+    """Two single networks with an aligned stage fit one row of table 5 and of table 4 each."""
+    for name, top1, seed, changes in (
+        ("one", 50.0, 0, ROWS["plain"]),
+        ("one again", 51.0, 1, ROWS["plain"]),
+        ("deep", 60.0, 0, ("model.depths=(2,)", *ROWS["plain"][1:])),
+        ("all", 55.0, 0, ()),
+    ):
+        write_run(tmp_path / name, curve=False, evaluation=False, changes=changes, top1=top1, seed=seed)
+    [(dataset, groups)] = by_dataset(collect([tmp_path])[0]).items()
+    [table] = tables.ablation_tables(dataset, groups)
+    assert row(table, "plain network")["top-1"].startswith("50.50")
+    assert "Further runs of a row that is there already: plain network, B." in table.note
+
+
+def test_a_seed_repeated_in_a_bucket_is_named_by_both_places(tmp_path):
+    write_run(tmp_path / "run", curve=False, evaluation=False)
+    [run] = collect([tmp_path])[0]
+    group = Group([run], "x", [dataclasses.replace(run, path=epath.Path("gs://runs/x"))])
+    assert group.repeated() == [f"x, seed 0: gs://runs/x repeats {run.path} and is not counted"]
 
 
 def test_table_5_and_other_data_are_named(tmp_path):

@@ -6,6 +6,7 @@ import re
 import sys
 import threading
 import time
+from types import SimpleNamespace
 
 import fsspec
 import numpy as np
@@ -17,7 +18,7 @@ from shike_jax.common.command import run_main
 from shike_jax.config.loading import parse_config
 from shike_jax.convert.reader import read_state_dict, write_state_dict
 from shike_jax.errors import TryAgain, UserError
-from shike_jax.storage import folders, lease, logs, reading, workdir
+from shike_jax.storage import folders, lease, logs, reading, workdir, writers
 from shike_jax.storage.checkpoints import Checkpoints
 from shike_jax.storage.trees import digest
 from shike_jax.storage.weights import load_weights
@@ -25,6 +26,7 @@ from shike_jax.training import loop
 from tests.jobs import digits
 from tests.storage import over_http
 from tests.storage.object_store import HttpError, Store, in_place_of_gcsfs, reach_through
+from tests.storage.over_http import ClientError
 from tests.storage.test_checkpoints import make_state
 
 pytestmark = pytest.mark.usefixtures("quickly_compiled")
@@ -296,6 +298,22 @@ def test_logs_reach_the_bucket_while_they_grow(store, monkeypatch):
     assert not own.folder.exists()
 
 
+def test_a_restart_continues_the_runs_of_other_programs(store, monkeypatch):
+    """The second start finds what the first one's loggers were known by, and the run's own name."""
+    begun, files = [], {"wandb.id": b"1a", "mlflow.id": b"2b", "mlflow.db": b"SQLite format 3"}
+
+    def start(folder, name):
+        begun.append((name, {path.name: path.read_bytes() for path in folder.iterdir() if path.name in files}))
+        for file, content in files.items():
+            (folder / file).write_bytes(content)
+        return SimpleNamespace(close=lambda: None)
+
+    monkeypatch.setitem(writers.LOGGERS, "wandb", start)
+    for _ in range(2):
+        logs.RunLog(buckets.place("gs://runs/w"), "quiet", True, tensorboard=False, loggers=("wandb",)).close()
+    assert begun == [("w", {}), ("w", files)]
+
+
 @pytest.mark.parametrize(
     "url", ["gcs://runs/a", "gs:/runs/a", "gs://", "hdfs://runs/a", "https://runs/a", "GS://runs/a"]
 )
@@ -344,6 +362,28 @@ def test_errors_of_a_store_end_a_command_with_one_line(capsys):
     with pytest.raises(SystemExit) as stopped:
         run_main(main, [])
     assert stopped.value.code == 75 and capsys.readouterr().err.startswith("error: object store: backendError, 503;")
+
+
+def test_errors_of_other_servers_are_no_object_store_s(store, monkeypatch):
+    """Libraries for HTTP speak to stores, and to a server of MLflow that is down."""
+    broken = ClientError("Connection refused")
+    assert buckets.trouble(raised(broken)) is None
+    assert buckets.trouble(raised(ClientError("POST https://storage.googleapis.com/upload: 503"))).status == 75
+
+    def refuse(operation, key):
+        raise broken
+
+    monkeypatch.setattr(store, "before", staticmethod(refuse))
+    with pytest.raises(ClientError) as caught:
+        buckets.place("gs://runs/a").read_bytes()
+    assert buckets.trouble(caught.value).status == 75
+
+
+def raised(error):
+    try:
+        raise error
+    except type(error) as found:
+        return found
 
 
 def test_the_package_for_buckets_is_named(monkeypatch):

@@ -1,14 +1,19 @@
 """The model card says what its numbers say, and reads without any other file."""
 
+import json
 import shlex
+from types import SimpleNamespace
 
 import numpy as np
+import pytest
 
 from shike_jax.config import base, shike_stages, to_plain
+from shike_jax.config.loading import parse_config
 from shike_jax.data.splits import Part, Split
 from shike_jax.methods.loss_registry import describe_losses
 from shike_jax.methods.scores import describe_scores
 from shike_jax.storage import card
+from shike_jax.training import loop
 
 
 def made_results():
@@ -70,6 +75,31 @@ def test_card_of_a_single_network_with_averaged_weights(tmp_path):
     text = (tmp_path / "card.md").read_text()
     assert "A single resnet32 (1,234,567 parameters), trained on zoo" in text and "averages the experts" not in text
     assert "On 2 images of part `test`" in text and "these are the exponential average of the weights" in text
+
+
+def test_card_of_a_network_of_arrays(tmp_path):
+    file = tmp_path / "features.npz"
+    labels = np.repeat([0, 1, 2], [8, 4, 3])
+    np.savez(file, features=np.random.default_rng(0).normal(size=(15, 6)).astype(np.float32), labels=labels)
+    changes = ("stages.classifier.max_steps=1", "log=quiet", "train.tensorboard=False")
+    config, _ = parse_config([f"--config=features_lt:train={file},test={file}", *(f"--config.{c}" for c in changes)])
+    loop.train(config, tmp_path / "run")
+    written = (tmp_path / "run" / "card.md").read_text().partition("```json")[0]
+    assert "input arrays float32 [6]." in written and "--images=ARRAYS.npy" in written
+    assert "RGB" not in written and "picture" not in written.lower()
+
+
+def test_a_card_that_cannot_be_written_loses_no_results(tmp_path, monkeypatch):
+    def fail(*_):
+        raise ValueError("no card")
+
+    monkeypatch.setattr(loop.outcome, "share_bad_images", lambda run: None)
+    monkeypatch.setattr(loop.outcome, "results", lambda run, variables: made_results())
+    monkeypatch.setattr(loop, "write_card", fail)
+    (tmp_path / "config.json").touch()
+    with pytest.raises(ValueError, match="no card"):
+        loop.finish(SimpleNamespace(checkpoints=SimpleNamespace(close=lambda: None), workdir=tmp_path), None)
+    assert json.loads((tmp_path / "results.json").read_text())["seed"] == 4
 
 
 def test_card_holds_scores_data_training_use_and_limits(tmp_path):

@@ -349,6 +349,25 @@ def test_weights_of_the_last_stage_are_loaded(tmp_path):
         assert np.array_equal(variables["params"]["w"], make_variables(index)["params"]["w"])
 
 
+def test_what_else_lies_beside_the_last_stage_does_not_matter(tmp_path):
+    """A file of a desktop, a folder of something else, and an earlier stage whose arrays are damaged."""
+    for index, stage in enumerate(("representation", "classifier")):
+        save_weights(tmp_path / "weights" / stage, make_variables(index), {"stage_index": index})
+    (tmp_path / "weights" / ".DS_Store").write_bytes(b"\0")
+    (tmp_path / "weights" / "notes").mkdir()
+    largest_file(flip)(tmp_path / "weights" / "representation", random.Random(0))
+    np.testing.assert_array_equal(load_weights(tmp_path)[0]["params"]["w"], make_variables(1)["params"]["w"])
+
+
+@pytest.mark.parametrize("part", ["meta", "variables"])
+def test_an_earlier_stage_does_not_stand_in_for_a_damaged_last_one(tmp_path, part):
+    for index, stage in enumerate(("representation", "classifier")):
+        save_weights(tmp_path / "weights" / stage, make_variables(index), {"stage_index": index})
+    shutil.rmtree(tmp_path / "weights" / "classifier" / part)
+    with pytest.raises(UserError, match="classifier is damaged"):
+        load_weights(tmp_path)
+
+
 def test_weights_of_a_stage_replace_those_of_an_earlier_run(tmp_path):
     """So that weights are those of the results, whatever a removed run has left."""
     config = parse_config(digits())[0]

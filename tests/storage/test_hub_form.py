@@ -60,6 +60,33 @@ def test_every_command_takes_the_folder(given, tmp_path, capsys):
     assert sj.load(tmp_path / "again").heads == "representation"
 
 
+def test_scores_are_given_away_with_the_classifiers_that_have_them_only(given, tmp_path):
+    """The 61.25 % of the fixture are those of the set `classifier` without mirror images."""
+    for name, options in {"heads": {"heads": "representation"}, "mirror": {"mirror": True}}.items():
+        sj.load(given[0], **options).save(tmp_path / name)
+        card, facts = ((tmp_path / name / file).read_text() for file in ("README.md", "config.json"))
+        assert "61.25" not in card + facts and "model-index" not in card
+    sj.load(tmp_path / "heads", "classifier").save(tmp_path / "back")
+    assert "61.25" not in (tmp_path / "back" / "README.md").read_text()
+
+
+def test_mirror_images_are_given_away_too(given, tmp_path):
+    sj.load(given[0], mirror=True).save(tmp_path / "mirror")
+    twice = (sj.load(given[0])(IMAGES) + sj.load(given[0])(IMAGES[:, :, ::-1])) / 2
+    np.testing.assert_allclose(sj.load(tmp_path / "mirror")(IMAGES), twice, rtol=1e-5, atol=1e-5)
+    assert "and its mirror image's" in (tmp_path / "mirror" / "README.md").read_text()
+    assert not sj.load(tmp_path / "mirror", mirror=False).mirror and not sj.load(given[1]).mirror
+
+
+def test_the_card_of_a_network_of_arrays_speaks_of_arrays(given, tmp_path):
+    tree, meta = load_weights(given[0])
+    hub_form.save(epath.Path(tmp_path / "arrays"), tree, {**meta, "example": {"shape": [64], "dtype": "float32"}})
+    text = (tmp_path / "arrays" / "README.md").read_text()
+    assert "input arrays float32 [64]." in text and "predict(arrays)  # float32 [N, 64]" in text
+    assert not any(word in text for word in ("RGB", "image", "uint8"))
+    assert "uint8 [N, 16, 16, 3]" in (given[1] / "README.md").read_text()
+
+
 def test_damage_is_named(given, tmp_path):
     def broken(change):
         folder = tmp_path / change.__name__
@@ -80,10 +107,18 @@ def test_damage_is_named(given, tmp_path):
     def without_config(folder):
         (folder / "config.json").unlink()
 
+    def of_timm(folder):
+        (folder / "config.json").write_text('{"architecture": "resnet50", "num_classes": 1000}')
+
+    def of_a_list(folder):
+        (folder / "config.json").write_text("[]")
+
     for change, said in (
         (shortened, "not a whole safetensors file"),
         (flipped, "do not match their digest"),
         (without_config, r"no config\.json"),
+        (of_timm, r"not of this package; expected what `save` writes"),
+        (of_a_list, r"not of this package; expected what `save` writes"),
     ):
         with pytest.raises(sj.UserError, match=said):
             sj.load(broken(change))

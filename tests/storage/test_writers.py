@@ -4,6 +4,7 @@ import json
 import re
 import sys
 import time
+import types
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ from shike_jax.config.loading import parse_config
 from shike_jax.errors import UserError
 from shike_jax.storage import writers
 from shike_jax.storage.logs import RunLog
+from shike_jax.storage.workdir import discard_untrained
 
 
 def record(log):
@@ -48,6 +50,74 @@ def test_weights_and_biases_offline(tmp_path, monkeypatch):
         time.sleep(0.1)
     assert b"one/top1" in file.read_bytes() and (tmp_path / "wandb.id").read_text().strip() in run.name
     assert list(run.glob("files/media/images/augmented_*.png"))
+
+
+class Wandb(types.ModuleType):
+    """Hands out the run that is open, as wandb documents, unless it is told to make another one."""
+
+    def __init__(self):
+        super().__init__("wandb")
+        self.runs = []
+
+    def init(self, *, id, name, reinit="return_previous", **_):
+        if not self.runs or reinit == "create_new":
+            self.runs.append(types.SimpleNamespace(id=id, name=name, step=0, logged=[], finish=lambda: None))
+            self.runs[-1].log = lambda values, step, run=self.runs[-1]: run.logged.append((step, values))
+        return self.runs[-1]
+
+
+def test_seeds_of_one_process_are_runs_of_their_own(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "wandb", wandb := Wandb())
+    logs = []
+    for seed in (0, 1):
+        (tmp_path / f"seed{seed}").mkdir()
+        logs.append(RunLog(tmp_path / f"seed{seed}", "quiet", True, tensorboard=False, loggers=("wandb",)))
+    for seed, log in enumerate(logs):
+        log.scalars(1, {"top1": 10.0 + seed})
+        log.close()
+    assert [(run.name, run.logged) for run in wandb.runs] == [
+        ("seed0", [(1, {"top1": 10.0})]),
+        ("seed1", [(1, {"top1": 11.0})]),
+    ]
+
+
+def test_mlflow_continues_a_run_that_has_moved_without_writing_where_it_was(tmp_path, monkeypatch):
+    """A bucket's run has another local folder at each start; MLflow keeps the first one's as the place of images."""
+    kept = {"images": []}
+
+    class Client:
+        def __init__(self, place):
+            self.get_experiment_by_name = lambda title: None
+
+        def create_experiment(self, title, files):
+            kept["files"] = f"{files}/1/artifacts"
+
+        def create_run(self, experiment, run_name):
+            return self.get_run("7")
+
+        def get_run(self, run):
+            return types.SimpleNamespace(info=types.SimpleNamespace(run_id="7", artifact_uri=kept["files"]))
+
+        def log_image(self, run, sheet, key, step):
+            kept["images"].append((run, step))
+
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    monkeypatch.setitem(sys.modules, "mlflow", types.SimpleNamespace(MlflowClient=Client))
+    for step, (folder, note) in enumerate((("first", False), ("first", True), ("second", True))):
+        (tmp_path / folder).mkdir(exist_ok=True)
+        if note:
+            (tmp_path / folder / "mlflow.id").write_text("7\n")
+        writers.MLflow(tmp_path / folder, "run").write_images(step, {"x": np.zeros((1, 2, 2, 3))})
+    assert kept["images"] == [("7", 0), ("7", 1)]
+
+
+def test_what_loggers_wrote_goes_with_a_run_that_saved_nothing(tmp_path):
+    """Else the next command would take the folder for something else's."""
+    for name in ("config.json", "log.txt", "wandb.id", "wandb/latest", "mlflow.id", "mlflow.db", "mlflow_files/0"):
+        (tmp_path / "run" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "run" / name).write_text("{}")
+    discard_untrained(tmp_path / "run")
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
