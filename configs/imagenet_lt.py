@@ -6,7 +6,7 @@
 Arguments: `paper` or `official` (form of the losses); source=lists (root= holds train/ and val/ of ILSVRC 2012, lists=
 the folder of ImageNet_LT_{train,val,test}.txt, root itself when empty) or source=tfds (`imagenet_lt` stored as
 array_record); backbone=resnet50|resnext50_32x4d|resnet152, epochs=180 (380: the 400-epoch row), classifier_epochs=20,
-lr=0.2 (peak; the paper names none).
+lr=0.2 (peak, sec. 4.2; the paper names no batch size, here 256).
 Needs (counted, not measured): 21.4 GFLOP forward an image with ResNet-50, 22.3 with ResNeXt-50; 1.4e18 FLOP of training
 for 180 + 20 epochs with ResNet-50 (3.9 hours at 100 TFLOP/s); a batch of 256 on one GPU 14.1 GB, 17.9 with ResNeXt-50,
 of 32 2.9 GB (docs/speed.md). The paper: 59.7 (R-50), 60.3 (400 epochs), 59.6 (RX-50). Here: not yet measured.

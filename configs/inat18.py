@@ -5,7 +5,7 @@
 
 Arguments: `paper` or `official` (form of the losses); source=lists (root= holds train_val2018/, lists= the folder of
 iNaturalist18_{train,val}.txt, root itself when empty) or source=tfds (`i_naturalist2018` stored as array_record);
-backbone=resnet50, epochs=180, classifier_epochs=20, lr=0.025 (peak; the paper names none).
+backbone=resnet50, epochs=180, classifier_epochs=20, lr=0.025 (peak, sec. 4.2; the paper names no batch size).
 Needs (counted, not measured): 21.6 GFLOP forward an image, 5.3e18 FLOP of training (14.7 hours at 100 TFLOP/s); a batch
 of 256 on one GPU 14.7 GB (docs/speed.md). The paper: 75.4. Here: not yet measured.
 """

@@ -5,7 +5,7 @@
 Arguments: `paper` or `official` (form of the losses); weights= torchvision's file of an ImageNet ResNet-152, or a
 checkpoint converted before (`none` trains from scratch, with nothing frozen); source=lists (root= holds train/ and
 val/) or source=tfds (`places365_small` stored as array_record); lists= the folder of Places_LT_{train,val,test}.txt,
-root itself when empty; backbone=resnet152, epochs=30, classifier_epochs=20, lr=0.02 (peak; the paper names none). The
+root itself when empty; backbone=resnet152, epochs=30, classifier_epochs=20, lr=0.02 (peak, sec. 4.2). The
 stem and the shared stages stay as they come, their BN in inference mode.
 Needs (counted, not measured): 35.6 GFLOP forward an image, 20.7 of them in the frozen part; 1.7e17 FLOP of training (28
 minutes at 100 TFLOP/s); a batch of 256 on one GPU 5.0 GB (docs/speed.md). The paper: 43.6 many, 39.2 medium, 44.8 few,

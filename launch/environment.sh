@@ -6,7 +6,11 @@ export PY=$SHIKE_VENV/bin/python
 stamp=$SHIKE_VENV/.requirements-$(sha256sum requirements.txt | cut -c1-12)
 if [ ! -e "$stamp" ]; then
   if [ -n "$(ls -A "$SHIKE_VENV" 2>/dev/null)" ] && [ -z "$(compgen -G "$SHIKE_VENV/.requirements-*")" ]; then
-    if "$PY" -m pip install -q --dry-run --no-index -r requirements.txt >/dev/null 2>&1; then
+    if [ -x "$PY" ] && ! "$PY" -m pip --version >/dev/null 2>&1; then
+      echo "SHIKE_VENV=$SHIKE_VENV has no pip, which would say whether all packages of requirements.txt are there:" \
+        "name another folder, or install pip into it" >&2
+      exit 2
+    elif "$PY" -m pip install -q --dry-run --no-index -r requirements.txt >/dev/null 2>&1; then
       return # everything is there already; nothing is written into an environment of someone else's
     elif [ "${SHIKE_INSTALL:-}" != yes ]; then
       echo "SHIKE_VENV=$SHIKE_VENV was not made by this project and lacks packages of requirements.txt:" \
@@ -28,6 +32,7 @@ if [ ! -e "$stamp" ]; then
     echo "installing into $SHIKE_VENV (a minute or two)"
     "$PY" -m pip --version >/dev/null 2>&1 || "${PYTHON:-python3}" -m venv "$SHIKE_VENV"
     "$PY" -m pip install -q --disable-pip-version-check -r requirements.txt
+    rm -f "$SHIKE_VENV"/.requirements-???????????? # of other versions of the file, whose packages are gone now
     touch "$stamp"
   fi
   exec {lock}>&-

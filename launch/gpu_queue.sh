@@ -92,14 +92,14 @@ smoke() {
   # shellcheck disable=SC2086  # several files
   logged smoke timeout "$LIMIT" env JAX_PLATFORMS="${JAX_PLATFORMS:-cuda,cpu}" JAX_DEFAULT_MATMUL_PRECISION=highest \
     "$PYTHON" -m pytest -p no:cacheprovider -k 'not float64' $tests
-  "$PYTHON" - "$OUT" "$failed" <<'END'
-import importlib.metadata, json, subprocess, sys
+  "$PYTHON" - "$OUT" "$failed" <<'END' || failed=$?
+import importlib.metadata, json, sys
 import jax
+from shike_jax.common.provenance import commit
 folder, status = sys.argv[1:]
 versions = {name: importlib.metadata.version(name) for name in ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint")}
-commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True).stdout.strip()
 devices = [device.device_kind for device in jax.devices()]
-result = {"devices": devices, "versions": versions, "commit": commit, "tests_status": int(status)}
+result = {"devices": devices, "versions": versions, "commit": commit(), "tests_status": int(status)}
 result["tests"] = open(f"{folder}/smoke.log").read().splitlines()[-1]
 with open(f"{folder}/smoke.json", "w") as file:
     json.dump(result, file, indent=1)
@@ -228,7 +228,7 @@ quarter)
   esac
   ;;
 *)
-  sed -n '2,/^\[ /p' "$0" | sed -n 's/^# \{0,1\}//p' >&2
+  sed -n '2,/^\[ /p' launch/gpu_queue.sh | sed -n 's/^# \{0,1\}//p' >&2
   exit 2
   ;;
 esac

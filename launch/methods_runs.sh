@@ -9,7 +9,7 @@
 [ -n "${BASH_VERSION:-}" ] || { echo "$0: run it with bash" >&2; exit 2; }
 set -euo pipefail
 workdir=${1:?usage: bash launch/methods_runs.sh WORKDIR [SEED] [ROW...]} seed=${2:-0}
-[[ $workdir == /* ]] || workdir=$PWD/$workdir
+[[ $workdir == /* || $workdir == *://* ]] || workdir=$PWD/$workdir
 [[ ${FILE:-/} == /* ]] || FILE=$PWD/$FILE
 shift $(($# < 2 ? $# : 2))
 cd "$(dirname "$0")/.."

@@ -5,7 +5,7 @@
 [ -n "${BASH_VERSION:-}" ] || { echo "$0: run it with bash" >&2; exit 2; }
 set -euo pipefail
 [[ ${SHIKE_VENV:-/} == /* ]] || SHIKE_VENV=$PWD/$SHIKE_VENV
-[[ ${WORKDIR:-/} == /* ]] || WORKDIR=$PWD/$WORKDIR
+[[ ${WORKDIR:-/} == /* || ${WORKDIR:-} == *://* ]] || WORKDIR=$PWD/$WORKDIR
 cd "$(dirname "$0")/.."
 source launch/environment.sh
 workdir=${WORKDIR:-runs/quickstart}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import csv
 import difflib
 import os
 import pickle
@@ -42,7 +43,8 @@ def reason(error: BaseException, most: int = 200) -> str:
 
 # What readers of files raise that are of another kind than they should be, or damaged.
 _OF_PYTHON = (ValueError, LookupError, TypeError, AttributeError, EOFError)
-_DAMAGE = (*_OF_PYTHON, zlib.error, zipfile.BadZipFile, tarfile.TarError, pickle.UnpicklingError)
+_OF_FORMATS = (csv.Error, pickle.UnpicklingError, tarfile.TarError, zipfile.BadZipFile, zlib.error)
+_DAMAGE = (*_OF_PYTHON, *_OF_FORMATS, NotImplementedError)  # the last of a method of compression that zipfile lacks
 
 
 @contextlib.contextmanager

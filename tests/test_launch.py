@@ -82,6 +82,27 @@ def test_one_process_for_each_gpu_of_a_node(tmp_path):
     ]
 
 
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"GPUS": "0"}, "GPUS=0: expected at least one GPU"),
+        ({"GPUS": "3", "CUDA_VISIBLE_DEVICES": "4,5"}, "GPUS=3: expected at most the 2 of CUDA_VISIBLE_DEVICES=4,5"),
+        ({"GPUS": "1", "NODES": "2"}, "NODES=2: expected NODE too"),
+    ],
+)
+def test_a_node_that_cannot_be_meant(given, said):
+    done = run("launch/node_gpus.sh", **given)
+    assert done.returncode == 2 and done.stderr.count("\n") == 1 and said in done.stderr
+
+
+def test_a_user_s_choice_of_gpus_is_kept(tmp_path):
+    fake = tmp_path / "python"
+    fake.write_text('#!/bin/bash\necho "$CUDA_VISIBLE_DEVICES of $JAX_NUM_PROCESSES"')
+    fake.chmod(0o755)
+    done = run("launch/node_gpus.sh", CUDA_VISIBLE_DEVICES="4,5", PYTHON=str(fake))
+    assert sorted(done.stdout.splitlines()) == ["4 of 2", "5 of 2"]
+
+
 FAKE_PYTHON = """#!/bin/bash
 # A Python whose pip finds everything there or not, and which tells what it is asked for.
 [[ $1 == -c ]] && set -- -c version
@@ -133,12 +154,24 @@ def test_the_quickstart_s_directories_are_relative_to_where_the_user_stands(quic
     status, _, calls = quickstart(WORKDIR="/tmp/absolute", SHIKE_VENV="new")
     assert status == 0 and "--workdir=/tmp/absolute" in calls[-2]
     assert not any("pip install" in call for call in calls)  # filled already
+    status, _, calls = quickstart(WORKDIR="gs://bucket/run", SHIKE_VENV="new")
+    assert status == 0 and "--workdir=gs://bucket/run" in calls[-2]
+
+
+def test_the_packages_follow_requirements_txt_back_and_forth(quickstart, tmp_path):
+    """The environment was filled from another version of the file since this one was its own."""
+    quickstart(SHIKE_VENV="new")
+    [stamp] = (tmp_path / "new").glob(".requirements-????????????")
+    stamp.rename(stamp.with_name(".requirements-0123456789ab"))
+    _, _, calls = quickstart(SHIKE_VENV="new")
+    assert sum("pip install" in call for call in calls) == 1
+    assert list((tmp_path / "new").glob(".requirements-????????????")) == [stamp]
 
 
 def test_an_environment_of_someone_else_s_is_not_filled_without_asking(quickstart, tmp_path):
     status, errors, calls = quickstart(SHIKE_VENV="existing", LACKS="1")
     assert status == 2 and "was not made by this project" in errors and "SHIKE_INSTALL=yes" in errors
-    assert ["--dry-run" in call for call in calls] == [True]
+    assert ["--dry-run" in call for call in calls] == [False, True]  # is there a pip, and what does it find
     status, errors, calls = quickstart(SHIKE_VENV="existing")
     assert status == 0, errors
     assert not [call for call in calls if "pip install" in call and "--dry-run" not in call]
@@ -366,10 +399,13 @@ def test_tpu_explains_itself(arguments):
         (76, 3, 0, True),
         (137, 0, 0, True),
         (75, 5, 75, False),
+        (75, None, 0, True),  # a first start: SLURM counts from the second on
     ],
 )
 def test_slurm_queues_again_what_can_go_on(tmp_path, status, restarts, ends_with, requeued):
-    (tmp_path / "srun").write_text(f'#!/bin/bash\necho "$*" > {tmp_path}/srun.args\nexit {status}')
+    (tmp_path / "srun").write_text(
+        f'#!/bin/bash\necho "$SRUN_CPUS_PER_TASK CPUs: $*" > {tmp_path}/srun.args\nexit {status}'
+    )
     (tmp_path / "scontrol").write_text(f'#!/bin/bash\necho "$*" > {tmp_path}/scontrol.args')
     for name in ("srun", "scontrol"):
         (tmp_path / name).chmod(0o755)
@@ -381,12 +417,23 @@ def test_slurm_queues_again_what_can_go_on(tmp_path, status, restarts, ends_with
         SLURM_JOB_ID="7",
         SLURM_SUBMIT_DIR=str(ROOT),
         SLURM_JOB_NODELIST="n",
-        SLURM_RESTART_COUNT=str(restarts),
+        SLURM_CPUS_PER_TASK="8",
         SHIKE_RESTARTS="5",
+        **({} if restarts is None else {"SLURM_RESTART_COUNT": str(restarts)}),
     )
     assert done.returncode == ends_with, done.stdout + done.stderr
-    assert (tmp_path / "srun.args").read_text().strip().endswith("python -m shike_jax train --config=c.py")
+    called = (tmp_path / "srun.args").read_text().strip()
+    assert called.startswith("8 CPUs: ") and "--gpu-bind=none" in called
+    assert called.endswith("python -m shike_jax train --config=c.py")
     assert (tmp_path / "scontrol.args").exists() == requeued
+
+
+def test_slurm_gives_up_at_once_where_no_restart_is_wanted(tmp_path):
+    (tmp_path / "srun").write_text("#!/bin/bash\nexit 75")
+    (tmp_path / "srun").chmod(0o755)
+    slurm = {"SLURM_JOB_ID": "7", "SLURM_SUBMIT_DIR": str(ROOT), "SLURM_JOB_NODELIST": "n", "SHIKE_RESTARTS": "0"}
+    done = run("launch/gpu_slurm.sbatch", PATH=f"{tmp_path}:{os.environ['PATH']}", **slurm)
+    assert (done.returncode, done.stderr) == (75, "") and done.stdout.endswith("started 1 times: giving up\n")
 
 
 # --- Kubernetes -----------------------------------------------------------------------------------------------------

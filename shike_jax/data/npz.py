@@ -37,6 +37,10 @@ def load(data: ConfigDict) -> Source:
             expected = f"{kinds['train'][1]} {kinds['train'][0]} as in part train"
             raise UserError(f"config.data.npz.{part}={paths[part]}: examples {dtype} {shape}; expected {expected}")
     names = files["train"][2]
+    for part, (_, labels, own) in files.items() if names else ():
+        if own and own != names:  # as where a part lacks a class: its labels number its own classes
+            said = f"config.data.npz.{part}={paths[part]}"
+            parts[part] = Part(parts[part].members, _numbered_as(names, own, said)[labels])
     if not names:
         part = max(parts, key=lambda part: parts[part].labels.max())
         largest, count = int(parts[part].labels.max()), len(parts["train"])
@@ -49,6 +53,14 @@ def load(data: ConfigDict) -> Source:
     rule = f"arrays {dtype} {list(shape)}, training ones {digest}"
     split, kept = longtailed_split(data.name or "arrays", rule, names, parts, data)
     return Source(split, values | {"train": values["train"][kept]})
+
+
+def _numbered_as(names: tuple[str, ...], own: tuple[str, ...], said: str) -> np.ndarray:
+    """The numbers that the classes `own` of a file have among `names`, int32 [C of the file]."""
+    place = {name: number for number, name in enumerate(names)}
+    if unknown := [name for name in own if name not in place]:
+        raise UserError(f"{said}: class {unknown[0]!r} of class_names is none of part train, such as {names[0]!r}")
+    return np.array([place[name] for name in own], np.int32)
 
 
 def _read(path: str, said: str) -> tuple[np.ndarray, np.ndarray, tuple[str, ...]]:
@@ -66,11 +78,14 @@ def _read(path: str, said: str) -> tuple[np.ndarray, np.ndarray, tuple[str, ...]
         raise UserError(f"{said}: features {values.dtype} {values.shape}; expected numbers [N,...]")
     if labels.shape != values.shape[:1] or labels.dtype.kind not in "iu":
         raise UserError(f"{said}: labels {labels.dtype} {labels.shape}; expected whole numbers ({len(values)},)")
-    if labels.min() < 0:
-        raise UserError(f"{said}: a label {labels.min()}; expected whole numbers from 0 on")
+    names = tuple(map(str, found.get("class_names", ())))
+    below = len(names) or 2**31
+    if labels.min() < 0 or labels.max() >= below:
+        wrong = labels.min() if labels.min() < 0 else labels.max()
+        raise UserError(f"{said}: a label {wrong}; expected whole numbers from 0 to {below - 1}")
     if values.dtype.kind == "f" and not np.isfinite(values).all():
         row = int(np.argwhere(~np.isfinite(values))[0][0])
         raise UserError(f"{said}: features of example {row} are not finite; expected finite numbers")
     if values.dtype in (np.float64, np.int64, np.uint64):  # as JAX computes
         values = values.astype(values.dtype.kind + "4")
-    return values, labels.astype(np.int32), tuple(map(str, found.get("class_names", ())))
+    return values, labels.astype(np.int32), names

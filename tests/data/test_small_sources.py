@@ -173,6 +173,22 @@ def test_arrays_in_the_other_order_of_bytes_are_the_same(tmp_path):
     assert all(source.images["train"].dtype == np.dtype("=f4") for source in found)
 
 
+def test_a_part_that_lacks_a_class_is_numbered_by_the_names_of_the_classes(tmp_path):
+    draw = np.random.default_rng(0)
+    for part, labels, names in (("train", [0, 1, 2, 2], "abc"), ("test", [0, 1, 1], "ac")):
+        features = draw.standard_normal((len(labels), 3))
+        np.savez(
+            tmp_path / f"{part}.npz", features=features, labels=np.array(labels), class_names=np.array(list(names))
+        )
+    data = schema.base().data
+    data.update({"source": "npz", "profile": "natural"})
+    data.npz.update({part: str(tmp_path / f"{part}.npz") for part in ("train", "test")})
+    assert sources.load(data).split.parts["test"].labels.tolist() == [0, 2, 2]
+    np.savez(tmp_path / "test.npz", features=np.ones((1, 3)), labels=np.array([0]), class_names=np.array(["d"]))
+    with pytest.raises(UserError, match=r"npz\.test=.*class 'd' of class_names is none of part train, such as 'a'"):
+        sources.load(data)
+
+
 def test_no_array_of_an_export_passes_for_pixels_and_the_older_names_can_be_read(tmp_path):
     source, path = sources.load(digits()), tmp_path / "digits.npz"
     arrays.save(source, str(path))
