@@ -256,6 +256,14 @@ def test_a_saved_classifier_is_the_same(place, tmp_path):
         classifier.save(tmp_path / "saved")
 
 
+def test_a_configuration_is_that_of_its_own_file(tmp_path):
+    """Another file was read before in the same process: nothing of it is left."""
+    (tmp_path / "empty.py").write_text("x = 1\n")
+    sj.load_config("cifar_lt")
+    with pytest.raises(sj.UserError, match=r"empty\.py: no function get_config in it; expected get_config"):
+        sj.load_config(str(tmp_path / "empty.py"))
+
+
 # --- wrong input ----------------------------------------------------------------------------------------------------
 
 LOGITS, LABELS = np.zeros((4, 10)), np.arange(4)

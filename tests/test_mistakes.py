@@ -84,8 +84,13 @@ TABLE = {
     ),
     "folder that does not exist": (
         f"train {FOLDER}:root={{}}/absent --workdir={{}}/run",
-        "/absent/train",
-        "No such file",
+        "config.data.root=",
+        "/absent: No such file",
+    ),
+    "configuration without its function": (
+        "train --config={}/no_function.py --workdir={}/run",
+        "no_function.py: no function get_config in it",
+        "get_config(arguments=None)",
     ),
     "folder without classes": (f"train {FOLDER}:root={{}}/flat --workdir={{}}/run", "no class folder", "CLASS/*.jpg"),
     "one class": (f"train {FOLDER}:root={{}}/one --workdir={{}}/run", "a single class, ant", "at least two"),
@@ -181,6 +186,7 @@ def place(tmp_path_factory):
     (folder / "notes.txt").write_text("notes")
     (folder / "notes.jpg").write_text("notes")
     (folder / "text.npy").write_text("notes")
+    (folder / "no_function.py").write_text("x = 1\n")
     with (folder / "several.npy").open("wb") as file:
         np.savez(file, a=np.zeros(3), b=np.zeros(3))
     (folder / "huge.png").write_bytes(_huge_png(60000))

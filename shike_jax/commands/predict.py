@@ -125,6 +125,8 @@ def predict(
         files = pictures.find(images)
         total, batches = len(files), pictures.batches(files, size, resize, batch_size, skipped)
     else:
+        if not os.path.exists(images[0]):
+            raise UserError(f"--images={images[0]}: no such file")
         takes = f"this network takes {one.dtype} {list(one.shape)}"
         raise UserError(f"--images={images[0]}: {takes}; expected one .npy file")
     run = BatchedLogits(classifier, min(batch_size, total))

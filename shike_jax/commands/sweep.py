@@ -30,7 +30,8 @@ sweeps:
 examples:
   python -m shike_jax sweep table4 --config=configs/cifar_lt.py:official --workdir=runs/table4 --seeds=0,1,2 --jobs=2
   python -m shike_jax sweep grid --config=configs/cifar_lt.py --workdir=runs/lr --rows='lr=0.1_*' --dry-run \\
-      --set=stages.representation.lr=0.1,0.15 --set='model.depths=(1,2,1),(1,2)'
+      --set=stages.representation.lr=0.1,0.15 \\
+      --set='model.depths=(1,2,1),(1,2)'
   python -m shike_jax sweep seeds --config=configs/imagenet_lt.py --workdir=runs/in --seeds=0,1,2 --slurm \\
       --sbatch=--nodes=2 --sbatch=--time=4:00:00
 

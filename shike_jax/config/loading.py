@@ -154,6 +154,8 @@ def _parsed(define: Callable[..., Any], arguments: list[str], path: str, stages:
     arguments = list({item.partition("=")[0]: item for item in arguments}.values())
     arguments = sorted(arguments, key=lambda item: not item.startswith("--config="))  # the file before changes to it
     values = flags.FlagValues()
+    # ml_collections executes each file in a module of this name: what an earlier one left there is not this one's.
+    sys.modules.pop("config_config", None)
     try:
         define(flag_values=values, sys_argv=["", *arguments])
         recipe = _batch_sizes(define, arguments)
@@ -242,4 +244,6 @@ def explain(error: Exception, path: str) -> str:
             kind = "" if isinstance(cause, ValueError) else f"{type(cause).__name__}: "
             return f"--config={path} (line {own[-1].lineno}): {kind}{said}"
     text = " ".join(str(error).split())
+    if "has no attribute 'get_config'" in text:
+        return f"--config={path}: no function get_config in it; expected get_config(arguments=None)"
     return text if "--config" in text else f"--config={path}: {text}"

@@ -26,6 +26,9 @@ def load(data: ConfigDict) -> Source:
     root = data.root
     if not root:
         raise UserError("config.data.root is empty; expected a folder with train/CLASS/ and test/CLASS/")
+    if not os.path.exists(root):
+        expected = "expected a folder with {train,test}/CLASS/*.jpg or CLASS/*.jpg"
+        raise UserError(f"config.data.root={root}: No such file or directory (from {os.getcwd()}); {expected}")
     report, folders, rule = Report(), part_folders(root), "folder"
     drawn = not folders
     if drawn:

@@ -35,6 +35,10 @@ def load(data: ConfigDict) -> Source:
         raise UserError("config.data.table is empty; expected a CSV or JSON Lines file with path, label[, part]")
     root, report = data.root or os.path.dirname(data.table) or ".", report_of(data)
     listed, names, part_of = _parse(data.table, report)
+    if odd := [name for name in names if any("\udc80" <= letter <= "\udcff" for letter in name)]:
+        report.notes.append(
+            f"{data.table}: {len(odd)} labels are not in UTF-8, such as {odd[0]!a}; is the table in another encoding?"
+        )
     present = drop_missing(listed, root, report)
     part_of = part_of[np.isin(listed.lines, present.lines)]
     name = data.name or os.path.basename(data.table).split(".")[0]

@@ -116,8 +116,10 @@ def _card(meta: Mapping[str, Any]) -> str:
         "tags": [*([task] if pictures else []), "long-tailed-recognition", "jax", "flax"],
         "metrics": ["accuracy"],
     }
+    part = "val" if data.get("validation") else data.get("test_part")  # what a run looks at while it trains
     if scores.get("top1") is not None:
         dataset = {"name": data.get("name") or name, "type": data.get("name") or "image-folder"}
+        dataset |= {"split": part} if part else {}
         metric = {"type": "accuracy", "value": round(scores["top1"] / 100, 4)}
         described["model-index"] = [
             {"name": name, "results": [{"task": {"type": task}, "dataset": dataset, "metrics": [metric]}]}
@@ -135,7 +137,9 @@ def _card(meta: Mapping[str, Any]) -> str:
         lines.append(f"Trained on {sum(counts):,} {taken}, {max(counts):,} to {min(counts):,} of a class.")
     shown = {k: v for k, v in scores.items() if isinstance(v, int | float) and k in ("top1", "many", "medium", "few")}
     if shown:
-        lines += ["", *markdown_table([*shown], [[*map(number, shown.values())]]), "", "Accuracy in percent."]
+        where = f" on part `{part}`" if part else ""
+        where += ", held out of the training images" if data.get("validation") else ""
+        lines += ["", *markdown_table([*shown], [[*map(number, shown.values())]]), "", f"Accuracy in percent{where}."]
     lines += [
         *("", "```python", "import shike_jax as sj", ""),
         'classifier = sj.load("PATH OR hf://OWNER/NAME")',

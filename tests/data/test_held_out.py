@@ -287,6 +287,14 @@ def test_json_lines_keep_line_separators_of_unicode(tmp_path):
     assert found.split.parts["train"].members.tolist() == ["a/x\u2028y.jpg", "b/4.jpg"]
 
 
+def test_labels_in_another_encoding_are_worth_a_remark(tmp_path):
+    (tmp_path / "t.csv").write_bytes(CSV.replace("cat", "käse").encode("latin-1"))
+    data = {"source": "table", "table": str(tmp_path / "t.csv"), "profile": "natural"}
+    table(tmp_path, CSV, "other.csv")  # writes the images
+    said = r"t.csv: 1 labels are not in UTF-8, such as 'k\udce4se'; is the table in another encoding?"
+    assert any(note.endswith(said) for note in loaded(**data)[0].report.notes)
+
+
 def test_a_column_without_a_name_and_values_too_many(tmp_path):
     """As pandas writes its index; and a line with one value more than there are columns."""
     numbered = "".join(f"{'' if i == 0 else i},{line}\n" for i, line in enumerate(CSV.splitlines()))

@@ -52,6 +52,15 @@ def test_the_card_begins_with_metadata(given):
     assert "# ants" in body and "74 images, 50 to 4 of a class" in body and "| 61.25 | 30.00 |" in body
 
 
+def test_the_card_says_on_which_images_the_accuracies_were_measured(tmp_path):
+    config = {"name": "ants", "data": {"name": "ants", "validation": 0.2, "test_part": "test"}}
+    write_checkpoint(tmp_path / "run", scores={"top1": 61.25}, config=config)
+    sj.load(tmp_path / "run").save(tmp_path / "saved")
+    _, head, body = (tmp_path / "saved" / "README.md").read_text().split("---\n", 2)
+    assert yaml.safe_load(head)["model-index"][0]["results"][0]["dataset"]["split"] == "val"
+    assert "Accuracy in percent on part `val`, held out of the training images." in body
+
+
 def test_every_command_takes_the_folder(given, tmp_path, capsys):
     np.save(tmp_path / "images.npy", IMAGES)
     main(["predict", f"--checkpoint={given[1]}", f"--images={tmp_path / 'images.npy'}"])
