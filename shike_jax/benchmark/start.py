@@ -49,9 +49,8 @@ def main(argv: Sequence[str]) -> None:
 def age() -> float:
     """Seconds since this process began; where Linux does not say, its processor time."""
     try:
-        began = int(Path("/proc/self/stat").read_text(encoding="utf-8").rpartition(")")[2].split()[19]) / os.sysconf(
-            "SC_CLK_TCK"
-        )
+        numbers = Path("/proc/self/stat").read_text(encoding="utf-8").rpartition(")")[2].split()
+        began = int(numbers[19]) / os.sysconf("SC_CLK_TCK")
     except OSError:
         return time.process_time()
     return time.clock_gettime(time.CLOCK_BOOTTIME) - began

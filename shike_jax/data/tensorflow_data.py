@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import itertools
 import os
 import re
 from collections.abc import Iterator, Mapping
@@ -108,11 +109,11 @@ def splits_of(data: ConfigDict, own: Mapping[str, str]) -> tuple[dict[str, str],
 
 def check_apart(builder: Any, splits: Mapping[str, str]) -> None:
     """Raises UserError where the split expression of another part takes records that `train` has too."""
-    trained = {one.path: one for one in shards(builder, splits["train"])}
+    trained = list(shards(builder, splits["train"]))  # an expression may take several pieces of one file
     for part, expression in splits.items():
-        for one in shards(builder, expression) if part != "train" else ():
-            other = trained.get(one.path)
-            if other and max(one.skip, other.skip) < min(one.end, other.end):
+        others = shards(builder, expression) if part != "train" else ()
+        for one, other in itertools.product(others, trained):
+            if one.path == other.path and max(one.skip, other.skip) < min(one.end, other.end):
                 raise UserError(
                     f"config.data.{part}_split={expression!r} shares records with part train, "
                     f"config.data.train_split={splits['train']!r}; expected expressions that share none"

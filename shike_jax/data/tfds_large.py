@@ -52,10 +52,10 @@ def load(data: ConfigDict) -> Source:
     name = data.name.partition(":")[0]
     builder = find_builder(data.name, data.data_dir, "array_record", data.try_gcs)  # the format with random access
     splits, said = splits_of(data, PARTS[name])
-    check_apart(builder, splits)
     records = {part: _records(builder, split) for part, split in splits.items()}
     if name == "places365_small":
-        return _load_places(data, builder, records, splits)
+        return _load_places(data, builder, records, splits)  # whose lists say what trains
+    check_apart(builder, splits)
     return _load_natural(data, builder, records, splits, f"{name}{said}")
 
 

@@ -104,6 +104,9 @@ def test_a_part_that_shares_records_with_train_is_refused(data):
     line = r"val_split='train\[4:\]' shares records with part train, .*train_split='train'; expected"
     with pytest.raises(UserError, match=line):
         sources.load(data)
+    data.train_split = "train[4:5]+train[:2]"
+    with pytest.raises(UserError, match="shares records"):
+        sources.load(data)
     data.train_split = "train[:4]"
     assert {name: len(part) for name, part in sources.load(data).split.parts.items()} == {
         "train": 4,
