@@ -17,7 +17,7 @@ import numpy as np
 
 from shike_jax import models
 from shike_jax.benchmark import measure, workload
-from shike_jax.cluster import cpu
+from shike_jax.cluster import cpu, parallel
 from shike_jax.common.parser import Parser
 from shike_jax.models.calling import onednn
 from shike_jax.models.layers import BatchNorm, Conv, convolve
@@ -143,7 +143,6 @@ def layers_of(work: workload.Workload) -> dict[Layer, int]:
 
 def our_parts(layer: Layer, by_onednn: bool = False) -> Parts:
     """Runs each part on the first device, compiled as a training step is; `by_onednn` as `compile_train` has it."""
-    options = cpu.compiler_options(jax.default_backend()) if jax.device_count() == 1 else {}
     random = np.random.default_rng(0)
 
     def draw(shape: tuple[int, ...]) -> jax.Array:
@@ -154,7 +153,7 @@ def our_parts(layer: Layer, by_onednn: bool = False) -> Parts:
             if by_onednn:
                 held.enter_context(onednn.chosen())
                 held.enter_context(onednn.unkept())
-            compiled = jax.jit(function, compiler_options=options).lower(*arguments).compile()
+            compiled = jax.jit(function, compiler_options=dict(parallel.compiler_options())).lower(*arguments).compile()
         return lambda _: jax.block_until_ready(compiled(*arguments))
 
     x = draw(layer.inputs)

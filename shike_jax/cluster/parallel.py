@@ -44,10 +44,11 @@ def use_backend(name: str) -> str:
 def backend_in_use() -> str:
     """The one of `BACKENDS` that `compile_step` compiles by: pmap hands no options to the compiler, so where there are
     any, for one device, it is shard_map, whose program is the same there."""
-    return "shard_map" if _compiler_options() else _backend
+    return "shard_map" if compiler_options() else _backend
 
 
-def _compiler_options() -> Mapping[str, str]:
+def compiler_options() -> Mapping[str, str]:
+    """What `compile_step` tells XLA's compiler: something on a CPU's one device, nothing elsewhere."""
     return cpu.compiler_options(jax.default_backend()) if jax.device_count() == 1 else {}
 
 
@@ -70,7 +71,7 @@ def compile_step(function: Callable, *, replicated_in: tuple[bool, ...], donate:
     if backend_in_use() == "pmap":
         in_axes = tuple(None if whole else 0 for whole in replicated_in)
         return jax.pmap(function, AXIS, in_axes=in_axes, out_axes=None, donate_argnums=(0,) if donate else ())
-    compiled, shardings = _over_mesh(function, replicated_in, donate, jax.devices(), _compiler_options())
+    compiled, shardings = _over_mesh(function, replicated_in, donate, jax.devices(), compiler_options())
 
     def placed(*arguments: PyTree) -> list[PyTree]:
         pairs = zip(arguments, shardings, strict=True)
