@@ -29,6 +29,7 @@ COMES_WITH |= {"fsspec": "gcsfs"}
 ONLY_TO_COMPARE = {"torch"}  # `benchmark step --against=torch`
 PIP_NAMES = {
     "absl": "absl-py",
+    "cykooz_resizer": "cykooz-resizer",
     "PIL": "pillow",
     "sklearn": "scikit-learn",
     "tensorboardX": "tensorboardx",

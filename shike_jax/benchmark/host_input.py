@@ -16,6 +16,7 @@ from shike_jax import config as schema
 from shike_jax.benchmark import measure
 from shike_jax.common.parser import Parser
 from shike_jax.data.host_pipeline import HostPipeline
+from shike_jax.data.resizing import resizer
 from shike_jax.data.splits import Part, Split
 from shike_jax.data.types import Source
 from shike_jax.errors import UserError
@@ -55,6 +56,7 @@ def main(argv: Sequence[str]) -> None:
         "images": about,
         "images_per_second_per_core": rates,
         "this_package_over": {name: round(ours / rate, 2) for name, rate in list(rates.items())[1:]},
+        "resizing": resizer(),
         "samples_s": {name: [round(s, 4) for s in samples] for name, samples in seconds.items()},
         **measure.origin("python -m shike_jax benchmark input", argv),
     }

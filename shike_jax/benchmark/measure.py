@@ -22,7 +22,7 @@ from shike_jax.errors import UserError
 # Variables that change speed without a trace in the command.
 ENVIRONMENT = ("GLIBC_TUNABLES", "JAX_NUM_CPU_DEVICES", "JAX_PLATFORMS", "LD_PRELOAD", "NPROC", "XLA_FLAGS")
 VECTORS = ("avx2", "avx512f")  # they decide which form of a convolution is faster
-OPTIONAL = {"torch": "torch", "PIL": "pillow", "tensorflow": "tensorflow"}  # named when a side has imported them
+OPTIONAL = {"torch": "torch", "tensorflow": "tensorflow"}  # named when a side has imported them
 
 
 def in_turns(

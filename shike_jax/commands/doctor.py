@@ -35,6 +35,7 @@ NEEDED = (
 )
 # What each optional package is for; alternatives are tried in order.
 OPTIONAL = {
+    ("cykooz-resizer",): "faster training views of photographs; no wheels for Linux on ARM",
     ("tensorflow", "tensorflow-cpu"): "tfds data, SavedModel export: extra tfds",
     ("tensorflow-datasets",): "CIFAR and other data sets of tfds: extra tfds",
     ("tensorboardX",): "TensorBoard files: extra tensorboard",

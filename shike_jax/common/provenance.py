@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import hashlib
 import platform
 import subprocess
+from importlib import metadata
 from pathlib import Path
 
 import flax
@@ -44,8 +46,12 @@ def commit() -> str:
 def versions() -> dict[str, str]:
     """Versions of this package and of what its results depend on."""
     libraries = {"jax": jax, "flax": flax, "optax": optax, "orbax": orbax.checkpoint, "numpy": np}
-    return {
+    found = {
         "shike_jax": __version__,
         "python": platform.python_version(),
         **{name: library.__version__ for name, library in libraries.items()},
     }
+    for name in ("pillow", "cykooz-resizer"):  # decoding and resizing decide the pixels that are trained on
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            found[name] = metadata.version(name)
+    return found

@@ -1,8 +1,8 @@
 """One encoded image to uint8 RGB pixels: robust decoding, and the crops of training and evaluation.
 
 Conventions: EXIF rotation is applied; grey and CMYK become RGB; 16 and 32 bits and floats become 8 bits; transparent
-pixels are laid on white; of an animation the first frame counts. Resizing is Pillow's antialiased bilinear, as
-in torchvision.
+pixels are laid on white; of an animation the first frame counts. Resizing is antialiased bilinear, as in torchvision:
+Pillow's in evaluation, that of `resizing` in training.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from shike_jax.data.resizing import resized
 from shike_jax.errors import reason
 
 MAX_PIXELS = 89_478_485  # Pillow's own warning limit: 256 MiB of RGB; more is taken for a decompression bomb
@@ -68,7 +69,7 @@ def random_resized_crop(
     rgb = _load(image, (size / w, size / h))
     across, down = rgb.width / width, rgb.height / height  # below 1 after a reduced decoding
     box = (round(left * across), round(top * down), round((left + w) * across), round((top + h) * down))
-    result = rgb.crop(box).resize((size, size), Image.Resampling.BILINEAR)
+    result = resized(rgb.crop(box), size)
     if flip and uniforms[40] < 0.5:  # by Pillow: NumPy copies a mirrored view pixel by pixel, five times as slowly
         result = result.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
     return np.asarray(result)

@@ -14,6 +14,7 @@ from shike_jax.augment import POLICIES, make_eval_transform, make_train_augment
 from shike_jax.augment.host import make_host_policy
 from shike_jax.data import tfds_large
 from shike_jax.data.images import CROP_DRAWS, uniforms_of
+from shike_jax.data.resizing import resizer
 from shike_jax.data.types import Source
 from shike_jax.errors import UserError
 
@@ -22,6 +23,11 @@ def is_decoded_on_host(data: ConfigDict) -> bool:
     """True where images come from files through the host pipeline; False where the whole part lies on the device."""
     by_tfds = data.source == "tfds" and data.name.partition(":")[0] in tfds_large.NAMES  # NAME:VERSION
     return by_tfds or data.source in ("folder", "lists", "table")
+
+
+def view_resizer(config: ConfigDict) -> str:
+    """What resizes random crops on the host, with its version; empty where the host takes none."""
+    return resizer() if is_decoded_on_host(config.data) and config.augment.crop == "random_resized" else ""
 
 
 def policy_on_host(config: ConfigDict, platform: str = "") -> bool:

@@ -26,6 +26,7 @@ from shike_jax.convert.warm import warm_start
 from shike_jax.data.feeds import Feed, make_feeds
 from shike_jax.data.held_out import evaluated_part, write_csv
 from shike_jax.data.sources import Source, load
+from shike_jax.data.views import view_resizer
 from shike_jax.errors import UserError
 from shike_jax.evaluation.evaluator import Evaluator, plain_views
 from shike_jax.methods.own_files import changed, remembered
@@ -89,7 +90,7 @@ def prepare(config: ConfigDict, workdir: Path, log: RunLog) -> tuple[Run, Stage,
     index, step, tree = _restored(run)
     if parallel.is_main():
         _record(run, fresh=tree is None)
-    run.history.setdefault("starts", []).append(_start(run, index, step))
+    _note_start(run, _start(run, index, step))
     run.progress.examples_left = examples_left(run.plans, index, step)
     warm = _warm_start(run) if tree is None else None  # before anything is computed: a missing file is named at once
     variables = run.first_variables(warm)
@@ -208,8 +209,21 @@ def _start(run: Run, index: int, step: int) -> dict[str, Any]:
         "processes": jax.process_count(),
         "backend": parallel.backend_in_use(),
         "steps_per_call": run.config.train.steps_per_call,
+        "resizing": view_resizer(run.config),
         "version": code_version(),
     }
+
+
+def _note_start(run: Run, start: dict[str, Any]) -> None:
+    """Adds a start to the history, with a line in the log where the run's pixels will not be those of the last one."""
+    starts = run.history.setdefault("starts", [])
+    before = starts[-1].get("resizing", "pillow") if starts else start["resizing"]  # older starts do not name theirs
+    if before != start["resizing"] and start["resizing"]:
+        run.log.line(
+            f"training views were resized by {before} before this start, and by {start['resizing']} from here on: "
+            "values differ by at most one level of 255"
+        )
+    starts.append(start)
 
 
 def _warm_start(run: Run) -> Callable[[PyTree], PyTree] | None:

@@ -1,4 +1,4 @@
-"""A run that continues says when image files of the same names are not those that it began with."""
+"""A run that continues says when its image files are not those it began with, or are resized by another library."""
 
 import os
 
@@ -7,6 +7,7 @@ import pytest
 from PIL import Image
 
 from shike_jax.config.loading import parse_config
+from shike_jax.data import resizing, views
 from shike_jax.training import loop
 from tests.conftest import ROOT
 
@@ -18,7 +19,7 @@ def picture(path, seed):
     Image.fromarray(np.random.default_rng(seed).integers(0, 256, (20, 20, 3), np.uint8)).save(path)
 
 
-def test_replaced_images_are_said_when_a_run_continues(tmp_path, capsys):
+def test_replaced_images_are_said_when_a_run_continues(tmp_path, capsys, monkeypatch):
     for part, count in (("train", 4), ("test", 2)):
         for name in ("ant", "bee"):
             for i in range(count):
@@ -38,7 +39,7 @@ def test_replaced_images_are_said_when_a_run_continues(tmp_path, capsys):
         capsys.readouterr()
         found, said = loop.train(config, workdir), capsys.readouterr().out
         assert "continuing in stage representation at step 1" in said
-        return found, [line for line in said.splitlines() if "image files" in line]
+        return found, [line for line in said.splitlines() if "image files" in line or "resized" in line]
 
     assert continued()[1] == []
     folder = tmp_path / "photos" / "train"
@@ -51,3 +52,12 @@ def test_replaced_images_are_said_when_a_run_continues(tmp_path, capsys):
         "another time; the first: train/ant/3.png); the split is the same"
     )
     assert found["split"]["hash"] == whole["split"]["hash"]
+
+    assert whole["starts"][0]["resizing"] == resizing.resizer()
+    monkeypatch.setattr(views, "resizer", lambda: "another 1.0")
+    found, said = continued()
+    assert said[-1] == (
+        f"training views were resized by {whole['starts'][0]['resizing']} before this start, and by another 1.0 from "
+        "here on: values differ by at most one level of 255"
+    )
+    assert found["starts"][-1]["resizing"] == "another 1.0"
