@@ -4,7 +4,8 @@
 #   bash launch/local_multiprocess.sh PROCESSES DEVICES_EACH -- FLAGS OF main
 #   bash launch/local_multiprocess.sh 2 4 -- --config=configs/digits_lt.py --workdir=runs/digits
 #
-# Needs `python` of the right environment first in PATH ($PYTHON names another). SIGTERM and SIGINT go on to every
+# Relative paths among the flags start in this clone, wherever the script is called. Needs `python` of the right
+# environment first in PATH ($PYTHON names another). SIGTERM and SIGINT go on to every
 # process. Exit status: 0 when all finished, else that of the first process (by number) that did not.
 [ -n "${BASH_VERSION:-}" ] || { echo "$0: run it with bash" >&2; exit 2; }
 set -euo pipefail

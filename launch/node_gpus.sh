@@ -7,8 +7,8 @@
 #
 # GPUS: how many there are here and on every other node (default: those in CUDA_VISIBLE_DEVICES, else of nvidia-smi).
 # NODES, NODE: how many nodes, and which this one is, from 0. `python` of the right environment in PATH ($PYTHON names
-# another). SIGTERM and SIGINT go on to every process. Exit status: 0 when all finished, else that of the first process (by
-# number) that did not.
+# another). Relative paths among the flags start in this clone. SIGTERM and SIGINT go on to every process. Exit status: 0
+# when all finished, else that of the first process (by number) that did not.
 [ -n "${BASH_VERSION:-}" ] || { echo "$0: run it with bash" >&2; exit 2; }
 set -euo pipefail
 

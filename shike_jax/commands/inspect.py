@@ -31,6 +31,7 @@ JSON keys: train_size, test_size (of the part that is evaluated: val with config
 config.data.test_part), num_classes, class_counts (training images of each class), many, medium, few (numbers of
 classes), hash, name, rule, parts and class_names.
 """
+NAMED = 12  # so many classes or fewer have their names under the curve
 VIEWS = 7  # augmented views of one image on the sheet
 FIGURES = (".png", ".pdf", ".svg")
 
@@ -60,21 +61,29 @@ def describe(split: Split, test_part: str) -> str:
             f"classes    {split.num_classes}; training images of a class: {counts.max():,} to {counts.min():,}",
             f"divisions  {divisions}",
             "",
-            *histogram(counts),
+            *histogram(split),
             "",
             f"hash       {split.hash}",
         ]
     )
 
 
-def histogram(counts: np.ndarray, rows: int = 10, width: int = 50) -> list[str]:
-    """Bars of the training images of classes, most to fewest: of neighbouring classes the mean, `rows` in all."""
-    ranked, lines = np.sort(counts)[::-1], [["classes", "images", ""]]
-    for part in np.array_split(np.arange(len(ranked)), min(rows, len(ranked))):
-        ranks = f"{part[0] + 1}" if len(part) == 1 else f"{part[0] + 1}-{part[-1] + 1}"
-        mean = ranked[part].mean()
-        lines.append([ranks, f"{mean:,.0f}", "#" * max(1, round(width * mean / ranked[0]))])
+def histogram(split: Split, rows: int = 10, width: int = 50) -> list[str]:
+    """Bars of the training images of classes, most to fewest; of more classes than `rows` the means of neighbours."""
+    order = np.argsort(-split.class_counts, kind="stable")
+    most, lines = split.class_counts.max(), [["classes", "images", ""]]
+    for ranks in np.array_split(np.arange(len(order)), min(rows, len(order))):
+        mean = split.class_counts[order[ranks]].mean()
+        alone = shortened(split.class_names[order[ranks[0]]])
+        which = alone if len(ranks) == 1 else f"{ranks[0] + 1}-{ranks[-1] + 1}"
+        lines.append([which, f"{mean:,.0f}", "#" * max(1, round(width * mean / most))])
     return aligned(lines, left=(0, 2))
+
+
+def shortened(name: str, length: int = 30) -> str:
+    """A name as it can be printed, cut where it is longer."""
+    name = printable(name)
+    return name if len(name) <= length else f"{name[: length - 3]}..."
 
 
 def sample_sheet(source: Source, config: ConfigDict) -> tuple[list[str], np.ndarray]:
@@ -112,6 +121,10 @@ def draw(source: Source, config: ConfigDict, path: Path) -> None:
     for (name, classes), marker in zip(split.divisions.items(), "os^", strict=True):
         curve.plot(rank[classes], split.class_counts[classes], marker, markersize=4, label=f"{name} ({len(classes)})")
     curve.set(xlabel="class, by training images", ylabel="training images", yscale="log", title=split.name)
+    if split.num_classes <= NAMED:
+        shown = [shortened(name) for name in fonts.names_or_numbers(split.class_names)]
+        curve.set_xticks(range(len(order)), [shown[c] for c in order], rotation=30, ha="right")
+        curve.set(yscale="linear", xlabel="", ylim=(0, None))
     curve.legend()
     sheet.axis("off")
     if has_images:

@@ -137,7 +137,7 @@ def train(
             if (found := parallel.from_main(found)) is not None:
                 results[place] = found
                 if parallel.is_main():
-                    print(f"{place} is finished (top-1 {found['top1']:.2f} %): nothing to do")
+                    print(f"{place} is finished (top-1 {found['top1']:.2f} %): nothing to do, no data were read")
                 continue
             mine = [*(member.run.workdir for member in members), place]
             members.append(_member(own, place, held, mine, f"seed {own.seed}: " if config.seeds else ""))

@@ -10,6 +10,7 @@ from PIL import Image
 
 from shike_jax.commands import inspect
 from shike_jax.commands import pack as export
+from shike_jax.data.splits import Part, Split
 from shike_jax.errors import UserError
 from tests.conftest import ROOT
 
@@ -33,6 +34,21 @@ def test_inspect_a_folder(shared, tmp_path, capsys, monkeypatch):
     with Image.open(figure) as drawn:
         assert min(drawn.size) > 500
         assert len(drawn.convert("RGB").getcolors(1 << 24)) > 1000  # photographs, not an empty frame
+
+
+def counted(*counts):
+    names = tuple(f"{'very ' * 8}rare" if n == 1 else f"of {n}" for n in counts)
+    labels = np.repeat(np.arange(len(counts)), counts).astype(np.int32)
+    part = Part(np.array([str(i) for i in range(len(labels))]), labels)
+    return Split("made up", "", 0, names, {"train": part})
+
+
+def test_bars_name_single_classes_and_rank_groups():
+    bars = [line.split() for line in inspect.histogram(counted(1, 50, 25))]
+    assert bars[1] == ["of", "50", "50", "#" * 50] and bars[2] == ["of", "25", "25", "#" * 25]
+    assert bars[3] == ["very"] * 5 + ["ve...", "1", "#"]
+    bars = [line.split() for line in inspect.histogram(counted(*range(40, 0, -1)))]
+    assert [bar[:2] for bar in bars[1:]] == [[f"{i + 1}-{i + 4}", f"{38.5 - i:,.0f}"] for i in range(0, 40, 4)]
 
 
 @pytest.mark.parametrize("name", ["x.jpg", "x.pngg", "x"])
