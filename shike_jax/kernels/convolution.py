@@ -154,20 +154,24 @@ def _weight_gradient(x: Array, grad: Array, size: int, stride: int) -> Array:
 def _weight_gradient_by_onednn(x: Array, grad: Array, size: int, stride: int) -> Array:
     """As `_weight_gradient`, for a multiple of `PART` examples.
 
-    For each of the kernel's rows and columns it is the sum over positions and examples of x [H,W,C,B] times grad
-    [h,w,B,F]: a convolution of one image of the sizes H, W and C and of B channels, whose kernel has one element along
-    C. A part of the examples at a time stays in the cache, from its transpose to the last of the rows and columns.
+    It is the sum over positions and examples of x [H,W,C,B] times grad [h,w,B,F], for each of the kernel's rows and
+    columns: a convolution of one image of the sizes H and W*C and of B channels. Its kernel is the gradient, C elements
+    apart along the second size, and its result is `size` times C wide. A part of the examples at a time stays in the
+    cache, from its transpose to the last of the rows and columns.
     """
+    (_, height, width, channels), features = x.shape, grad.shape[3]
     low = size // 2
-    padding = [(low, (g - 1) * stride + size - n - low) for n, g in zip(x.shape[1:3], grad.shape[1:3], strict=True)]
+    padding = [(low, (g - 1) * stride + size - n - low) for n, g in zip((height, width), grad.shape[1:3], strict=True)]
+    padding[1] = (padding[1][0] * channels, padding[1][1] * channels)
 
     def add_part(number: int | Array, total: Array) -> Array:
         images, grads = (lax.dynamic_slice_in_dim(array, number * PART, PART) for array in (x, grad))
-        image, kernel = images.transpose(1, 2, 3, 0)[None], grads[..., None]
-        order = (1, 2, 4, 0, 3)  # rows and columns, one element along C, the examples as channels, the features
-        return total + onednn.convolve(image, kernel, (*padding, (0, 0)), 1, (stride, stride, 1), order)[0]
+        image = images.transpose(1, 2, 3, 0).reshape(1, height, width * channels, PART)
+        order = (1, 2, 0, 3)  # rows and columns, the examples as channels, the features
+        return total + onednn.convolve(image, grads, tuple(padding), 1, (stride, stride * channels), order)[0]
 
-    return lax.fori_loop(0, len(x) // PART, add_part, jnp.zeros((size, size, x.shape[3], grad.shape[3]), x.dtype))
+    total = lax.fori_loop(0, len(x) // PART, add_part, jnp.zeros((size, size * channels, features), x.dtype))
+    return total.reshape(size, size, channels, features)
 
 
 def _half(examples: int, rows: int) -> tuple[int, int]:
