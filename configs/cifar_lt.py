@@ -7,7 +7,8 @@ imbalance_factor=100, epochs=180, classifier_epochs=20, file=cifar-100-python.ta
 one, or what `pack` wrote: no TensorFlow needed then).
 Needs: 1.3e15 FLOP of training (counted), 0.5 GB for a step on a GPU (stated by the compiler, docs/speed.md); two CPU
 cores took 100 to 170 seconds for an epoch of stage one, four faster ones 30 to 80, with other work on the machine.
-Full-length result, IF 100, seed 0: 55.59 %, few-shot 36.87 (docs/results/cifar100_lt_if100; the paper: 56.3). With
+Full-length results, seed 0: IF 100 55.59 %, few-shot 36.87 (docs/results/cifar100_lt_if100; the paper: 56.3), IF 50
+60.34 %, few-shot 46.33 (docs/results/cifar100_lt_if50; the paper: 59.8). With
 epochs=20, classifier_epochs=8, two seeds: 28.18 and 28.48 %, few-shot 0.57 and 0.87 before, 19.07 and 18.80 after stage
 two (docs/results/cifar100_lt_20_8).
 
