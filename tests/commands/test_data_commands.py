@@ -123,7 +123,7 @@ def test_help_and_mistakes(command):
 
 def test_class_counts_are_drawn():
     """Twelve classes in four rows of three: means 110, 40, 10 and 2 of at most 120 images."""
-    lines = inspect.histogram(np.array([120, 110, 100, 50, 40, 30, 12, 10, 8, 3, 2, 1]), rows=4, width=60)
+    lines = inspect.histogram(counted(120, 110, 100, 50, 40, 30, 12, 10, 8, 3, 2, 1), rows=4, width=60)
     assert [line.split() for line in lines[1:]] == [
         ["1-3", "110", "#" * 55],
         ["4-6", "40", "#" * 20],
