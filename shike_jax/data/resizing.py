@@ -29,7 +29,7 @@ def resized(image: Image.Image, size: int) -> Image.Image:
         bilinear = cykooz_resizer.ResizeAlg.convolution(cykooz_resizer.FilterType.bilinear)
         _own.resizer = cykooz_resizer.Resizer()
         _own.options = cykooz_resizer.ResizeOptions(resize_alg=bilinear)
-    result = Image.new("RGB", (size, size))
+    result = Image.new("RGB", (size, size), None)  # not filled: every pixel is written
     _own.resizer.resize_pil(image, result, _own.options)
     return result
 
