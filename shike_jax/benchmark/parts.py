@@ -19,6 +19,7 @@ from shike_jax import models
 from shike_jax.benchmark import measure, workload
 from shike_jax.cluster import cpu, parallel
 from shike_jax.common.parser import Parser
+from shike_jax.kernels.relu import relu
 from shike_jax.models.calling import onednn
 from shike_jax.models.layers import BatchNorm, Conv, convolve
 from shike_jax.training.compiled_steps import gains_by_onednn
@@ -162,7 +163,7 @@ def our_parts(layer: Layer, by_onednn: bool = False) -> Parts:
         variables = norm.init(jax.random.key(0), x, train=True)
 
         def forward(params: Any, x: jax.Array) -> jax.Array:
-            return nn.relu(norm.apply({**variables, "params": params}, x, train=True, mutable=["batch_stats"])[0])
+            return relu(norm.apply({**variables, "params": params}, x, train=True, mutable=["batch_stats"])[0])
 
         def both(params: Any, x: jax.Array, grad: jax.Array) -> Any:
             out, backward = jax.vjp(forward, params, x)

@@ -1,1 +1,1 @@
-"""Forms of convolution and pooling that a backend runs well; the layers above them only see their results."""
+"""Forms of convolution, pooling and ReLU that a backend runs well; the layers above them only see their results."""

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from shike_jax.cluster.axis import Axis
+from shike_jax.kernels.relu import relu
 from shike_jax.models.initial import torch_default
 from shike_jax.models.layers import Conv, CosineClassifier, LinearClassifier, param_dtype
 from shike_jax.models.resnet import Backbone, Mode, Stage, Trunk
@@ -40,7 +41,7 @@ class Align(nn.Module):
             x = Conv(features, 3, 2, dtype=mode.dtype, init=torch_default, name=f"conv{i}")(x)
             x = mode.normalise(x, f"bn{i}")
             if i < self.halvings - 1 or self.halvings == 1 or self.last_relu:
-                x = nn.relu(x)
+                x = relu(x)
         return x
 
 

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 
 from shike_jax.cluster.axis import Axis
 from shike_jax.kernels.pooling import max_pool
+from shike_jax.kernels.relu import relu
 from shike_jax.models.layers import BatchNorm, Conv
 
 Array = jax.Array
@@ -78,7 +79,7 @@ class BasicBlock(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array, mode: Mode) -> Array:
-        y = nn.relu(conv_bn(FIRST, x, mode, self.features, 3, self.stride))
+        y = relu(conv_bn(FIRST, x, mode, self.features, 3, self.stride))
         y = conv_bn(SECOND, y, mode, self.features)
         if self.stride != 1 or x.shape[-1] != self.features:
             if self.spec.shortcut == "A":
@@ -87,7 +88,7 @@ class BasicBlock(nn.Module):
                 x = jnp.pad(x[:, :: self.stride, :: self.stride], ((0, 0), (0, 0), (0, 0), (before, missing - before)))
             else:
                 x = conv_bn(SHORTCUT, x, mode, self.features, 1, self.stride)
-        return nn.relu(y + x)
+        return relu(y + x)
 
 
 class Bottleneck(nn.Module):
@@ -100,12 +101,12 @@ class Bottleneck(nn.Module):
     @nn.compact
     def __call__(self, x: Array, mode: Mode) -> Array:
         inner = self.features // 4 * self.spec.group_width * self.spec.groups // 64
-        y = nn.relu(conv_bn(FIRST, x, mode, inner, 1))
-        y = nn.relu(conv_bn(SECOND, y, mode, inner, 3, self.stride, self.spec.groups))
+        y = relu(conv_bn(FIRST, x, mode, inner, 1))
+        y = relu(conv_bn(SECOND, y, mode, inner, 3, self.stride, self.spec.groups))
         y = conv_bn(THIRD, y, mode, self.features, 1)
         if self.stride != 1 or x.shape[-1] != self.features:
             x = conv_bn(SHORTCUT, x, mode, self.features, 1, self.stride)
-        return nn.relu(y + x)
+        return relu(y + x)
 
 
 class Stage(nn.Module):
@@ -133,9 +134,9 @@ class Trunk(nn.Module):
     def __call__(self, x: Array, mode: Mode) -> list[Array]:
         """Returns the features f_1, ..., f_S after each shared stage for images [B,H,W,3]."""
         if self.spec.imagenet_stem:
-            x = max_pool(nn.relu(conv_bn(FIRST, x, mode, self.spec.width, 7, 2)))
+            x = max_pool(relu(conv_bn(FIRST, x, mode, self.spec.width, 7, 2)))
         else:
-            x = nn.relu(conv_bn(FIRST, x, mode, self.spec.width))
+            x = relu(conv_bn(FIRST, x, mode, self.spec.width))
         features = []
         for s in range(1, len(self.spec.blocks)):
             x = Stage(self.spec, s, name=f"stage{s}")(x, mode)
