@@ -1,8 +1,8 @@
 """The resizing of training views: antialiased bilinear, by the processor's vectors where their library is installed.
 
 Resizing takes longer than decoding when Pillow does it. `cykooz_resizer` does the same sums, integers of 8 bits under
-a triangle as wide as the scale, in about a quarter of the time; each value is Pillow's or its neighbour among the 256,
-where rounding falls the other way, and all processors give the same ones. It has no wheels for Linux on ARM, where
+a triangle as wide as the scale, in less than a third of the time; each value is Pillow's or its neighbour among the
+256, where rounding falls the other way, and all processors give the same ones. It has no wheels for Linux on ARM, where
 Pillow resizes. Evaluation views are Pillow's everywhere (`images.center_crop`): they decide published accuracies.
 """
 
