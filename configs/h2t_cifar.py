@@ -5,7 +5,8 @@
 Arguments: imbalance_factor=100 (also 50, 200), epochs=200, classifier_epochs=10, exchange=0.25 (share of the channels;
 0 re-trains the classifier on balanced batches alone), weight_decay=5e-4, file=cifar-100-python.tar.gz (as for
 configs/cifar_lt.py).
-Full length at IF 100, seed 0: 47.94, docs/results/h2t_if100 (published: 52.95 / 47.80 / 43.95 at IF 50 / 100 / 200).
+Full length, seed 0: 47.94 at IF 100, 45.20 at IF 200, docs/results/h2t_if100 and h2t_if200 (published: 52.95 / 47.80 /
+43.95 at IF 50 / 100 / 200).
 
 What is followed of the authors' code:
 - stage one: cross-entropy with mixup (alpha 1: one lam and one permutation a batch, after normalisation), crop and
