@@ -19,9 +19,9 @@ from shike_jax import models
 from shike_jax.benchmark import measure, workload
 from shike_jax.cluster import cpu, parallel
 from shike_jax.common.parser import Parser
-from shike_jax.kernels.relu import relu
 from shike_jax.models.calling import onednn
 from shike_jax.models.layers import BatchNorm, Conv, convolve
+from shike_jax.models.resnet import relu
 from shike_jax.training.compiled_steps import gains_by_onednn
 
 _EPILOG = """\
